@@ -1,0 +1,53 @@
+"""The only place that loads compiled code.
+
+Two binaries exist: ``_ops_cpu`` (operators, built on PyTorch's stable ABI, registered as ``torch.ops.fastssl.*``)
+and ``_host`` (data preparation, a pybind11 module over numpy arrays). Either may be missing, for example after
+``FASTSSL_BUILD=none``: then the rest of the package runs on plain PyTorch and numpy, and one warning says what is lost.
+Importing this module loads nothing; the first question does.
+"""
+
+import functools
+import importlib
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+_OPS_CPU = Path(__file__).with_name("_ops_cpu.so")
+
+
+@functools.cache
+def cpu_ops_loaded() -> bool:
+    """Load the compiled CPU operators, once, and tell whether they are there."""
+    if not _OPS_CPU.exists():
+        _warn_missing(
+            _OPS_CPU.name, "attention, layer norm and linear cross-entropy run as plain PyTorch, several times slower"
+        )
+        return False
+    torch.ops.load_library(str(_OPS_CPU))
+    return True
+
+
+@functools.cache
+def host() -> ModuleType | None:
+    """Return the compiled data module, or None where it was not built."""
+    try:
+        return importlib.import_module("fastssl._host")
+    except ImportError as error:
+        _warn_missing("_host", f"batches are drawn by numpy, about ten times slower ({error})")
+        return None
+
+
+def cpu_capability() -> str | None:
+    """Return the instruction set that the CPU operators use: "avx512", "avx2", "generic"; None where not built."""
+    return torch.ops.fastssl.cpu_capability() if cpu_ops_loaded() else None
+
+
+def _warn_missing(binary: str, consequence: str) -> None:
+    warnings.warn(
+        f"fastssl was installed without its compiled part {binary}: {consequence}. "
+        "Build it with `pip install --no-build-isolation -e .` from a checkout.",
+        RuntimeWarning,
+        stacklevel=3,
+    )

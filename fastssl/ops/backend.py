@@ -1,0 +1,85 @@
+"""Which implementation of an operator runs: the only backend chooser of the package.
+
+A backend is a module with a ``forward`` function, a ``backward`` function where its forward is not differentiable by
+itself, and a frozen fact sheet ``SUPPORTS``. Each operator's ``api.py`` lists its backends in the order in which
+``"auto"`` tries them. An explicit name that cannot run raises an error that lists every reason.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import torch
+
+from fastssl import extension
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supports:
+    """What a backend can do. Everything that is not allowed here is refused, never ignored."""
+
+    devices: tuple[str, ...] = ()
+    """Device types, such as "cpu"; empty means any."""
+    dtypes: tuple[torch.dtype, ...] = ()
+    """Floating types of the main input; empty means any."""
+    needs_cpu_ops: bool = False
+    """Whether the compiled CPU operators must be present."""
+    refuses: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
+    """Reason -> predicate over the call's keyword facts; a true predicate refuses the call for that reason."""
+
+
+def refusals(supports: Supports, device: torch.device, dtype: torch.dtype, facts: Mapping[str, object]) -> list[str]:
+    """Return every reason why a backend cannot serve a call; an empty list means that it can.
+
+    Args:
+        supports: the backend's fact sheet.
+        device, dtype: of the main input.
+        facts: options of the call that the fact sheet's predicates read, by name.
+    """
+    reasons = []
+    if supports.devices and device.type not in supports.devices:
+        reasons.append(f"it runs on {', '.join(supports.devices)}, the tensors are on {device.type}")
+    if supports.dtypes and dtype not in supports.dtypes:
+        reasons.append(f"it takes {', '.join(map(str, supports.dtypes))}, the tensors are {dtype}")
+    if supports.needs_cpu_ops and not extension.cpu_ops_loaded():
+        reasons.append("the compiled CPU operators are not installed")
+    reasons.extend(reason for reason, refuses in supports.refuses.items() if refuses(**facts))
+    return reasons
+
+
+def choose(
+    op: str,
+    requested: str,
+    backends: Mapping[str, ModuleType],
+    device: torch.device,
+    dtype: torch.dtype,
+    facts: Mapping[str, object],
+) -> str:
+    """Return the name of the backend that runs this call.
+
+    Args:
+        op: the operator's name, for errors.
+        requested: "auto", or a key of `backends`.
+        backends: name -> module, in the order in which "auto" tries them.
+        device, dtype: of the main input.
+        facts: options of the call that the fact sheets' predicates read, by name.
+
+    Raises:
+        ValueError: for an unknown name, or one that cannot serve the call; the message lists every reason.
+    """
+    if requested != "auto":
+        if requested not in backends:
+            raise ValueError(f"{op}: backend={requested!r} does not exist; expected 'auto' or one of {list(backends)}")
+        reasons = refusals(backends[requested].SUPPORTS, device, dtype, facts)
+        if reasons:
+            raise ValueError(
+                f"{op}: backend={requested!r} cannot run this call: {'; '.join(reasons)}; use backend='auto'"
+            )
+        return requested
+    tried = []
+    for name, module in backends.items():
+        reasons = refusals(module.SUPPORTS, device, dtype, facts)
+        if not reasons:
+            return name
+        tried.append(f"{name}: {'; '.join(reasons)}")
+    raise ValueError(f"{op}: no backend can run this call. {' | '.join(tried)}")

