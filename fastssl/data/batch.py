@@ -1,0 +1,236 @@
+"""The one shape in which token data reaches a model: N real tokens, no padding."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+"""Label of a padded position that carries no target, as in Hugging Face."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedBatch:
+    """B sequences laid end to end: N tokens in all, M of them with a masked-LM target."""
+
+    input_ids: Tensor
+    """(N) int64: token ids, some of them masked."""
+    cu_seqlens: Tensor
+    """(B + 1) int32: where each sequence begins; first 0, last N."""
+    max_seqlen: int
+    """Length of the longest sequence, in tokens."""
+    position_ids: Tensor
+    """(N) int64: position inside the token's sequence, from 0."""
+    token_type_ids: Tensor
+    """(N) int64: 0 in the first segment, 1 in the second."""
+    masked_positions: Tensor | None = None
+    """(M) int64: indices into N of the tokens to predict, ascending."""
+    masked_labels: Tensor | None = None
+    """(M) int64: the original ids at `masked_positions`."""
+    sentence_labels: Tensor | None = None
+    """(B) int64: next-sentence prediction: 1 = random second segment; sentence order: 1 = swapped."""
+    padded_positions: Tensor | None = None
+    """(N) int64: index of each token in the flattened (B, T) layout that it came from; None where it came from none."""
+    padded_length: int | None = None
+    """T of that layout."""
+
+    def __post_init__(self) -> None:
+        n, b = self.input_ids.numel(), self.cu_seqlens.numel() - 1
+        _expect_1d("input_ids", self.input_ids, n)
+        _expect_1d("cu_seqlens", self.cu_seqlens, b + 1)
+        if self.cu_seqlens.dtype != torch.int32:
+            raise ValueError(f"cu_seqlens must be int32, got {self.cu_seqlens.dtype}; convert it with .int()")
+        for name, length in (("position_ids", n), ("token_type_ids", n), ("sentence_labels", b)):
+            if getattr(self, name) is not None:
+                _expect_1d(name, getattr(self, name), length)
+        if (self.masked_positions is None) != (self.masked_labels is None):
+            raise ValueError("masked_positions and masked_labels belong together; give both or neither")
+        if self.masked_positions is not None:
+            _expect_1d("masked_positions", self.masked_positions, self.masked_labels.numel())
+        if self.cu_seqlens.device.type == "cpu" and (b < 0 or self.cu_seqlens[0] != 0 or self.cu_seqlens[-1] != n):
+            raise ValueError(f"cu_seqlens must start at 0 and end at {n} (the tokens), got {self.cu_seqlens.tolist()}")
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the number of tokens."""
+        return self.input_ids.numel()
+
+    @property
+    def num_sequences(self) -> int:
+        """B, the number of sequences."""
+        return self.cu_seqlens.numel() - 1
+
+    def target_counts(self) -> dict[str, int]:
+        """Return the number of targets of each kind present: "masked_lm" -> M, "sentence" -> B."""
+        counts = {}
+        if self.masked_labels is not None:
+            counts["masked_lm"] = self.masked_labels.numel()
+        if self.sentence_labels is not None:
+            counts["sentence"] = self.sentence_labels.numel()
+        return counts
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
+        """Return the batch with every tensor on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "PackedBatch":
+        """Return the batch in page-locked memory, from which a GPU copies without waiting."""
+        return self._map(Tensor.pin_memory)
+
+    def unpack(self, values: Tensor, *, padding_value: float = 0) -> Tensor:
+        """Return packed rows in the padded layout; differentiable.
+
+        A batch made by `from_padded` unpacks to the places its tokens came from (left padding and holes included);
+        any other batch is padded on the right to `max_seqlen`.
+
+        Args:
+            values: (N, ...) one row per token, any dtype.
+            padding_value: what stands where there is no token.
+
+        Returns:
+            (B, T, ...), dtype and device of `values`.
+        """
+        if values.shape[:1] != (self.num_tokens,):
+            raise ValueError(f"values must have one row per token, ({self.num_tokens}, ...), got {tuple(values.shape)}")
+        length = self.max_seqlen if self.padded_length is None else self.padded_length
+        positions = self._right_padded_positions() if self.padded_positions is None else self.padded_positions
+        flat = values.new_full((self.num_sequences * length, *values.shape[1:]), padding_value)
+        return flat.index_copy(0, positions, values).unflatten(0, (self.num_sequences, length))
+
+    @classmethod
+    def from_padded(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        sentence_labels: Tensor | None = None,
+    ) -> "PackedBatch":
+        """Pack a padded batch: keep the tokens where `attention_mask` is not 0.
+
+        Padding may stand on either side, and the mask may have holes. A sequence's first real token has position 0;
+        the others keep their distance from it, so a hole hides a token without moving its neighbours.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T), 0 where there is no token; None means that all are tokens.
+            token_type_ids: (B, T) int64; zeros where None.
+            position_ids: (B, T) or (1, T) int64, used as given.
+            labels: (B, T) int64, -100 where there is nothing to predict; labels of padding are ignored.
+            sentence_labels: (B) int64.
+
+        Raises:
+            ValueError: for a wrong shape, or a row without any token.
+        """
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids must have shape (B, T), got {tuple(input_ids.shape)}")
+        shape = input_ids.shape
+        if position_ids is not None and position_ids.dim() == 2 and position_ids.shape[0] == 1:
+            position_ids = position_ids.expand(shape[0], -1)
+        for name, value in {
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "labels": labels,
+        }.items():
+            if value is not None and value.shape != shape:
+                raise ValueError(
+                    f"{name} must have the shape of input_ids, {tuple(shape)}, got {tuple(value.shape)}; "
+                    "give one value per token"
+                )
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
+        lengths = real.sum(1)
+        if input_ids.numel() == 0 or int(lengths.min()) == 0:
+            raise ValueError(
+                f"every sequence needs at least one token, but these rows have none: "
+                f"{(lengths == 0).nonzero().flatten().tolist()}; drop them, or correct attention_mask"
+            )
+        if position_ids is None:
+            first = real.int().argmax(1, keepdim=True)
+            position_ids = torch.arange(shape[1], device=input_ids.device) - first
+        padded_positions = real.flatten().nonzero().flatten()
+
+        def pick(values: Tensor) -> Tensor:
+            return values.reshape(-1)[padded_positions]
+
+        targets = {} if labels is None else _targets(pick(labels))
+        return cls(
+            input_ids=pick(input_ids),
+            cu_seqlens=_cu_seqlens(lengths),
+            max_seqlen=int(lengths.max()),
+            position_ids=pick(position_ids),
+            token_type_ids=pick(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids),
+            sentence_labels=None if sentence_labels is None else sentence_labels.reshape(-1),
+            padded_positions=padded_positions,
+            padded_length=shape[1],
+            **targets,
+        )
+
+    @classmethod
+    def from_sequences(
+        cls,
+        sequences: Sequence[Sequence[int]],
+        *,
+        token_type_ids: Sequence[Sequence[int]] | None = None,
+        labels: Sequence[Sequence[int]] | None = None,
+        sentence_labels: Sequence[int] | None = None,
+    ) -> "PackedBatch":
+        """Pack sequences of token ids, special tokens included.
+
+        Args:
+            sequences: B sequences (lists, arrays or tensors) of ids.
+            token_type_ids: one sequence of segment numbers per sequence; zeros where None.
+            labels: one sequence of labels per sequence, -100 where there is nothing to predict.
+            sentence_labels: B labels.
+
+        Raises:
+            ValueError: for no sequence, an empty one, or companions of another length.
+        """
+        lengths = [len(sequence) for sequence in sequences]
+        if not lengths or min(lengths) == 0:
+            raise ValueError(f"sequences must hold at least one token each, got lengths {lengths}; drop the empty ones")
+        for name, companion in (("token_type_ids", token_type_ids), ("labels", labels)):
+            if companion is not None and [len(values) for values in companion] != lengths:
+                raise ValueError(f"{name} must have the lengths of the sequences, {lengths}; give one value per token")
+        input_ids = _concatenate(sequences)
+        return cls(
+            input_ids=input_ids,
+            cu_seqlens=_cu_seqlens(torch.tensor(lengths)),
+            max_seqlen=max(lengths),
+            position_ids=torch.cat([torch.arange(length) for length in lengths]),
+            token_type_ids=torch.zeros_like(input_ids) if token_type_ids is None else _concatenate(token_type_ids),
+            sentence_labels=None if sentence_labels is None else torch.tensor(sentence_labels),
+            **({} if labels is None else _targets(_concatenate(labels))),
+        )
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "PackedBatch":
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: function(t) for name, t in tensors.items() if isinstance(t, Tensor)})
+
+    def _right_padded_positions(self) -> Tensor:
+        starts = self.cu_seqlens[:-1].long()
+        rows = torch.arange(self.num_sequences, device=starts.device)
+        shift = rows * self.max_seqlen - starts
+        token = torch.arange(self.num_tokens, device=starts.device)
+        return token + torch.repeat_interleave(shift, self.cu_seqlens.diff().long(), output_size=self.num_tokens)
+
+
+def _expect_1d(name: str, tensor: Tensor, length: int) -> None:
+    if tensor.dim() != 1 or tensor.numel() != length:
+        raise ValueError(f"{name} must have shape ({length},) in this batch, got {tuple(tensor.shape)}")
+
+
+def _cu_seqlens(lengths: Tensor) -> Tensor:
+    return torch.cat((lengths.new_zeros(1), lengths.cumsum(0))).int()
+
+
+def _targets(labels: Tensor) -> dict[str, Tensor]:
+    positions = (labels != IGNORED_LABEL).nonzero().flatten()
+    return {"masked_positions": positions, "masked_labels": labels[positions]}
+
+
+def _concatenate(sequences: Sequence[Sequence[int]]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences]))
