@@ -1,0 +1,236 @@
+// One SIMD vector type for every CPU kernel, compiled once per instruction set.
+//
+// The types are the compiler's own vector extensions, so + - * / & | ^ << >> < ?: work on them as on scalars and
+// a * b + c contracts to one fused multiply-add where the hardware has it. This file and what includes it must stay
+// free of standard-library templates: the linker keeps one copy of an inline template, and the copy it keeps may hold
+// instructions that an older machine lacks.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifndef FASTSSL_ISA
+#error "CPU kernels are compiled once per instruction set, with -DFASTSSL_ISA=generic|avx2|avx512"
+#endif
+
+#define FASTSSL_INLINE inline __attribute__((always_inline))
+
+namespace fastssl {
+
+// Storage types: 16 bits in memory, float in registers.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+namespace FASTSSL_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+inline constexpr int kLanes = 8;
+#else
+inline constexpr int kLanes = 4;
+#endif
+
+typedef float VecF __attribute__((vector_size(4 * kLanes)));
+typedef int32_t VecI __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t VecU __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t VecU16 __attribute__((vector_size(2 * kLanes)));
+
+FASTSSL_INLINE VecF broadcast(float x) {
+  return VecF{} + x;
+}
+FASTSSL_INLINE VecU broadcast(uint32_t x) {
+  return VecU{} + x;
+}
+FASTSSL_INLINE VecU lane_index() {
+  VecU lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// Reinterprets bits.
+FASTSSL_INLINE VecF as_float(VecU x) {
+  return (VecF)x;
+}
+FASTSSL_INLINE VecU as_bits(VecF x) {
+  return (VecU)x;
+}
+
+FASTSSL_INLINE VecF maximum(VecF a, VecF b) {
+  return a > b ? a : b;
+}
+FASTSSL_INLINE VecF minimum(VecF a, VecF b) {
+  return a < b ? a : b;
+}
+
+FASTSSL_INLINE float reduce_add(VecF x) {
+  // A fixed tree, the same for every call: results do not depend on how the compiler would order a sum.
+  float lanes[kLanes];
+  std::memcpy(lanes, &x, sizeof x);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+FASTSSL_INLINE float reduce_max(VecF x) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &x, sizeof x);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  return lanes[0];
+}
+
+// ---- widening and narrowing of the 16-bit storage types ----
+
+FASTSSL_INLINE VecF widen(VecU16 bits, BFloat16) {
+  return as_float(__builtin_convertvector(bits, VecU) << 16);
+}
+
+FASTSSL_INLINE VecU16 narrow(VecF x, BFloat16) {
+  const VecU u = as_bits(x);
+  const VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const VecU quiet_nan = (u >> 16) | 0x40u;
+  return __builtin_convertvector(x == x ? rounded : quiet_nan, VecU16);
+}
+
+FASTSSL_INLINE VecF widen(VecU16 bits, Half) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_cvtph_ps((__m256i)bits);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_cvtph_ps((__m128i)bits);
+#else
+  // Shift the exponent into place and rebias by a product, which also normalises subnormals.
+  const VecU u = __builtin_convertvector(bits, VecU);
+  const VecU magnitude = u & 0x7fffu;
+  const VecF finite = as_float(magnitude << 13) * broadcast(0x1p112f);
+  const VecF special = as_float((magnitude << 13) | 0x7f800000u);
+  const VecF positive = magnitude >= 0x7c00u ? special : finite;
+  return as_float(as_bits(positive) | ((u & 0x8000u) << 16));
+#endif
+}
+
+FASTSSL_INLINE VecU16 narrow(VecF x, Half) {
+#if defined(__AVX512F__)
+  return (VecU16)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+  return (VecU16)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const VecU u = as_bits(x);
+  const VecU sign = (u >> 16) & 0x8000u;
+  const VecU magnitude = u & 0x7fffffffu;
+  // Normal halves: round the 13 dropped bits to nearest even, rebias the exponent; a carry overflows into infinity.
+  const VecU normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Subnormal halves: adding 0.5 leaves the rounded multiple of 2^-24 in the low mantissa bits.
+  const VecU subnormal = as_bits(as_float(magnitude) + broadcast(0.5f)) - 0x3f000000u;
+  VecU half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x47800000u ? broadcast(uint32_t{0x7c00}) : half;
+  half = x == x ? half : broadcast(uint32_t{0x7e00});
+  return __builtin_convertvector(half | sign, VecU16);
+#endif
+}
+
+// ---- loads and stores: unaligned, whole or the first n lanes (the others read as zero) ----
+
+FASTSSL_INLINE VecF load(const float* p) {
+  VecF x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+FASTSSL_INLINE void store(float* p, VecF x) {
+  std::memcpy(p, &x, sizeof x);
+}
+
+FASTSSL_INLINE VecF load(const float* p, int n) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p);
+#else
+  VecF x{};
+  std::memcpy(&x, p, sizeof(float) * static_cast<unsigned>(n));
+  return x;
+#endif
+}
+FASTSSL_INLINE void store(float* p, VecF x, int n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), (__m512)x);
+#else
+  std::memcpy(p, &x, sizeof(float) * static_cast<unsigned>(n));
+#endif
+}
+
+template <class Storage16>
+FASTSSL_INLINE VecF load(const Storage16* p) {
+  VecU16 bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return widen(bits, Storage16{});
+}
+template <class Storage16>
+FASTSSL_INLINE void store(Storage16* p, VecF x) {
+  const VecU16 bits = narrow(x, Storage16{});
+  std::memcpy(p, &bits, sizeof bits);
+}
+template <class Storage16>
+FASTSSL_INLINE VecF load(const Storage16* p, int n) {
+  VecU16 bits{};
+  std::memcpy(&bits, p, sizeof(Storage16) * static_cast<unsigned>(n));
+  return widen(bits, Storage16{});
+}
+template <class Storage16>
+FASTSSL_INLINE void store(Storage16* p, VecF x, int n) {
+  const VecU16 bits = narrow(x, Storage16{});
+  std::memcpy(p, &bits, sizeof(Storage16) * static_cast<unsigned>(n));
+}
+
+// One value.
+FASTSSL_INLINE float load_scalar(const float* p) {
+  return *p;
+}
+template <class Storage16>
+FASTSSL_INLINE float load_scalar(const Storage16* p) {
+  return load(p, 1)[0];
+}
+FASTSSL_INLINE void store_scalar(float* p, float x) {
+  *p = x;
+}
+template <class Storage16>
+FASTSSL_INLINE void store_scalar(Storage16* p, float x) {
+  store(p, broadcast(x), 1);
+}
+
+// ---- elementary functions ----
+
+// e^x within about one unit in the last place; exactly 0 below -87.33 (and for -inf), +inf above 88.72, NaN for NaN.
+FASTSSL_INLINE VecF exp(VecF x) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
+  const VecF clamped = minimum(maximum(x, broadcast(-88.0f)), broadcast(89.0f));
+  const VecF shifted = clamped * kLog2E + kRound;
+  const VecF n = shifted - kRound;
+  const VecF r = (clamped - n * kLn2High) - n * kLn2Low;
+  VecF p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  // 2^n in two factors, so that n = 128 does not overflow before the product.
+  const VecI power = (VecI)as_bits(shifted) - (VecI)as_bits(broadcast(kRound));
+  const VecI half = power >> 1;
+  const VecF scale_0 = as_float((VecU)((half + 127) << 23));
+  const VecF scale_1 = as_float((VecU)((power - half + 127) << 23));
+  VecF result = p * scale_0 * scale_1;
+  result = x < broadcast(-87.33f) ? VecF{} : result;
+  result = x > broadcast(88.7228394f) ? broadcast(__builtin_inff()) : result;
+  return x == x ? result : x;
+}
+
+}  // namespace FASTSSL_ISA
+}  // namespace fastssl
