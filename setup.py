@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -29,10 +30,8 @@ if X86:
     }
 
 
-def torch_paths() -> tuple[Path, Path]:
-    """Return PyTorch's include and library folders; importing torch itself would cost seconds."""
-    from importlib.util import find_spec
-
+def torch_folder() -> Path:
+    """Return PyTorch's folder; importing torch itself would cost seconds."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         sys.exit(
@@ -40,26 +39,24 @@ def torch_paths() -> tuple[Path, Path]:
             "Install PyTorch first, then: pip install --no-build-isolation .\n"
             "(or FASTSSL_BUILD=none pip install . for a slower, pure-Python installation)"
         )
-    folder = Path(spec.origin).parent
-    return folder / "include", folder / "lib"
+    return Path(spec.origin).parent
 
 
 def ninja_file(build_dir: Path, outputs: dict[str, Path]) -> str:
     """Return the text of build.ninja: one edge per object, one per binary."""
     import pybind11
 
-    include, lib = torch_paths()
+    torch, cxx = torch_folder(), os.environ.get("CXX", "c++")
     checks = BUILD == "sanitize"
     flags = "-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined" if checks else "-O3 -DNDEBUG"
     common = f"-std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -I{ROOT}/csrc {flags}"
-    ops = f"{common} -isystem {include} -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} {'-DFASTSSL_X86' if X86 else ''}"
+    ops = f"{common} -isystem {torch}/include -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} {'-DFASTSSL_X86' if X86 else ''}"
     host = f"{common} -isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
     link = ("-undefined dynamic_lookup" if sys.platform == "darwin" else "") + (flags if checks else "")
     lines = [
         f"builddir = {build_dir}",
-        f"rule cxx\n  command = {os.environ.get('CXX', 'c++')} -MMD -MF $out.d $flags -c $in -o $out\n"
-        "  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = {os.environ.get('CXX', 'c++')} -shared $in -o $out {link} $libs",
+        f"rule cxx\n  command = {cxx} -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        f"rule link\n  command = {cxx} -shared $in -o $out {link} $libs",
     ]
     objects: dict[str, list[str]] = {CPU_OPS: [], HOST: []}
 
@@ -76,7 +73,7 @@ def ninja_file(build_dir: Path, outputs: dict[str, Path]) -> str:
                 compile_edge(CPU_OPS, source, f"{ops} -DFASTSSL_ISA={name} {isa_flags}", f".{name}")
         else:
             compile_edge(CPU_OPS, source, ops)
-    libs = {CPU_OPS: f"-L{lib} -ltorch_cpu", HOST: ""}
+    libs = {CPU_OPS: f"-L{torch}/lib -ltorch_cpu", HOST: ""}
     lines += [f"build {outputs[b]}: link {' '.join(objects[b])}\n  libs = {libs[b]}" for b in outputs]
     return "\n".join(lines) + "\n"
 
