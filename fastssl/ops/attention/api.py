@@ -1,0 +1,102 @@
+"""The public function `attention`: its meaning, its checks, its choice of backend, its place in autograd."""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastssl.ops.attention import reference, stock
+from fastssl.ops.attention.checks import check_lengths, check_tensors, resolve_window
+from fastssl.ops.backend import choose
+from fastssl.ops.philox import dropout_threshold, resolve_seed
+
+BACKENDS = {"stock": stock, "reference": reference}
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    bias: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: int | Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scaled dot-product attention, ``dropout(softmax(scale q k^T + bias + alibi)) v`` within each sequence.
+
+    Query i of a sequence with T queries and S keys stands at key position i + S - T (bottom-right alignment), from
+    which `causal`, `window` and `alibi_slopes` measure. A query that sees no key gives 0 and lse -inf.
+
+    Args:
+        q: queries, packed (N, H, D) or dense (B, T, H, D); fp32, bf16 or fp16 (fp64: not native).
+        k, v: keys and values, (N_k, H_k, D) or (B, S, H_k, D), dtype of q; H_k divides H, and query head h uses
+            key head h // (H / H_k). Under autocast q, k and v are cast to its dtype.
+        cu_seqlens_q: (B + 1) int32, packed input only: sequence b owns rows cu_seqlens_q[b] to cu_seqlens_q[b + 1].
+        cu_seqlens_k: the same for k and v; default cu_seqlens_q.
+        max_seqlen_q, max_seqlen_k: bounds of the lengths in tokens, for devices that cannot read the lengths; optional.
+        causal: hide keys after the query's own position; the same as a window to the right of 0.
+        window: (left, right), how many keys before and after its own position a query sees; None or -1: all.
+        bias: (H, T', S') or (B, H, T', S'), in q's dtype or fp32, added to the scaled scores of query i and key j at
+            [..., i, j]; T' and S' at least the longest lengths. Differentiable; its gradient is zero outside.
+        alibi_slopes: (H) fp32; adds -slope |distance|. Not differentiable.
+        dropout_p: probability of dropping a weight, quantised to 1/65536; kept ones are scaled up.
+        scale: factor of the scores; default 1 / sqrt(D).
+        seed: key of the dropout mask, an int or a 0-d int64 tensor; None draws one from torch's generator.
+        return_lse: also return lse, the natural logarithm of the softmax's denominator. Differentiable.
+        backend: "auto", "native", "stock" or "reference".
+
+    Returns:
+        The output, shape and dtype of q; with `return_lse` also lse in fp32, (H, N) packed or (B, H, T) dense.
+
+    Raises:
+        ValueError: for shapes, dtypes, lengths or options that do not fit, or a backend that cannot run the call.
+
+    Accumulation is in fp32. Memory beyond the output and lse is linear in the lengths (native), also in the backward.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762) §3.2.1; Dao 2023 (arXiv 2307.08691) for lse and the backward; Press,
+    Smith and Lewis 2021 (arXiv 2108.12409) §3 for ALiBi; Salmon et al. 2011 for the dropout's generator.
+    """
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if cu_seqlens_k is None:
+        cu_seqlens_k = cu_seqlens_q
+    check_tensors(q, k, v, bias, alibi_slopes)
+    check_lengths(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, bias)
+    window_left, window_right = resolve_window(causal, window)
+    dropped = dropout_threshold(dropout_p) > 0
+    out, lse = _backend(backend, q, dropped, return_lse).forward(
+        q,
+        k,
+        v,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        window_left=window_left,
+        window_right=window_right,
+        bias=bias,
+        alibi_slopes=alibi_slopes,
+        dropout_p=dropout_p if dropped else 0.0,
+        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
+        seed=resolve_seed(seed) if dropped else None,
+    )
+    return (out, lse) if return_lse else out
+
+
+def _backend(requested: str, q: Tensor, dropped: bool, return_lse: bool) -> ModuleType:
+    facts = {
+        "packed": q.dim() == 3,
+        "compiling": torch.compiler.is_compiling(),
+        "dropped": dropped,
+        "return_lse": return_lse,
+    }
+    return BACKENDS[choose("attention", requested, BACKENDS, q.device, q.dtype, facts)]
