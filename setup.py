@@ -19,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 BUILD = os.environ.get("FASTSSL_BUILD", "all")
 CPU_OPS, HOST = "fastssl._ops_cpu", "fastssl._host"
-TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: one binary serves this release and every later one
+TORCH_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11: one binary serves it and every later release
 X86 = platform.machine() in ("x86_64", "AMD64")
 INSTRUCTION_SETS = {"generic": ""}
 if X86:
@@ -50,7 +50,7 @@ def ninja_file(build_dir: Path, outputs: dict[str, Path]) -> str:
     checks = BUILD == "sanitize"
     flags = "-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined" if checks else "-O3 -DNDEBUG"
     common = f"-std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -I{ROOT}/csrc {flags}"
-    ops = f"{common} -isystem {torch}/include -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} {'-DFASTSSL_X86' if X86 else ''}"
+    ops = f"{common} -isystem {torch}/include {TORCH_ABI} {'-DFASTSSL_X86' if X86 else ''}"
     host = f"{common} -isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
     link = ("-undefined dynamic_lookup" if sys.platform == "darwin" else "") + (flags if checks else "")
     lines = [

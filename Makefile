@@ -1,0 +1,49 @@
+# Every target starts from nothing: `setup` makes the environment and builds the native code when something changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: setup demo test bench lint format test-sanitize clean
+
+$(VENV)/installed: requirements.txt pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+$(VENV)/built: $(VENV)/installed $(CPP_FILES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+setup: $(VENV)/built
+
+demo: setup
+	$(BIN)/fastssl demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+# The operators and the data code under the address and undefined-behaviour sanitizers, in a copy of the package.
+SANITIZED := build/sanitized
+test-sanitize: setup
+	FASTSSL_BUILD=sanitize $(BIN)/python setup.py --quiet build --build-lib $(SANITIZED)
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) OMP_NUM_THREADS=2 \
+	$(BIN)/python -P -m pytest --import-mode=append -m "native or host" tests/ops tests/data
+
+clean:
+	rm -rf build dist *.egg-info fastssl/*.so $(VENV)/built
