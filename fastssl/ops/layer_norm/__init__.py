@@ -1,0 +1,1 @@
+"""Layer normalisation fused with dropout and the residual sum: definition, backends, choice."""

@@ -1,0 +1,75 @@
+"""The public layer normalisation: checks, backend choice, autograd."""
+
+import torch
+from torch import Tensor
+
+from fastssl.ops.backend import choose
+from fastssl.ops.layer_norm import reference, stock
+from fastssl.ops.philox import dropout_threshold, resolve_seed
+
+BACKENDS = {"stock": stock, "reference": reference}
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eps: float,
+    residual: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+    return_sum: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalise each row of residual + dropout(x) to zero mean and unit variance, then scale and shift it.
+
+    sum = residual + dropout(x);  y = (sum - mean(sum)) / sqrt(var(sum) + eps) * weight + bias
+
+    Args:
+        x: (..., E) float32, bfloat16, float16 or float64.
+        weight: (E), of any of these dtypes, for example float32 beside 16-bit activations.
+        bias: (E), or None for no shift.
+        eps: added to the (biased) variance.
+        residual: shape of `x`, possibly of a wider dtype (a float32 residual stream); None for none.
+        dropout_p: probability of dropping an element of `x`, in steps of 1/65536; kept elements are scaled up.
+        seed: of the dropout mask: int, 0-d int64 tensor, or None to draw one from torch's default generator. The mask
+            depends on the seed, the row and the column alone, never on backend, layout or thread count. Under
+            `torch.compile` pass a tensor: an int is a constant of the compiled graph.
+        return_sum: also return the sum, for pre-norm models.
+        backend: "auto", "native", "stock" or "reference".
+
+    Returns:
+        y, shape and dtype of `x`; with `return_sum` also sum, dtype of `residual` (of `x` where there is none).
+
+    Raises:
+        ValueError: for shapes, dtypes or devices that do not fit, or a backend that cannot run the call.
+
+    Numerics: float32 arithmetic (float64 for float64 inputs), mean first, then the centred variance, both of the sum
+    as it is returned. Memory: saves the sum and two floats a row; the mask is never stored.
+
+    Source: Ba, Kiros, Hinton, "Layer Normalization" (2016), arXiv 1607.06450, section 3.
+    """
+    _check(x, weight, bias, residual, dropout_p)
+    name = choose("layer_norm", backend, BACKENDS, x.device, x.dtype, {"dropout_p": dropout_p})
+    seed = resolve_seed(seed) if dropout_p > 0 else None
+    y, total = BACKENDS[name].forward(x, weight, bias, residual, eps=eps, dropout_p=dropout_p, seed=seed)
+    return (y, total) if return_sum else y
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dropout_p: float) -> None:
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"layer_norm: x needs a last dimension of at least one element, got shape {tuple(x.shape)}")
+    width = x.shape[-1:]
+    for name, tensor, shape in (("weight", weight, width), ("bias", bias, width), ("residual", residual, x.shape)):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"layer_norm: {name} must have shape {tuple(shape)} for x of shape {tuple(x.shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"layer_norm: {name} must be floating point, got {tensor.dtype}")
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"layer_norm: {name} must be on {x.device} like x, got {tensor.device}")
+    dropout_threshold(dropout_p)

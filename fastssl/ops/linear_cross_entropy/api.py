@@ -1,0 +1,156 @@
+"""The public linear cross-entropy: checks, backend choice, autograd."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastssl.ops.backend import choose
+from fastssl.ops.linear_cross_entropy import reference, stock
+
+BACKENDS = {"stock": stock, "reference": reference}
+REDUCTIONS = ("none", "sum", "mean")
+
+
+class LinearCrossEntropyStats(NamedTuple):
+    """What `linear_cross_entropy` knows beside its loss; no gradient flows through any of it."""
+
+    losses: Tensor
+    """Loss of each row, shape of `targets`, float32; 0 where ignored."""
+    lse: Tensor
+    """Natural logarithm of the sum of exponentials of each row's logits, shape of `targets`, float32; 0 where ignored."""
+    num_correct: Tensor
+    """Rows whose target has the largest logit (the first of equals), 0-d int64."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    return_stats: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, LinearCrossEntropyStats]:
+    """Return the cross-entropy of the softmax over hidden @ weight.T + bias, without ever holding all logits.
+
+    logits = hidden @ weight.T + bias, then softcap * tanh(logits / softcap);  lse = log sum exp(logits)
+    loss = lse - (1 - label_smoothing) * logits[target] - label_smoothing * mean(logits) + z_loss * lse^2
+
+    Args:
+        hidden: (..., E) float32, bfloat16, float16 or float64.
+        weight: (V, E), possibly of a wider dtype than `hidden` (float32 master weights).
+        targets: shape of `hidden` without E, int64 in [0, V), or `ignore_index`.
+        bias: (V), or None.
+        ignore_index: target of the rows that have no label; they are dropped before the product.
+        label_smoothing: probability mass spread evenly over the vocabulary, in [0, 1].
+        z_loss: weight of lse^2, at least 0.
+        softcap: bound of the logits' magnitude, above 0; None for none.
+        reduction: "none" (one loss a row, 0 where ignored), "sum", or "mean" over labelled rows; the mean over no
+            labels is 0 with zero gradients.
+        return_stats: also return `LinearCrossEntropyStats`.
+        backend: "auto", "native", "stock" or "reference".
+
+    Returns:
+        The loss, float32 (float64 for float64 inputs), 0-d or the shape of `targets`; with `return_stats` also the
+        statistics. Gradients have the dtypes of their inputs.
+
+    Raises:
+        ValueError: for shapes, dtypes, devices or option values that do not fit, a target outside the vocabulary, or a
+            backend that cannot run the call.
+
+    Numerics: the product's operands are in the autocast dtype where autocast is on, else in the wider dtype of
+    `hidden` and `weight`; softmax, loss and gradient accumulation are float32.
+    Memory: with the native backend one chunk of logits beyond the gradients, which "sum" and "mean" compute in the
+    forward; "none" recomputes the logits in the backward.
+
+    Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024), arXiv 2411.09009; gradient in
+    the forward: Hsu et al., "Liger Kernel" (2024), arXiv 2410.10989, section 3.2; z-loss: Chowdhery et al., "PaLM"
+    (2022), arXiv 2204.02311, section 5; softcap: "Gemma 2" (2024), arXiv 2408.00118, section 2.
+    """
+    _check_tensors(hidden, weight, targets, bias)
+    _check_options(label_smoothing, z_loss, softcap, reduction)
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_range(targets, weight.shape[0], ignore_index)
+    product_dtype = _product_dtype(hidden, weight)
+    options = {
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "product_dtype": product_dtype,
+    }
+    name = choose("linear_cross_entropy", backend, BACKENDS, hidden.device, product_dtype, options)
+    rows, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    with torch.autocast(hidden.device.type, enabled=False):
+        losses, lse, num_correct = BACKENDS[name].forward(rows, weight, labels, bias, **options)
+        loss = _reduce(losses, labels, ignore_index, reduction)
+    loss = loss.reshape(targets.shape) if reduction == "none" else loss
+    if not return_stats:
+        return loss
+    per_row = (tensor.detach().reshape(targets.shape) for tensor in (losses, lse))
+    return loss, LinearCrossEntropyStats(*per_row, num_correct)
+
+
+def _reduce(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    # A float64 sum has the same float32 bits for every thread count.
+    total = losses.sum(dtype=torch.float64)
+    if reduction == "mean":
+        total = total / (targets != ignore_index).sum().clamp(min=1)
+    return total.to(losses.dtype)
+
+
+def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(hidden.device.type)
+    return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+def _check_tensors(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
+    op = "linear_cross_entropy"
+    if hidden.dim() == 0 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1] or 0 in weight.shape:
+        raise ValueError(
+            f"{op}: hidden must have shape (..., E) and weight (V, E), "
+            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if targets.shape != hidden.shape[:-1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"{op}: targets must be torch.int64 of shape {tuple(hidden.shape[:-1])}, one a row of hidden, "
+            f"got {targets.dtype} of shape {tuple(targets.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{op}: bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias), ("targets", targets)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{op}: {name} must be on {hidden.device} like hidden, got {tensor.device}")
+        if tensor is not None and tensor is not targets and not tensor.is_floating_point():
+            raise ValueError(f"{op}: {name} must be floating point, got {tensor.dtype}")
+
+
+def _check_options(label_smoothing: float, z_loss: float, softcap: float | None, reduction: str) -> None:
+    op = "linear_cross_entropy"
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{op}: reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{op}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+    if not z_loss >= 0.0:
+        raise ValueError(f"{op}: z_loss must be at least 0, got {z_loss}")
+    if softcap is not None and not softcap > 0.0:
+        raise ValueError(f"{op}: softcap must be above 0, or None for no cap, got {softcap}")
+
+
+def _check_range(targets: Tensor, num_classes: int, ignore_index: int) -> None:
+    wrong = ((targets < 0) | (targets >= num_classes)) & (targets != ignore_index)
+    if wrong.any():
+        index = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"linear_cross_entropy: targets{index} is {targets[tuple(index)].item()}, expected 0 <= target < "
+            f"V = {num_classes}, or ignore_index = {ignore_index}"
+        )
