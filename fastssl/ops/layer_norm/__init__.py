@@ -1,1 +1,5 @@
-"""Layer normalisation fused with dropout and the residual sum: definition, backends, choice."""
+"""Layer normalisation fused with dropout and the residual sum."""
+
+from fastssl.ops.layer_norm.api import layer_norm
+
+__all__ = ["layer_norm"]

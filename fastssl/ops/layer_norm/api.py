@@ -1,6 +1,5 @@
 """The public layer normalisation: checks, backend choice, autograd."""
 
-import torch
 from torch import Tensor
 
 from fastssl.ops.backend import choose

@@ -18,7 +18,7 @@ class LinearCrossEntropyStats(NamedTuple):
     losses: Tensor
     """Loss of each row, shape of `targets`, float32; 0 where ignored."""
     lse: Tensor
-    """Natural logarithm of the sum of exponentials of each row's logits, shape of `targets`, float32; 0 where ignored."""
+    """Log-sum-exp of each row's logits (natural logarithm), shape of `targets`, float32; 0 where ignored."""
     num_correct: Tensor
     """Rows whose target has the largest logit (the first of equals), 0-d int64."""
 
