@@ -1,0 +1,56 @@
+"""Real English that every Python installation carries: the corpus of the demonstration, about 2 MB, no network needed."""
+
+import ast
+import inspect
+import re
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+_SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "ensurepip", "turtledemo"}
+_MIN_DOCUMENT_CHARACTERS = 200
+
+
+def python_documentation() -> Iterator[str]:
+    """Yield documents of English prose: the topics of the language reference, then one per standard module.
+
+    A module's document is its docstring followed by those of its classes and functions. Code is left out: examples,
+    signatures, tables and rulers are dropped line by line. The order is fixed, so a given Python gives one corpus.
+    """
+    from pydoc_data.topics import topics
+
+    seen: set[str] = set()
+    for name in sorted(topics):
+        yield from _prose([topics[name]], seen)
+    stdlib = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(stdlib.rglob("*.py")):
+        if not _SKIPPED_FOLDERS & set(path.relative_to(stdlib).parts):
+            yield from _prose(_docstrings(path), seen)
+
+
+def _docstrings(path: Path) -> list[str]:
+    tree = ast.parse(path.read_bytes())
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    return [doc for node in ast.walk(tree) if isinstance(node, documented) and (doc := ast.get_docstring(node))]
+
+
+def _prose(texts: list[str], seen: set[str]) -> Iterator[str]:
+    """Yield the paragraphs of `texts` that read as English and were not seen before, as one document."""
+    paragraphs = []
+    for text in texts:
+        for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+            words = " ".join(line.strip() for line in paragraph.splitlines() if _is_prose(line))
+            if words and words not in seen:
+                seen.add(words)
+                paragraphs.append(words)
+    document = "\n".join(paragraphs)
+    if len(document) >= _MIN_DOCUMENT_CHARACTERS:
+        yield document
+
+
+def _is_prose(line: str) -> bool:
+    stripped = line.strip()
+    if stripped.startswith((">>>", "...", "|", "+-", "==", "--", "**", "~~", "#", "@", "$")):
+        return False
+    letters = sum(character.isalpha() or character == " " for character in stripped)
+    return len(stripped) > 3 and letters >= 0.8 * len(stripped)
