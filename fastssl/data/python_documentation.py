@@ -1,4 +1,4 @@
-"""Real English that every Python installation carries: the corpus of the demonstration, about 2 MB, no network needed."""
+"""Real English that every Python installation carries: the corpus of the demonstration, without files or network."""
 
 import ast
 import inspect
