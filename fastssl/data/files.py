@@ -1,0 +1,68 @@
+"""Files that appear whole or not at all, and that tell when they were altered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_CHUNK_BYTES = 1 << 20
+_CHECKSUM_KEY = "sha256_of_the_rest"
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def replace_file(temporary: Path, path: Path) -> None:
+    """Bring a finished temporary file to disk and give it its name, in one step that survives a power cut."""
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step; its last key holds a checksum of the others."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        checked = {**content, _CHECKSUM_KEY: _checksum(content)}
+        temporary.write_text(json.dumps(checked, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        replace_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checked_json(path: Path) -> dict[str, Any]:
+    """Read what ``write_checked_json`` wrote.
+
+    Raises:
+        ValueError: The file was truncated or altered.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        intact = content.pop(_CHECKSUM_KEY) == _checksum(content)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: it is not the JSON that was written") from error
+    if not intact:
+        raise ValueError(f"{path} is damaged: its content does not match its checksum")
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,341 @@
+"""Text to token ids and back: a thin, reproducible wrapper around the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import models
+
+from fastssl.data import wordpiece
+
+_KNOWN_NAMES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """Ids of the tokens that are no words."""
+
+    pad: int
+    """Fills the rest of a padded row."""
+    unk: int
+    """Stands for a word that the vocabulary cannot spell."""
+    cls: int
+    """Starts every sequence."""
+    sep: int
+    """Ends every segment."""
+    mask: int
+    """Hides a token that is to be predicted."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The five ids, ascending."""
+        return tuple(sorted(getattr(self, field.name) for field in fields(self)))
+
+
+class Tokenizer:
+    """Turns text into token ids with word boundaries, and ids into text.
+
+    Attributes:
+        special: Ids of the special tokens.
+        special_names: Their spelling, by the names of ``SpecialTokens``' fields.
+        vocab_size: One more than the largest id.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, special_names: Mapping[str, str] | None = None):
+        """Wrap a tokenizer of the ``tokenizers`` library.
+
+        Args:
+            backend: Copied; its padding and truncation are switched off in the copy.
+            special_names: Spelling of "pad", "unk", "cls", "sep" and "mask"; what is left out is looked for
+                under BERT's and RoBERTa's names.
+
+        Raises:
+            ValueError: One of the five special tokens is not in the vocabulary.
+        """
+        self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
+        # Published tokenizer files often carry the padding of some application, which would end up in the corpus.
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.special_names = {kind: self._find_special(kind, special_names or {}) for kind in _KNOWN_NAMES}
+        self.special = SpecialTokens(**{k: self._backend.token_to_id(v) for k, v in self.special_names.items()})
+        self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Load a tokenizer from a Hugging Face directory, a ``tokenizer.json`` or a BERT ``vocab.txt``.
+
+        A directory is read from its ``tokenizer.json``, else from its ``vocab.txt``, with the options of its
+        ``tokenizer_config.json``. A vocabulary without options folds case exactly if no token has an upper-case letter.
+
+        Raises:
+            FileNotFoundError: There is no such file, or the directory holds neither of the two files.
+            ValueError: A file is damaged, or a special token is missing.
+        """
+        path = Path(path)
+        file = path if path.is_file() else _tokenizer_file(path)
+        config = _read_options(file.parent)
+        names = {kind: _spelling(config[f"{kind}_token"]) for kind in _KNOWN_NAMES if config.get(f"{kind}_token")}
+        if file.suffix == ".json":
+            return cls(_backend_from_json(file), special_names=names)
+        return cls(_backend_from_vocabulary(file, config, names), special_names=names)
+
+    @classmethod
+    def train_wordpiece(
+        cls,
+        texts: Iterable[str],
+        *,
+        vocab_size: int,
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
+        split_chinese: bool = True,
+        min_frequency: int = 2,
+        limit_alphabet: int | None = None,
+    ) -> Tokenizer:
+        """Train BERT's WordPiece on texts; the same texts give the same tokenizer.
+
+        Args:
+            texts: Read twice; a one-shot iterator is kept in memory.
+            vocab_size: Largest number of tokens, special tokens included; a small text may give fewer.
+            lowercase: Fold upper case to lower case.
+            strip_accents: Remove accents; None does so exactly when ``lowercase`` is set.
+            split_chinese: Make every CJK ideograph a word of its own.
+            min_frequency: Pieces and characters seen less often are left out.
+            limit_alphabet: Largest number of distinct characters; None means a third of ``vocab_size``.
+
+        Raises:
+            ValueError: No text, or a ``vocab_size`` that cannot hold the characters.
+        """
+        options: dict[str, Any] = {
+            "lowercase": lowercase,
+            "strip_accents": strip_accents,
+            "split_chinese": split_chinese,
+        }
+        blank = wordpiece.bert_tokenizer(_numbered(wordpiece.BERT_SPECIAL_TOKENS), **options)
+        vocabulary = wordpiece.train_vocabulary(
+            texts,
+            vocab_size=vocab_size,
+            normalizer=blank.normalizer,
+            pre_tokenizer=blank.pre_tokenizer,
+            min_frequency=min_frequency,
+            limit_alphabet=max(1, vocab_size // 3) if limit_alphabet is None else limit_alphabet,
+        )
+        return cls(wordpiece.bert_tokenizer(_numbered(vocabulary), **options))
+
+    def extend(self, texts: Iterable[str], new_tokens: int) -> Tokenizer:
+        """Return a tokenizer with tokens learnt from new text behind the old ones, whose ids stay.
+
+        The pieces of a WordPiece vocabulary trained on ``texts`` alone are added in the order in which training found
+        them, most useful first, until ``new_tokens`` are new. Give the model as many rows with
+        ``resize_token_embeddings``.
+
+        Args:
+            texts: The new text; read twice, a one-shot iterator is kept in memory.
+            new_tokens: Largest number of tokens to add.
+
+        Raises:
+            ValueError: This is not a WordPiece tokenizer (byte-pair merges cannot be appended), or there is no text.
+        """
+        if not isinstance(self._backend.model, models.WordPiece):
+            raise ValueError(
+                f"only a WordPiece vocabulary can be extended, and this one is a {type(self._backend.model).__name__}; "
+                "keep it as it is, or train a WordPiece tokenizer on the new text"
+            )
+        learnt = wordpiece.train_vocabulary(
+            texts,
+            vocab_size=self.vocab_size + new_tokens,
+            normalizer=self._backend.normalizer,
+            pre_tokenizer=self._backend.pre_tokenizer,
+            min_frequency=2,
+            limit_alphabet=max(1, new_tokens // 3),
+        )
+        state = json.loads(self._backend.to_str())
+        known = self._backend.get_vocab(with_added_tokens=True)
+        fresh = [t for t in learnt if t not in known and t not in wordpiece.BERT_SPECIAL_TOKENS][:new_tokens]
+        state["model"]["vocab"].update({token: self.vocab_size + i for i, token in enumerate(fresh)})
+        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)), special_names=self.special_names)
+
+    def save(self, directory: str | Path, *, model_max_length: int | None = None) -> None:
+        """Write the files from which ``transformers.AutoTokenizer`` gives the same ids.
+
+        Args:
+            directory: Made where missing. Gets ``tokenizer.json``, ``tokenizer_config.json``,
+                ``special_tokens_map.json`` and, for WordPiece, ``vocab.txt``.
+            model_max_length: Longest sequence of the model in tokens; Hugging Face warns of longer ones.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        specials = {f"{kind}_token": name for kind, name in self.special_names.items()}
+        state = json.loads(self._backend.to_str())
+        config = {**specials, **_class_options(state), "clean_up_tokenization_spaces": False}
+        if model_max_length is not None:
+            config["model_max_length"] = model_max_length
+        self._backend.save(str(directory / "tokenizer.json"))
+        _write_json(directory / "tokenizer_config.json", config)
+        _write_json(directory / "special_tokens_map.json", specials)
+        if state["model"]["type"] == "WordPiece":
+            rows = [self.id_to_token(i) or f"[unused-{i}]" for i in range(self.vocab_size)]
+            (directory / "vocab.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text in which special tokens may be spelt out ("a [MASK] b"); none are added."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Encode plain texts, such as the sentences of a corpus.
+
+        No special tokens are added, and what looks like one ("[SEP]" in a manual) is read as ordinary characters.
+
+        Returns:
+            For each text ``ids (length) int32`` and ``word_starts (length) bool``, True at the first token of a word as
+            the tokenizer's own pre-tokenizer sees words.
+        """
+        return [
+            (np.array(encoding.ids, dtype=np.int32), _word_starts(encoding.word_ids))
+            for encoding in self._plain.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of ids, special tokens spelt out unless skipped."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """Return the spelling of an id, or None if no token has it."""
+        return self._backend.id_to_token(int(token_id))
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token, or None if the vocabulary lacks it."""
+        return self._backend.token_to_id(token)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the tokenizer's definition as canonical JSON: equal exactly for equal tokenizers."""
+        canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        plain = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        plain.encode_special_tokens = True
+        return plain
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"definition": self._backend.to_str(), "special_names": self.special_names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(tokenizers.Tokenizer.from_str(state["definition"]), special_names=state["special_names"])
+
+    def _find_special(self, kind: str, names: Mapping[str, str]) -> str:
+        candidates = (names[kind],) if kind in names else _KNOWN_NAMES[kind]
+        for name in candidates:
+            if self._backend.token_to_id(name) is not None:
+                return name
+        raise ValueError(
+            f"the tokenizer has no {kind} token: expected one of {', '.join(candidates)} in its vocabulary; "
+            f'name it as "{kind}_token" in tokenizer_config.json, or choose a tokenizer made for masked language models'
+        )
+
+
+def _word_starts(word_ids: list[int | None]) -> np.ndarray:
+    changes = map(operator.ne, word_ids, itertools.chain((-1,), word_ids))
+    return np.fromiter(changes, dtype=bool, count=len(word_ids))
+
+
+def _tokenizer_file(directory: Path) -> Path:
+    for name in ("tokenizer.json", "vocab.txt"):
+        if (directory / name).is_file():
+            return directory / name
+    reason = (
+        "the directory has neither tokenizer.json nor vocab.txt" if directory.is_dir() else "there is nothing there"
+    )
+    raise FileNotFoundError(f"no tokenizer at {directory}: {reason}; give the directory that a tokenizer was saved to")
+
+
+def _read_options(directory: Path) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = directory / name
+        if file.is_file():
+            options.update(_read_json(file))
+    return options
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged: expected JSON, but {error}; fetch or save the tokenizer again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: expected a JSON object; fetch or save the tokenizer again")
+    return content
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _spelling(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _numbered(tokens: Iterable[str]) -> dict[str, int]:
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def _backend_from_json(file: Path) -> tokenizers.Tokenizer:
+    state = _read_json(file)
+    if not isinstance(state.get("model"), dict):
+        raise ValueError(f'{file} is no tokenizer: expected a "model" in it; give a tokenizer.json or a vocab.txt')
+    return tokenizers.Tokenizer.from_str(json.dumps(state))
+
+
+def _backend_from_vocabulary(file: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> tokenizers.Tokenizer:
+    try:
+        rows = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no vocabulary: not UTF-8 at byte {error.start}; give a BERT vocab.txt") from error
+    tokens = [row.rstrip("\r") for row in (rows[:-1] if rows[-1] == "" else rows)]
+    vocabulary = _numbered(tokens)
+    if len(vocabulary) != len(tokens):
+        repeated = next(token for i, token in enumerate(tokens) if vocabulary[token] != i)
+        raise ValueError(f"{file} is damaged: the token {repeated!r} is there twice; fetch the vocabulary again")
+    specials = tuple(names.get(kind, known[0]) for kind, known in _KNOWN_NAMES.items())
+    missing = [name for name in specials if name not in vocabulary]
+    if missing:
+        raise ValueError(f"{file} is no BERT vocabulary: it lacks {', '.join(missing)}; add them, or give another file")
+    cased = any(token != token.lower() for token in tokens if not token.startswith("["))
+    return wordpiece.bert_tokenizer(
+        vocabulary,
+        lowercase=config.get("do_lower_case", not cased),
+        strip_accents=config.get("strip_accents"),
+        split_chinese=config.get("tokenize_chinese_chars", True),
+        special_tokens=specials,
+    )
+
+
+def _class_options(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the class that Hugging Face is to use, with the options from which it may rebuild a BERT tokenizer."""
+    normalizer = state["normalizer"] or {}
+    if state["model"]["type"] != "WordPiece" or normalizer.get("type") != "BertNormalizer":
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": normalizer["lowercase"],
+        "strip_accents": normalizer["strip_accents"],
+        "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
+    }
