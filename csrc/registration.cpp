@@ -6,4 +6,14 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   // The instruction set that the CPU kernels use; tests set a lower one to reach every compiled copy.
   m.def("cpu_capability() -> str");
   m.def("set_cpu_capability(str name) -> ()");
+
+  // y = LN(residual + dropout(x)). `sum` is empty unless kept; statistics are float32, one a row.
+  m.def(
+      "layer_norm_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float eps, int dropout_threshold, "
+      "Tensor? seed, bool keep_sum) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)");
+  // `grad_residual` is empty where it would equal `grad_x`; the parameter gradients are float32.
+  m.def(
+      "layer_norm_backward(Tensor grad_y, Tensor? grad_sum, Tensor sum, Tensor weight, Tensor mean, Tensor rstd, "
+      "int dropout_threshold, Tensor? seed, bool residual_apart) "
+      "-> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
 }

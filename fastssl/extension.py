@@ -9,23 +9,50 @@ Importing this module loads nothing; the first question does.
 import functools
 import importlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
 _OPS_CPU = Path(__file__).with_name("_ops_cpu.so")
+_fake_kernels: dict[str, Callable] = {}
+
+
+def fake_kernel(op: str) -> Callable[[Callable], Callable]:
+    """Make the decorated function the fake kernel (shapes and dtypes alone) of a compiled operator.
+
+    It is registered when the operators are loaded, since PyTorch refuses fakes of operators that do not exist yet.
+
+    Args:
+        op: the operator's full name, such as "fastssl::layer_norm_forward".
+    """
+
+    def register(function: Callable) -> Callable:
+        _fake_kernels[op] = function
+        if _load_cpu_ops.cache_info().currsize and _load_cpu_ops():
+            torch.library.register_fake(op)(function)
+        return function
+
+    return register
+
+
+@torch.compiler.assume_constant_result
+def cpu_ops_loaded() -> bool:
+    """Load the compiled CPU operators, once, and tell whether they are there."""
+    return _load_cpu_ops()
 
 
 @functools.cache
-def cpu_ops_loaded() -> bool:
-    """Load the compiled CPU operators, once, and tell whether they are there."""
+def _load_cpu_ops() -> bool:
     if not _OPS_CPU.exists():
         _warn_missing(
             _OPS_CPU.name, "attention, layer norm and linear cross-entropy run as plain PyTorch, several times slower"
         )
         return False
     torch.ops.load_library(str(_OPS_CPU))
+    for op, function in _fake_kernels.items():
+        torch.library.register_fake(op)(function)
     return True
 
 
@@ -49,5 +76,5 @@ def _warn_missing(binary: str, consequence: str) -> None:
         f"fastssl was installed without its compiled part {binary}: {consequence}. "
         "Build it with `pip install --no-build-isolation -e .` from a checkout.",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

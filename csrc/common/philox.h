@@ -3,17 +3,10 @@
 // Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011).
 #pragma once
 
+#include "common/dropout.h"
 #include "common/vec.h"
 
 namespace fastssl {
-
-// A dropout request as the kernels take it. threshold = round(p * 65536); a 16-bit lane below it is dropped.
-struct Dropout {
-  uint32_t threshold = 0;  // 0: no dropout
-  float scale = 1.0f;      // 65536 / (65536 - threshold)
-  uint32_t key_0 = 0;      // low half of the 64-bit seed
-  uint32_t key_1 = 0;
-};
 
 namespace FASTSSL_ISA {
 
@@ -60,6 +53,49 @@ FASTSSL_INLINE PhiloxWords philox(VecU c0, VecU c1, VecU c2, VecU c3, uint32_t k
     key_1 += 0xBB67AE85u;
   }
   return {{c0, c1, c2, c3}};
+}
+
+// Interleave the low and the high halves of two vectors, each within 128 bits, by 32 and by 64 bits.
+FASTSSL_INLINE void interleave_32(VecU a, VecU b, VecU& low, VecU& high) {
+#if defined(__AVX512F__)
+  low = (VecU)_mm512_unpacklo_epi32((__m512i)a, (__m512i)b);
+  high = (VecU)_mm512_unpackhi_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  low = (VecU)_mm256_unpacklo_epi32((__m256i)a, (__m256i)b);
+  high = (VecU)_mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
+#else
+  low = VecU{a[0], b[0], a[1], b[1]};
+  high = VecU{a[2], b[2], a[3], b[3]};
+#endif
+}
+FASTSSL_INLINE void interleave_64(VecU a, VecU b, VecU& low, VecU& high) {
+#if defined(__AVX512F__)
+  low = (VecU)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b);
+  high = (VecU)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  low = (VecU)_mm256_unpacklo_epi64((__m256i)a, (__m256i)b);
+  high = (VecU)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b);
+#else
+  low = VecU{a[0], a[1], b[0], b[1]};
+  high = VecU{a[2], a[3], b[2], b[3]};
+#endif
+}
+
+inline constexpr int kPhiloxElements = 8 * kLanes;
+
+// Writes the kPhiloxElements 16-bit elements of the groups first_group .. first_group + kLanes - 1, in order.
+// Lanes take the groups in such an order that the interleavings, which work within 128 bits, leave them sorted.
+FASTSSL_INLINE void philox_elements(uint16_t* elements, uint32_t first_group, uint32_t c1, uint32_t c2, uint32_t c3,
+                                    uint32_t key_0, uint32_t key_1) {
+  const VecU lane = lane_index();
+  const VecU group = (lane & 3u) * (kLanes / 4) + (lane >> 2) + first_group;
+  const PhiloxWords words = philox(group, broadcast(c1), broadcast(c2), broadcast(c3), key_0, key_1);
+  VecU low_01, high_01, low_23, high_23, sorted[4];
+  interleave_32(words.w[0], words.w[1], low_01, high_01);
+  interleave_32(words.w[2], words.w[3], low_23, high_23);
+  interleave_64(low_01, low_23, sorted[0], sorted[1]);
+  interleave_64(high_01, high_23, sorted[2], sorted[3]);
+  std::memcpy(elements, sorted, sizeof sorted);
 }
 
 }  // namespace FASTSSL_ISA

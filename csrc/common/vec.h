@@ -203,6 +203,46 @@ FASTSSL_INLINE void store_scalar(Storage16* p, float x) {
   store(p, broadcast(x), 1);
 }
 
+// ---- the remainder of a row: loops call one body with Whole vectors, then at most once with a Part ----
+
+struct Whole {};
+struct Part {
+  int lanes;  // 1 .. kLanes - 1
+};
+
+template <class Element>
+FASTSSL_INLINE VecF load(const Element* p, Whole) {
+  return load(p);
+}
+template <class Element>
+FASTSSL_INLINE VecF load(const Element* p, Part part) {
+  return load(p, part.lanes);
+}
+template <class Element>
+FASTSSL_INLINE void store(Element* p, VecF x, Whole) {
+  store(p, x);
+}
+template <class Element>
+FASTSSL_INLINE void store(Element* p, VecF x, Part part) {
+  store(p, x, part.lanes);
+}
+
+// x, with `other` in the lanes past the end of the row.
+FASTSSL_INLINE VecF pad(VecF x, float, Whole) {
+  return x;
+}
+FASTSSL_INLINE VecF pad(VecF x, float other, Part part) {
+  return lane_index() < static_cast<uint32_t>(part.lanes) ? x : broadcast(other);
+}
+
+// body(j, Whole or Part) for every vector that begins at element j of a row.
+template <class Body>
+FASTSSL_INLINE void for_each_vector(int64_t width, Body body) {
+  int64_t j = 0;
+  for (; j + kLanes <= width; j += kLanes) body(j, Whole{});
+  if (j < width) body(j, Part{static_cast<int>(width - j)});
+}
+
 // ---- elementary functions ----
 
 // e^x within about one unit in the last place; exactly 0 below -87.33 (and for -inf), +inf above 88.72, NaN for NaN.

@@ -1,12 +1,13 @@
 """The public layer normalisation: checks, backend choice, autograd."""
 
+import torch
 from torch import Tensor
 
 from fastssl.ops.backend import choose
-from fastssl.ops.layer_norm import reference, stock
+from fastssl.ops.layer_norm import native, reference, stock
 from fastssl.ops.philox import dropout_threshold, resolve_seed
 
-BACKENDS = {"stock": stock, "reference": reference}
+BACKENDS = {"native": native, "stock": stock, "reference": reference}
 
 
 def layer_norm(
@@ -50,10 +51,52 @@ def layer_norm(
     Source: Ba, Kiros, Hinton, "Layer Normalization" (2016), arXiv 1607.06450, section 3.
     """
     _check(x, weight, bias, residual, dropout_p)
-    name = choose("layer_norm", backend, BACKENDS, x.device, x.dtype, {"dropout_p": dropout_p})
+    facts = {
+        "dropout_p": dropout_p,
+        "x_dtype": x.dtype,
+        "residual_dtype": x.dtype if residual is None else residual.dtype,
+        "parameter_dtypes": (weight.dtype, None if bias is None else bias.dtype),
+    }
+    name = choose("layer_norm", backend, BACKENDS, x.device, x.dtype, facts)
     seed = resolve_seed(seed) if dropout_p > 0 else None
-    y, total = BACKENDS[name].forward(x, weight, bias, residual, eps=eps, dropout_p=dropout_p, seed=seed)
+    if name == "native" and torch.is_grad_enabled() and _needs_gradient(x, weight, bias, residual):
+        y, total = _NativeLayerNorm.apply(x, weight, bias, residual, eps, dropout_p, seed)
+    else:
+        y, total = BACKENDS[name].forward(x, weight, bias, residual, eps=eps, dropout_p=dropout_p, seed=seed)
     return (y, total) if return_sum else y
+
+
+class _NativeLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual, eps, dropout_p, seed):
+        y, total, mean, rstd = native.forward_saving(x, weight, bias, residual, eps, dropout_p, seed)
+        ctx.save_for_backward(total, weight, mean, rstd, seed)
+        ctx.dropout_p = dropout_p
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (weight, bias, residual, x)]
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    def backward(ctx, grad_y, grad_total):
+        total, weight, mean, rstd, seed = ctx.saved_tensors
+        weight_dtype, bias_dtype, residual_dtype, x_dtype = ctx.dtypes
+        grad_y = torch.zeros(total.shape, dtype=x_dtype) if grad_y is None else grad_y
+        grad_x, grad_residual, grad_weight, grad_bias = native.backward(
+            grad_y, grad_total, total, weight, mean, rstd, dropout_p=ctx.dropout_p, seed=seed
+        )
+        return (
+            grad_x,
+            grad_weight.to(weight_dtype),
+            None if bias_dtype is None else grad_bias.to(bias_dtype),
+            None if residual_dtype is None else grad_residual,
+            None,
+            None,
+            None,
+        )
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dropout_p: float) -> None:

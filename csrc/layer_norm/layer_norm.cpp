@@ -1,0 +1,164 @@
+#include "layer_norm/layer_norm.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <tuple>
+
+namespace fastssl {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kGrain = 16384;        // elements that are worth a thread
+constexpr int64_t kMaxBlocks = 64;       // of rows; fixed by the shape, so that sums do not depend on the thread count
+constexpr int64_t kMinRowsPerBlock = 8;
+
+Element element_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Element::float32;
+    case ScalarType::BFloat16:
+      return Element::bfloat16;
+    case ScalarType::Half:
+      return Element::float16;
+    default:
+      STD_TORCH_CHECK(false, "layer_norm: unsupported dtype");
+  }
+}
+
+Tensor as_float(const Tensor& tensor) {
+  return torch::stable::contiguous(torch::stable::to(tensor, ScalarType::Float));
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+const void* data(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+Dropout dropout_of(int64_t threshold, const std::optional<Tensor>& seed) {
+  if (threshold == 0) return {};
+  STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long, "layer_norm: dropout needs an int64 seed");
+  const auto key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
+  return {static_cast<uint32_t>(threshold), 65536.0f / static_cast<float>(65536 - threshold),
+          static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
+}
+
+// kernel(begin, end, scratch) over `count` items of `size` elements each.
+template <class Kernel>
+void parallel_items(int64_t count, int64_t size, int64_t scratch_floats, const Kernel& kernel) {
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size));
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<float[]> scratch(new float[scratch_floats]);
+    kernel(begin, end, scratch.get());
+  });
+}
+
+Tensor nothing(const Tensor& like) {
+  return torch::stable::new_empty(like, {0});
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Tensor& weight_in,
+                                                   const std::optional<Tensor>& bias_in,
+                                                   const std::optional<Tensor>& residual_in, double eps,
+                                                   int64_t dropout_threshold, const std::optional<Tensor>& seed,
+                                                   bool keep_sum) {
+  const int64_t width = x_in.size(-1), rows = x_in.numel() / width;
+  const Tensor x = torch::stable::contiguous(x_in), weight = as_float(weight_in);
+  const std::optional<Tensor> residual = contiguous(residual_in);
+  const std::optional<Tensor> bias = bias_in ? std::optional(as_float(*bias_in)) : std::nullopt;
+  const Tensor& sum_like = residual ? *residual : x;
+  STD_TORCH_CHECK(weight.numel() == width && (!bias || bias->numel() == width), "layer_norm: parameter width");
+  STD_TORCH_CHECK(!residual || residual->numel() == x.numel(), "layer_norm: residual shape");
+  STD_TORCH_CHECK(sum_like.scalar_type() == x.scalar_type() || sum_like.scalar_type() == ScalarType::Float,
+                  "layer_norm: residual dtype");
+  Tensor y = torch::stable::empty_like(x);
+  Tensor sum = keep_sum ? torch::stable::empty_like(sum_like) : nothing(sum_like);
+  Tensor mean = torch::stable::new_empty(x, {rows}, ScalarType::Float);
+  Tensor rstd = torch::stable::new_empty(x, {rows}, ScalarType::Float);
+  const LayerNormForward args{
+      .x = x.const_data_ptr(),
+      .residual = data(residual),
+      .weight = weight.const_data_ptr<float>(),
+      .bias = static_cast<const float*>(data(bias)),
+      .y = y.mutable_data_ptr(),
+      .sum = keep_sum ? sum.mutable_data_ptr() : nullptr,
+      .mean = mean.mutable_data_ptr<float>(),
+      .rstd = rstd.mutable_data_ptr<float>(),
+      .width = width,
+      .eps = static_cast<float>(eps),
+      .x_type = element_of(x),
+      .sum_type = element_of(sum_like),
+      .dropout = dropout_of(dropout_threshold, seed),
+  };
+  const auto kernel = FASTSSL_KERNEL(layer_norm_forward);
+  parallel_items(rows, width, layer_norm_scratch(width),
+                 [&](int64_t begin, int64_t end, float* scratch) { kernel(args, begin, end, scratch); });
+  return {y, sum, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_y_in, const std::optional<Tensor>& grad_sum_in,
+                                                    const Tensor& sum_in, const Tensor& weight_in, const Tensor& mean,
+                                                    const Tensor& rstd, int64_t dropout_threshold,
+                                                    const std::optional<Tensor>& seed, bool residual_apart) {
+  const int64_t width = sum_in.size(-1), rows = sum_in.numel() / width;
+  const Tensor grad_y = torch::stable::contiguous(grad_y_in), sum = torch::stable::contiguous(sum_in);
+  const Tensor weight = as_float(weight_in);
+  const std::optional<Tensor> grad_sum = contiguous(grad_sum_in);
+  STD_TORCH_CHECK(grad_y.numel() == sum.numel() && mean.numel() == rows && rstd.numel() == rows,
+                  "layer_norm: shapes of the backward");
+  STD_TORCH_CHECK(!grad_sum || grad_sum->scalar_type() == sum.scalar_type(), "layer_norm: dtype of the sum's gradient");
+  Tensor grad_x = torch::stable::empty_like(grad_y);
+  Tensor grad_residual = residual_apart ? torch::stable::empty_like(sum) : nothing(sum);
+  const int64_t rows_per_block = std::max(kMinRowsPerBlock, (rows + kMaxBlocks - 1) / kMaxBlocks);
+  const int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
+  Tensor partials = torch::stable::new_empty(mean, {2, blocks, width});
+  Tensor grad_weight = torch::stable::new_empty(mean, {width});
+  Tensor grad_bias = torch::stable::new_empty(mean, {width});
+  float* partial = partials.mutable_data_ptr<float>();
+  const LayerNormBackward args{
+      .grad_y = grad_y.const_data_ptr(),
+      .grad_sum = data(grad_sum),
+      .sum = sum.const_data_ptr(),
+      .weight = weight.const_data_ptr<float>(),
+      .mean = mean.const_data_ptr<float>(),
+      .rstd = rstd.const_data_ptr<float>(),
+      .grad_x = grad_x.mutable_data_ptr(),
+      .grad_residual = residual_apart ? grad_residual.mutable_data_ptr() : nullptr,
+      .grad_weight = partial,
+      .grad_bias = partial + blocks * width,
+      .rows = rows,
+      .rows_per_block = rows_per_block,
+      .width = width,
+      .x_type = element_of(grad_y),
+      .sum_type = element_of(sum),
+      .dropout = dropout_of(dropout_threshold, seed),
+  };
+  const auto kernel = FASTSSL_KERNEL(layer_norm_backward);
+  parallel_items(blocks, rows_per_block * width, layer_norm_scratch(width),
+                 [&](int64_t begin, int64_t end, float* scratch) { kernel(args, begin, end, scratch); });
+  const auto sum_kernel = FASTSSL_KERNEL(sum_blocks);
+  parallel_items(width, blocks, 0, [&](int64_t begin, int64_t end, float*) {
+    sum_kernel(partial, blocks, width, grad_weight.mutable_data_ptr<float>(), begin, end);
+    sum_kernel(partial + blocks * width, blocks, width, grad_bias.mutable_data_ptr<float>(), begin, end);
+  });
+  return {grad_x, grad_residual, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace fastssl
+
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("layer_norm_forward", TORCH_BOX(&fastssl::forward));
+  m.impl("layer_norm_backward", TORCH_BOX(&fastssl::backward));
+}

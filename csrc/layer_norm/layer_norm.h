@@ -1,0 +1,62 @@
+// What the layer norm kernels of every instruction set take (fastssl/ops/layer_norm/README.md).
+#pragma once
+
+#include <cstdint>
+
+#include "common/cpu_capability.h"
+#include "common/dropout.h"
+
+namespace fastssl {
+
+enum class Element : int32_t { float32, bfloat16, float16 };
+
+// y = (sum - mean) * rstd * weight + bias with sum = residual + dropout(x), rounded to its dtype.
+struct LayerNormForward {
+  const void* x;         // (rows, width) of x_type
+  const void* residual;  // (rows, width) of sum_type, or null
+  const float* weight;   // (width)
+  const float* bias;     // (width), or null
+  void* y;               // (rows, width) of x_type
+  void* sum;             // (rows, width) of sum_type, or null where nobody needs it
+  float* mean;           // (rows)
+  float* rstd;           // (rows)
+  int64_t width;
+  float eps;
+  Element x_type;
+  Element sum_type;
+  Dropout dropout;
+};
+
+struct LayerNormBackward {
+  const void* grad_y;    // (rows, width) of x_type
+  const void* grad_sum;  // (rows, width) of sum_type, or null
+  const void* sum;       // (rows, width) of sum_type
+  const float* weight;   // (width)
+  const float* mean;     // (rows)
+  const float* rstd;     // (rows)
+  void* grad_x;          // (rows, width) of x_type
+  void* grad_residual;   // (rows, width) of sum_type, or null
+  float* grad_weight;    // (blocks, width): one partial sum a block of rows
+  float* grad_bias;      // (blocks, width)
+  int64_t rows;
+  int64_t rows_per_block;
+  int64_t width;
+  Element x_type;
+  Element sum_type;
+  Dropout dropout;
+};
+
+// Floats of scratch that one call of a kernel needs: a row, and its random elements.
+inline constexpr int64_t layer_norm_scratch(int64_t width) {
+  return 2 * (width + 128);
+}
+
+// Rows [begin, end).
+FASTSSL_DECLARE_KERNEL(void, layer_norm_forward, const LayerNormForward&, int64_t begin, int64_t end, float* scratch)
+// Blocks of rows [begin, end).
+FASTSSL_DECLARE_KERNEL(void, layer_norm_backward, const LayerNormBackward&, int64_t begin, int64_t end, float* scratch)
+// total[j] = sum of partials[block, j] over the blocks, in their order, for columns [begin, end).
+FASTSSL_DECLARE_KERNEL(void, sum_blocks, const float* partials, int64_t blocks, int64_t width, float* total,
+                       int64_t begin, int64_t end)
+
+}  // namespace fastssl

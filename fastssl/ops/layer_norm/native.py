@@ -1,0 +1,75 @@
+"""`layer_norm` by the compiled CPU kernels: one pass over memory in each direction, on every instruction set."""
+
+import torch
+from torch import Tensor
+
+from fastssl import extension
+from fastssl.ops.backend import Supports
+from fastssl.ops.philox import dropout_threshold
+
+SUPPORTS = Supports(
+    devices=("cpu",),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    needs_cpu_ops=True,
+    refuses={
+        "the residual must have the dtype of x, or float32": lambda x_dtype, residual_dtype, **_: (
+            residual_dtype not in (x_dtype, torch.float32)
+        ),
+        "a parameter is float64": lambda parameter_dtypes, **_: torch.float64 in parameter_dtypes,
+    },
+)
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, eps: float, dropout_p: float, seed
+) -> tuple[Tensor, Tensor]:
+    """Return (y, sum) of `fastssl.ops.layer_norm`, without a graph for autograd."""
+    return forward_saving(x, weight, bias, residual, eps, dropout_p, seed)[:2]
+
+
+def forward_saving(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float, dropout_p: float, seed
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (y, sum, mean, rstd); sum is `x` itself where nothing is added to it or dropped from it."""
+    threshold = dropout_threshold(dropout_p)
+    changed = residual is not None or threshold > 0
+    y, total, mean, rstd = torch.ops.fastssl.layer_norm_forward(
+        x, weight, bias, residual, eps, threshold, seed, changed
+    )
+    return y, total if changed else x, mean, rstd
+
+
+def backward(
+    grad_y: Tensor,
+    grad_sum: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    *,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, residual, weight and bias (the last two float32)."""
+    threshold = dropout_threshold(dropout_p)
+    apart = threshold > 0 or grad_y.dtype != total.dtype
+    grad_x, grad_residual, grad_weight, grad_bias = torch.ops.fastssl.layer_norm_backward(
+        grad_y, grad_sum, total, weight, mean, rstd, threshold, seed, apart
+    )
+    return grad_x, grad_residual if apart else grad_x, grad_weight, grad_bias
+
+
+@extension.fake_kernel("fastssl::layer_norm_forward")
+def _forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed, keep_sum):
+    sum_like = x if residual is None else residual
+    total = torch.empty_like(sum_like, memory_format=torch.contiguous_format) if keep_sum else sum_like.new_empty(0)
+    mean = x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), total, mean, torch.empty_like(mean)
+
+
+@extension.fake_kernel("fastssl::layer_norm_backward")
+def _backward_fake(grad_y, grad_sum, sum, weight, mean, rstd, dropout_threshold, seed, residual_apart):
+    grad_x = torch.empty_like(grad_y, memory_format=torch.contiguous_format)
+    grad_residual = sum.new_empty(sum.shape) if residual_apart else sum.new_empty(0)
+    parameter = weight.new_empty(weight.shape, dtype=torch.float32)
+    return grad_x, grad_residual, parameter, torch.empty_like(parameter)
