@@ -1,0 +1,1 @@
+"""Whole models: packed tokens in, losses out; their sizes, their cost, and their files."""

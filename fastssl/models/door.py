@@ -1,0 +1,78 @@
+"""The door of a model: padded tensors are packed here once on the way in, and unpacked once on the way out."""
+
+import torch
+from torch import Tensor
+
+from fastssl.data.batch import PackedBatch
+
+
+def pack(
+    batch: PackedBatch | None,
+    *,
+    vocab_size: int,
+    max_positions: int,
+    input_ids: Tensor | None = None,
+    **padded: Tensor | None,
+) -> PackedBatch:
+    """Return the packed batch that a model runs on.
+
+    Args:
+        batch: a packed batch, or None.
+        vocab_size: V of the model.
+        max_positions: longest sequence of the model, in tokens.
+        input_ids: (B, T) int64, where there is no packed batch.
+        padded: the other arguments of `PackedBatch.from_padded`.
+
+    Raises:
+        ValueError: for neither or both kinds of input, a sequence too long for the model, or an id outside of its
+            vocabulary (seen on the CPU; a GPU is not made to wait for this check).
+    """
+    if batch is not None and not isinstance(batch, PackedBatch):
+        raise ValueError(
+            f"the model's first argument must be a PackedBatch, got {type(batch).__name__}; "
+            "pass padded tensors by name: model(input_ids=..., attention_mask=...)"
+        )
+    surplus = [name for name, value in {"input_ids": input_ids, **padded}.items() if value is not None]
+    if batch is None and input_ids is None:
+        raise ValueError("the model needs a PackedBatch, or input_ids of shape (B, T); got neither")
+    if batch is not None and surplus:
+        raise ValueError(f"the model got a PackedBatch and also {', '.join(surplus)}; give one or the other")
+    packed = PackedBatch.from_padded(input_ids, **padded) if batch is None else batch
+    if packed.max_seqlen > max_positions:
+        raise ValueError(
+            f"a sequence of {packed.max_seqlen} tokens is longer than the model's {max_positions} positions "
+            "(max_position_embeddings); cut it, or split it into several"
+        )
+    if packed.input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_range(
+            "input_ids", packed.input_ids, vocab_size, "the tokenizer and the model have different vocabularies"
+        )
+        _check_range("position_ids", packed.position_ids, max_positions, "max_position_embeddings is too small")
+    return packed
+
+
+def unpack_attentions(batch: PackedBatch, attentions: tuple[Tensor, ...]) -> Tensor:
+    """Return one layer's attention probabilities in the padded layout that `batch` came from.
+
+    Args:
+        batch: made by `PackedBatch.from_padded`.
+        attentions: B tensors (H, T_b, T_b), T_b the real tokens of a sequence.
+
+    Returns:
+        (B, H, T, T); 0 in the rows and columns of padding.
+    """
+    length = batch.padded_length
+    padded = attentions[0].new_zeros(batch.num_sequences, attentions[0].shape[0], length, length)
+    columns = batch.padded_positions.remainder(length).split(batch.cu_seqlens.diff().tolist())
+    for sequence, (column, probabilities) in enumerate(zip(columns, attentions, strict=True)):
+        padded[sequence, :, column[:, None], column] = probabilities
+    return padded
+
+
+def _check_range(name: str, values: Tensor, end: int, cause: str) -> None:
+    if values.numel() == 0:
+        return
+    low, high = (bound.item() for bound in values.aminmax())
+    if low < 0 or high >= end:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{name} must be at least 0 and below {end}, got {wrong}: {cause}")

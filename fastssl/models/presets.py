@@ -1,0 +1,40 @@
+"""Published sizes of BERT, by name."""
+
+import difflib
+
+from fastssl.models.bert_config import BertConfig
+
+
+def _bert(layers: int, width: int, vocab_size: int = 30522) -> BertConfig:
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+    )
+
+
+PRESETS: dict[str, BertConfig] = {
+    "bert-tiny": _bert(2, 128),
+    "bert-mini": _bert(4, 256),
+    "bert-small": _bert(4, 512),
+    "bert-medium": _bert(8, 512),
+    "bert-base": _bert(12, 768),
+    "bert-base-uncased": _bert(12, 768),
+    "bert-base-cased": _bert(12, 768, 28996),
+    "bert-base-chinese": _bert(12, 768, 21128),
+    "bert-base-multilingual-cased": _bert(12, 768, 119547),
+    "bert-large": _bert(24, 1024),
+    "bert-large-uncased": _bert(24, 1024),
+    "bert-large-cased": _bert(24, 1024, 28996),
+}
+"""Name -> config. Sources: Devlin et al. 2018 (1810.04805); tiny to medium: Turc et al. 2019 (1908.08962)."""
+
+
+def preset(name: str) -> BertConfig:
+    """Return the config of a preset; ValueError with the nearest name for one that does not exist."""
+    if name in PRESETS:
+        return PRESETS[name]
+    nearest = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.0)[0]
+    raise ValueError(f"there is no preset {name!r}; did you mean {nearest!r}? All presets: {', '.join(PRESETS)}")

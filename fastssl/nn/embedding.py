@@ -1,0 +1,61 @@
+"""The sum of word, position and token-type embeddings, normalised."""
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.nn.norm import LayerNorm
+
+
+class Embeddings(nn.Module):
+    """``LN(word[ids] + token_type[types] + position[positions])``; the dropout after it belongs to the encoder.
+
+    Args:
+        vocab_size: V.
+        hidden_size: E.
+        max_positions: number of position vectors.
+        num_token_types: number of token-type vectors.
+        norm_eps: of the norm.
+        padding_id: a token whose word vector starts at zero and gets no gradient from being read (as in Hugging
+            Face), or None.
+
+    Source: Devlin et al. 2018 (arXiv 1810.04805) §3, figure 2.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        max_positions: int,
+        num_token_types: int,
+        norm_eps: float,
+        padding_id: int | None,
+    ) -> None:
+        super().__init__()
+        self.word = nn.Embedding(vocab_size, hidden_size, padding_idx=padding_id)
+        self.position = nn.Embedding(max_positions, hidden_size)
+        self.token_type = nn.Embedding(num_token_types, hidden_size)
+        self.norm = LayerNorm(hidden_size, norm_eps)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Return (N, E) from three (N) int64 tensors."""
+        words_and_types = self.word(input_ids) + self.token_type(token_type_ids)
+        return self.norm(words_and_types, residual=self.position(position_ids))
+
+    @torch.no_grad()
+    def grow(self, vocab_size: int, std: float) -> None:
+        """Add word vectors, in place: the mean of the old ones, plus normal(0, `std`).
+
+        Starting at the mean bounds how much the old predictions change (Hewitt 2021, "Initializing New Word Embeddings
+        for Pretrained Language Models").
+
+        Args:
+            vocab_size: the new V, not below the old one.
+            std: standard deviation of the noise that tells the new vectors apart.
+        """
+        old = self.word.weight
+        if vocab_size < old.shape[0]:
+            raise ValueError(f"vocab_size must be at least the {old.shape[0]} tokens there are, got {vocab_size}")
+        new = old.mean(0) + std * torch.randn_like(old.new_empty(vocab_size - old.shape[0], old.shape[1]))
+        grown = torch.cat((old, new))
+        self.word = nn.Embedding.from_pretrained(grown, freeze=False, padding_idx=self.word.padding_idx)

@@ -1,0 +1,130 @@
+"""A stack of transformer blocks, from normed embeddings to the last hidden states."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastssl.nn.block import Block, BlockSeeds, PostNormBlock, PreNormBlock
+from fastssl.nn.dropout import dropout, site_seeds
+from fastssl.nn.norm import LayerNorm
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """What an encoder records on its way, where asked to."""
+
+    hidden_states: list[Tensor] | None = None
+    """L + 1 tensors (N, E): what enters each block, and what leaves the encoder."""
+    attentions: list[tuple[Tensor, ...]] | None = None
+    """L tuples of B tensors (H, T, T): the attention probabilities of each sequence, before dropout."""
+
+    def record(self, hidden_states: Tensor, block: Block, attention_input: Tensor, cu_seqlens: Tensor) -> None:
+        """Note what enters a block; `attention_input` is what its attention will see."""
+        if self.hidden_states is not None:
+            self.hidden_states.append(hidden_states)
+        if self.attentions is not None:
+            self.attentions.append(block.attention.probabilities(attention_input, cu_seqlens))
+
+    def finish(self, hidden_states: Tensor) -> None:
+        """Note what leaves the encoder."""
+        if self.hidden_states is not None:
+            self.hidden_states.append(hidden_states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropoutSeeds:
+    """The dropout seeds of a whole encoder."""
+
+    embeddings: Tensor | None
+    """0-d int64, or None for no dropout."""
+    blocks: Sequence[BlockSeeds] = field(default_factory=list)
+    """One per block."""
+
+    @classmethod
+    def derive(cls, step_seed: Tensor | None, num_blocks: int) -> "DropoutSeeds":
+        """Derive every site's seed from the step's, a 0-d int64 tensor; None means no dropout."""
+        if step_seed is None:
+            return cls(embeddings=None, blocks=[BlockSeeds()] * num_blocks)
+        sites = site_seeds(step_seed, 1 + 3 * num_blocks)
+        return cls(embeddings=sites[0], blocks=[BlockSeeds(*sites[i : i + 3]) for i in range(1, len(sites), 3)])
+
+
+class PostNormEncoder(nn.Module):
+    """Blocks that norm after each sum, as published.
+
+    Args:
+        num_blocks: L.
+        block: keyword arguments of each `PostNormBlock`.
+    """
+
+    def __init__(self, num_blocks: int, **block) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.backend = "auto"
+        self.blocks = nn.ModuleList(PostNormBlock(**block) for _ in range(num_blocks))
+        self.hidden_dropout_p: float = block["hidden_dropout_p"]
+
+    def forward(
+        self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: DropoutSeeds, trace: Trace
+    ) -> Tensor:
+        """Return the last hidden states, (N, E).
+
+        Args:
+            embedded: (N, E), normed embeddings before their dropout.
+            cu_seqlens: (B + 1) int32, where each sequence begins.
+            max_seqlen: length of the longest sequence.
+            seeds: of dropout.
+            trace: takes down what it asks for.
+        """
+        hidden_states = dropout(embedded, self.hidden_dropout_p, seeds.embeddings, backend=self.backend)
+        for block, block_seeds in zip(self.blocks, seeds.blocks, strict=True):
+            trace.record(hidden_states, block, hidden_states, cu_seqlens)
+            hidden_states = _run(self, block, hidden_states, cu_seqlens, max_seqlen, block_seeds)
+        trace.finish(hidden_states)
+        return hidden_states
+
+
+class PreNormEncoder(nn.Module):
+    """Blocks that norm their inputs, and a norm behind the last one.
+
+    Args:
+        num_blocks: L.
+        block: keyword arguments of each `PreNormBlock`.
+    """
+
+    def __init__(self, num_blocks: int, **block) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.blocks = nn.ModuleList(PreNormBlock(**block) for _ in range(num_blocks))
+        self.final_norm = LayerNorm(block["hidden_size"], block["norm_eps"])
+        self.hidden_dropout_p: float = block["hidden_dropout_p"]
+
+    def forward(
+        self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: DropoutSeeds, trace: Trace
+    ) -> Tensor:
+        """Return the last hidden states, (N, E); arguments as in `PostNormEncoder.forward`."""
+        p = self.hidden_dropout_p
+        addend, stream, addend_seed = embedded, None, seeds.embeddings
+        for block, block_seeds in zip(self.blocks, seeds.blocks, strict=True):
+            normed, stream = block.attention_norm(
+                addend, residual=stream, dropout_p=p, seed=addend_seed, return_sum=True
+            )
+            trace.record(stream, block, normed, cu_seqlens)
+            addend, stream = _run(self, block, normed, stream, cu_seqlens, max_seqlen, block_seeds)
+            addend_seed = block_seeds.mlp_output
+        hidden_states = self.final_norm(addend, residual=stream, dropout_p=p, seed=addend_seed)
+        trace.finish(hidden_states)
+        return hidden_states
+
+
+def _run(encoder: PostNormEncoder | PreNormEncoder, block: Block, *arguments):
+    """Run a block, keeping only its inputs for the backward where the encoder checkpoints.
+
+    The generator's state is not saved: dropout repeats itself because its seeds are among the arguments.
+    """
+    if encoder.gradient_checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return block(*arguments)

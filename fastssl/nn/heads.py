@@ -1,0 +1,95 @@
+"""What turns hidden states into predictions: the masked-LM head and the pooled first token."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastssl.nn.mlp import ACTIVATIONS
+from fastssl.nn.norm import LayerNorm
+from fastssl.ops.linear_cross_entropy.api import LinearCrossEntropyStats, linear_cross_entropy
+
+
+class Pooler(nn.Module):
+    """``tanh(dense(h))`` of each sequence's first token.
+
+    Args:
+        hidden_size: E.
+
+    Source: Devlin et al. 2018 (arXiv 1810.04805) §3.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Return (B, E) from packed (N, E) and (B + 1); every sequence has at least one token."""
+        return self.dense(hidden_states[cu_seqlens[:-1].long()]).tanh()
+
+
+class MaskedLMHead(nn.Module):
+    """``LN(activation(dense(h))) W^T + bias``: a score for each token of the vocabulary.
+
+    W is the word embedding of the model, passed to each call, or the head's own `decoder` where it is not tied.
+
+    Args:
+        hidden_size: E.
+        vocab_size: V.
+        activation: a key of `ACTIVATIONS`.
+        norm_eps: of the norm.
+        tied: whether W is the word embedding.
+
+    Source: Devlin et al. 2018 (arXiv 1810.04805) §3.1; tying: Press and Wolf 2016 (arXiv 1608.05859).
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, *, activation: str, norm_eps: float, tied: bool) -> None:
+        super().__init__()
+        self.backend = "auto"
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = ACTIVATIONS[activation]
+        self.norm = LayerNorm(hidden_size, norm_eps)
+        self.decoder = None if tied else nn.Linear(hidden_size, vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def logits(self, hidden_states: Tensor, word_embedding: Tensor) -> Tensor:
+        """Return (M, V) from (M, E) rows and the (V, E) word embedding."""
+        return F.linear(self._transform(hidden_states), self._decoder_weight(word_embedding), self.bias)
+
+    def loss(
+        self, hidden_states: Tensor, labels: Tensor, word_embedding: Tensor
+    ) -> tuple[Tensor, LinearCrossEntropyStats]:
+        """Return the sum of the rows' cross-entropies, 0-d fp32, and statistics; the logits never exist whole.
+
+        Args:
+            hidden_states: (M, E), the rows to predict and no others.
+            labels: (M) int64.
+            word_embedding: (V, E).
+        """
+        return linear_cross_entropy(
+            self._transform(hidden_states),
+            self._decoder_weight(word_embedding),
+            labels,
+            bias=self.bias,
+            reduction="sum",
+            return_stats=True,
+            backend=self.backend,
+        )
+
+    @torch.no_grad()
+    def grow(self, vocab_size: int, std: float) -> None:
+        """Add scores for new tokens, in place: bias and, where untied, weights as in `Embeddings.grow`."""
+        num_new = vocab_size - self.bias.numel()
+        if num_new < 0:
+            raise ValueError(f"vocab_size must be at least the {self.bias.numel()} tokens there are, got {vocab_size}")
+        self.bias = nn.Parameter(torch.cat((self.bias, self.bias.mean().expand(num_new))))
+        if self.decoder is not None:
+            old = self.decoder.weight
+            new = old.mean(0) + std * torch.randn_like(old.new_empty(num_new, old.shape[1]))
+            self.decoder = nn.Linear(old.shape[1], vocab_size, bias=False, device="meta")
+            self.decoder.weight = nn.Parameter(torch.cat((old, new)))
+
+    def _transform(self, hidden_states: Tensor) -> Tensor:
+        return self.norm(self.activation(self.dense(hidden_states)))
+
+    def _decoder_weight(self, word_embedding: Tensor) -> Tensor:
+        return word_embedding if self.decoder is None else self.decoder.weight
