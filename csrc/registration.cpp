@@ -16,4 +16,17 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "layer_norm_backward(Tensor grad_y, Tensor? grad_sum, Tensor sum, Tensor weight, Tensor mean, Tensor rstd, "
       "int dropout_threshold, Tensor? seed, bool residual_apart) "
       "-> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+
+  // Packed (N, H, D) or dense (B, T, H, D). lse is float32, (H, N) or (B, H, T).
+  m.def(
+      "attention_forward(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? bias, "
+      "Tensor? alibi_slopes, int window_left, int window_right, int dropout_threshold, Tensor? seed, float scale) "
+      "-> (Tensor out, Tensor lse)");
+  // Where q, k and v have the same rows, `grad_q` holds the heads of all three side by side and `grad_kv` is empty; else
+  // `grad_kv` holds those of k and v. `grad_bias` is float32, empty unless needed.
+  m.def(
+      "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+      "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? bias, Tensor? alibi_slopes, int window_left, "
+      "int window_right, int dropout_threshold, Tensor? seed, float scale, bool bias_needs_grad) "
+      "-> (Tensor grad_q, Tensor grad_kv, Tensor grad_bias)");
 }

@@ -272,5 +272,24 @@ FASTSSL_INLINE VecF exp(VecF x) {
   return x == x ? result : x;
 }
 
+// Natural logarithm of a positive normal number, within about one unit in the last place.
+FASTSSL_INLINE VecF log(VecF x) {
+  // x = m 2^n with m in [sqrt(1/2), sqrt(2)): shifting by sqrt(1/2) puts the cut there.
+  const VecU offset = as_bits(x) - 0x3f3504f3u;
+  const VecF n = __builtin_convertvector((VecI)offset >> 23, VecF);
+  const VecF m = as_float((offset & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+  VecF p = broadcast(7.0376836292e-2f);
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const VecF square = m * m;
+  return (p * square * m - 0.5f * square + n * -2.12194440e-4f) + m + n * 0.693359375f;
+}
+
 }  // namespace FASTSSL_ISA
 }  // namespace fastssl

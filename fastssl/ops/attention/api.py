@@ -1,16 +1,14 @@
 """The public function `attention`: its meaning, its checks, its choice of backend, its place in autograd."""
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from fastssl.ops.attention import reference, stock
+from fastssl.ops.attention import native, reference, stock
 from fastssl.ops.attention.checks import check_lengths, check_tensors, resolve_window
 from fastssl.ops.backend import choose
 from fastssl.ops.philox import dropout_threshold, resolve_seed
 
-BACKENDS = {"stock": stock, "reference": reference}
+BACKENDS = {"native": native, "stock": stock, "reference": reference}
 
 
 def attention(
@@ -75,28 +73,76 @@ def attention(
     check_lengths(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, bias)
     window_left, window_right = resolve_window(causal, window)
     dropped = dropout_threshold(dropout_p) > 0
-    out, lse = _backend(backend, q, dropped, return_lse).forward(
-        q,
-        k,
-        v,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        window_left=window_left,
-        window_right=window_right,
-        bias=bias,
-        alibi_slopes=alibi_slopes,
-        dropout_p=dropout_p if dropped else 0.0,
-        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
-        seed=resolve_seed(seed) if dropped else None,
-    )
+    name = _choose(backend, q, dropped, return_lse)
+    options = {
+        "cu_seqlens_q": cu_seqlens_q,
+        "cu_seqlens_k": cu_seqlens_k,
+        "bias": bias,
+        "alibi_slopes": None if alibi_slopes is None else alibi_slopes.float(),
+        "seed": resolve_seed(seed) if dropped else None,
+        "window_left": window_left,
+        "window_right": window_right,
+        "dropout_p": dropout_p if dropped else 0.0,
+        "scale": q.shape[-1] ** -0.5 if scale is None else float(scale),
+    }
+    if name == "native" and torch.is_grad_enabled():
+        out, lse = _NativeAttention.apply(q, k, v, *options.values())
+    else:
+        out, lse = BACKENDS[name].forward(q, k, v, **options)
     return (out, lse) if return_lse else out
 
 
-def _backend(requested: str, q: Tensor, dropped: bool, return_lse: bool) -> ModuleType:
+class _NativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, q, k, v, cu_seqlens_q, cu_seqlens_k, bias, alibi_slopes, seed, window_left, window_right, dropout_p, scale
+    ):
+        ctx.numbers = {
+            "window_left": window_left,
+            "window_right": window_right,
+            "dropout_p": dropout_p,
+            "scale": scale,
+        }
+        tensors = {
+            "cu_seqlens_q": cu_seqlens_q,
+            "cu_seqlens_k": cu_seqlens_k,
+            "bias": bias,
+            "alibi_slopes": alibi_slopes,
+            "seed": seed,
+        }
+        out, lse = native.forward(q, k, v, **tensors, **ctx.numbers)
+        ctx.save_for_backward(q, k, v, out, lse, *tensors.values())
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_lse):
+        q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, bias, alibi_slopes, seed = ctx.saved_tensors
+        grad_q, grad_k, grad_v, grad_bias = native.backward(
+            torch.zeros_like(out) if grad_out is None else grad_out,
+            grad_lse,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            cu_seqlens_q=cu_seqlens_q,
+            cu_seqlens_k=cu_seqlens_k,
+            bias=bias,
+            alibi_slopes=alibi_slopes,
+            seed=seed,
+            bias_needs_grad=ctx.needs_input_grad[5],
+            **ctx.numbers,
+        )
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return (grad_q, grad_k, grad_v, None, None, grad_bias) + (None,) * 6
+
+
+def _choose(requested: str, q: Tensor, dropped: bool, return_lse: bool) -> str:
     facts = {
         "packed": q.dim() == 3,
         "compiling": torch.compiler.is_compiling(),
         "dropped": dropped,
         "return_lse": return_lse,
     }
-    return BACKENDS[choose("attention", requested, BACKENDS, q.device, q.dtype, facts)]
+    return choose("attention", requested, BACKENDS, q.device, q.dtype, facts)

@@ -1,0 +1,321 @@
+#include "attention/attention.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <new>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace fastssl {
+namespace attention {
+
+int64_t forward_scratch(int64_t width, int64_t num_keys) {
+  return padded(width) * (2 * padded(num_keys) + 3 * kQueryTile) + 3 * kKeyTile * kQueryTile + 3 * kQueryTile;
+}
+
+int64_t backward_scratch(int64_t width, int64_t num_keys) {
+  return padded(width) * (4 * padded(num_keys) + 6 * kQueryTile) + 4 * kKeyTile * kQueryTile + 2 * kQueryTile;
+}
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kGrain = 1 << 19;  // multiplications that are worth a thread
+constexpr int64_t kItemsPerThread = 4;
+
+Storage storage_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Storage::float32;
+    case ScalarType::BFloat16:
+      return Storage::bfloat16;
+    case ScalarType::Half:
+      return Storage::float16;
+    default:
+      STD_TORCH_CHECK(false, "attention: unsupported dtype");
+  }
+}
+
+// Columns must be contiguous; rows and heads may be slices of a wider tensor.
+Tensor with_contiguous_columns(const Tensor& tensor) {
+  return tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+// (N, H, D) or (B, T, H, D).
+Rows rows_of(const Tensor& tensor) {
+  const bool dense = tensor.dim() == 4;
+  return {tensor.data_ptr(), dense ? tensor.stride(0) : 0, tensor.stride(-3), tensor.stride(-2)};
+}
+
+// lse (H, N) or (B, H, T); its rows must be contiguous.
+Rows lse_rows_of(const Tensor& tensor) {
+  return {tensor.data_ptr(), tensor.dim() == 3 ? tensor.stride(0) : 0, 1, tensor.stride(-2)};
+}
+
+// (H, T, S) or (B, H, T, S).
+Rows bias_rows_of(const Tensor& tensor) {
+  return {tensor.data_ptr(), tensor.dim() == 4 ? tensor.stride(0) : 0, tensor.stride(-2), tensor.stride(-3)};
+}
+
+std::vector<Item> packed_sequences(const Tensor& q, const Tensor& k, const Tensor& offsets_q, const Tensor& offsets_k) {
+  STD_TORCH_CHECK(offsets_q.scalar_type() == ScalarType::Int && offsets_k.scalar_type() == ScalarType::Int &&
+                      offsets_q.is_contiguous() && offsets_k.is_contiguous() && offsets_q.numel() >= 1 &&
+                      offsets_q.numel() == offsets_k.numel(),
+                  "attention: cu_seqlens must be contiguous int32 tensors of one length");
+  const int32_t* const begin_q = offsets_q.const_data_ptr<int32_t>();
+  const int32_t* const begin_k = offsets_k.const_data_ptr<int32_t>();
+  const int64_t count = offsets_q.numel() - 1;
+  bool valid = begin_q[0] == 0 && begin_k[0] == 0 && begin_q[count] == q.size(0) && begin_k[count] == k.size(0);
+  std::vector<Item> sequences;
+  sequences.reserve(count);
+  for (int64_t b = 0; b < count; ++b) {
+    const int64_t queries = begin_q[b + 1] - begin_q[b], keys = begin_k[b + 1] - begin_k[b];
+    valid = valid && queries >= 0 && keys >= 0;
+    sequences.push_back({b, 0, begin_q[b], queries, begin_k[b], keys, 0, queries});
+  }
+  STD_TORCH_CHECK(valid, "attention: cu_seqlens must rise from 0 to the number of rows");
+  return sequences;
+}
+
+// One item a sequence, head 0, the costliest first.
+std::vector<Item> sequences_of(const Tensor& q, const Tensor& k, const OptionalTensor& offsets_q,
+                               const OptionalTensor& offsets_k) {
+  std::vector<Item> sequences;
+  if (q.dim() == 3) {
+    STD_TORCH_CHECK(offsets_q && offsets_k, "attention: packed input needs cu_seqlens");
+    sequences = packed_sequences(q, k, *offsets_q, *offsets_k);
+  } else {
+    for (int64_t b = 0; b < q.size(0); ++b) sequences.push_back({b, 0, 0, q.size(1), 0, k.size(1), 0, q.size(1)});
+  }
+  std::stable_sort(sequences.begin(), sequences.end(), [](const Item& a, const Item& b) {
+    return a.num_queries * a.num_keys > b.num_queries * b.num_keys;
+  });
+  return sequences;
+}
+
+int64_t longest_keys(const std::vector<Item>& sequences) {
+  int64_t longest = 0;
+  for (const Item& item : sequences) longest = std::max(longest, item.num_keys);
+  return longest;
+}
+
+struct AlignedDelete {
+  void operator()(float* memory) const {
+    ::operator delete(memory, std::align_val_t(64));
+  }
+};
+
+// work(index, scratch) for each index of [0, count), each taken by the next free worker.
+template <class Work>
+void run(int64_t count, int64_t multiplications, int64_t scratch_floats, const Work& work) {
+  const int64_t useful = std::min<int64_t>({torch::stable::get_num_threads(), count, 1 + multiplications / kGrain});
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> out_of_memory{false};
+  torch::stable::parallel_for(0, useful, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      const std::unique_ptr<float, AlignedDelete> scratch(static_cast<float*>(
+          ::operator new(sizeof(float) * static_cast<size_t>(scratch_floats), std::align_val_t(64), std::nothrow)));
+      if (!scratch) {
+        out_of_memory = true;
+        return;
+      }
+      for (int64_t index = next++; index < count; index = next++) work(index, scratch.get());
+    }
+  });
+  STD_TORCH_CHECK(!out_of_memory, "attention: no memory for ", scratch_floats * 4, " bytes of scratch");
+}
+
+int64_t multiplications(const std::vector<Item>& sequences, int64_t heads, int64_t width) {
+  int64_t total = 0;
+  for (const Item& item : sequences) total += item.num_queries * item.num_keys;
+  return 2 * total * heads * width;
+}
+
+Arguments arguments(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& bias,
+                    const OptionalTensor& alibi, int64_t window_left, int64_t window_right, int64_t dropout_threshold,
+                    const OptionalTensor& seed, double scale) {
+  STD_TORCH_CHECK(q.dim() == k.dim() && q.size(-1) == k.size(-1) && k.sizes().equals(v.sizes()) && k.size(-2) > 0 &&
+                      q.size(-2) % k.size(-2) == 0 && (q.dim() == 3 || q.size(0) == k.size(0)),
+                  "attention: shapes of q, k and v");
+  STD_TORCH_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(),
+                  "attention: dtypes of q, k and v");
+  Arguments args;
+  args.storage = storage_of(q);
+  args.width = q.size(-1);
+  args.heads_per_key = q.size(-2) / k.size(-2);
+  args.q = rows_of(q);
+  args.k = rows_of(k);
+  args.v = rows_of(v);
+  if (bias) {
+    args.bias_storage = storage_of(*bias);
+    args.bias = bias_rows_of(*bias);
+  }
+  if (alibi) {
+    STD_TORCH_CHECK(alibi->scalar_type() == ScalarType::Float && alibi->is_contiguous() && alibi->numel() == q.size(-2),
+                    "attention: alibi_slopes must be H contiguous float32 numbers");
+    args.alibi = alibi->const_data_ptr<float>();
+  }
+  args.window_left = window_left;
+  args.window_right = window_right;
+  args.scale = static_cast<float>(scale);
+  if (dropout_threshold > 0) {
+    STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long, "attention: dropout needs an int64 seed");
+    const auto key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
+    args.dropout = {static_cast<uint32_t>(dropout_threshold), 65536.0f / static_cast<float>(65536 - dropout_threshold),
+                    static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
+  }
+  return args;
+}
+
+void check_bias(const OptionalTensor& bias, const std::vector<Item>& sequences, int64_t heads) {
+  if (!bias) return;
+  int64_t longest_q = 0;
+  for (const Item& item : sequences) longest_q = std::max(longest_q, item.num_queries);
+  STD_TORCH_CHECK((bias->dim() == 3 || bias->size(0) == static_cast<int64_t>(sequences.size())) &&
+                      bias->size(-3) == heads && bias->size(-2) >= longest_q &&
+                      bias->size(-1) >= longest_keys(sequences),
+                  "attention: bias must cover the longest sequences");
+}
+
+OptionalTensor with_contiguous_columns(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(with_contiguous_columns(*tensor)) : std::nullopt;
+}
+
+// Sizes of lse for queries (N, H, D) or (B, T, H, D).
+std::vector<int64_t> lse_sizes(const Tensor& q) {
+  if (q.dim() == 3) return {q.size(1), q.size(0)};
+  return {q.size(0), q.size(2), q.size(1)};
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+                                   const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
+                                   const OptionalTensor& bias_in, const OptionalTensor& alibi_slopes,
+                                   int64_t window_left, int64_t window_right, int64_t dropout_threshold,
+                                   const OptionalTensor& seed, double scale) {
+  const Tensor q = with_contiguous_columns(q_in), k = with_contiguous_columns(k_in), v = with_contiguous_columns(v_in);
+  const OptionalTensor bias = with_contiguous_columns(bias_in);
+  Arguments args = arguments(q, k, v, bias, alibi_slopes, window_left, window_right, dropout_threshold, seed, scale);
+  const std::vector<Item> sequences = sequences_of(q, k, cu_seqlens_q, cu_seqlens_k);
+  const int64_t heads = q.size(-2);
+  check_bias(bias, sequences, heads);
+  Tensor out = torch::stable::new_empty(q, q.sizes());
+  Tensor lse = torch::stable::new_empty(q, lse_sizes(q), ScalarType::Float);
+  args.out = rows_of(out);
+  args.lse = lse_rows_of(lse);
+
+  // Whole sequences unless there are too few of them to keep all threads busy; the results are the same.
+  const bool whole =
+      static_cast<int64_t>(sequences.size()) * heads >= kItemsPerThread * torch::stable::get_num_threads();
+  std::vector<Item> items;
+  for (Item item : sequences) {
+    const int64_t step = whole ? std::max<int64_t>(item.num_queries, 1) : kQueryTile;
+    for (item.head = 0; item.head < heads; ++item.head) {
+      for (item.query_begin = 0; item.query_begin < item.num_queries; item.query_begin += step) {
+        item.query_end = std::min(item.query_begin + step, item.num_queries);
+        items.push_back(item);
+      }
+    }
+  }
+  const auto kernel = FASTSSL_KERNEL(attention_forward);
+  run(static_cast<int64_t>(items.size()), multiplications(sequences, heads, args.width),
+      forward_scratch(args.width, longest_keys(sequences)),
+      [&](int64_t index, float* scratch) { kernel(args, items[index], scratch); });
+  return {out, lse};
+}
+
+// One buffer (rows, H + 2 H_k, D) of all gradients where q, k and v have the same rows, so that the gradient of a fused
+// projection needs no copy; else (rows_q, H, D) and (rows_k, 2 H_k, D).
+struct Gradients {
+  Tensor first, second;
+  Rows q, k, v;
+};
+
+Gradients gradients(const Tensor& q, const Tensor& k) {
+  const auto with_heads = [](const Tensor& like, int64_t heads) {
+    std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end());
+    sizes[sizes.size() - 2] = heads;
+    return torch::stable::new_empty(like, sizes);
+  };
+  const int64_t heads = q.size(-2), key_heads = k.size(-2);
+  const bool together = q.size(0) == k.size(0) && (q.dim() == 3 || q.size(1) == k.size(1));
+  Gradients g{with_heads(q, together ? heads + 2 * key_heads : heads),
+              together ? torch::stable::new_empty(k, {0}) : with_heads(k, 2 * key_heads),
+              {},
+              {},
+              {}};
+  const auto from_head = [](Rows rows, int64_t head, size_t element) {
+    rows.data = static_cast<char*>(rows.data) + static_cast<size_t>(head * rows.head) * element;
+    return rows;
+  };
+  const size_t element = q.scalar_type() == ScalarType::Float ? 4 : 2;
+  g.q = rows_of(g.first);
+  const Rows keys = together ? from_head(g.q, heads, element) : rows_of(g.second);
+  g.k = keys;
+  g.v = from_head(keys, key_heads, element);
+  return g;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const OptionalTensor& grad_lse_in,
+                                            const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+                                            const Tensor& out, const Tensor& lse, const OptionalTensor& cu_seqlens_q,
+                                            const OptionalTensor& cu_seqlens_k, const OptionalTensor& bias_in,
+                                            const OptionalTensor& alibi_slopes, int64_t window_left,
+                                            int64_t window_right, int64_t dropout_threshold, const OptionalTensor& seed,
+                                            double scale, bool bias_needs_grad) {
+  const Tensor q = with_contiguous_columns(q_in), k = with_contiguous_columns(k_in), v = with_contiguous_columns(v_in);
+  const Tensor grad_out = with_contiguous_columns(grad_out_in);
+  const OptionalTensor grad_lse = with_contiguous_columns(grad_lse_in), bias = with_contiguous_columns(bias_in);
+  Arguments args = arguments(q, k, v, bias, alibi_slopes, window_left, window_right, dropout_threshold, seed, scale);
+  STD_TORCH_CHECK(grad_out.sizes().equals(q.sizes()) && out.sizes().equals(q.sizes()) && out.is_contiguous() &&
+                      lse.is_contiguous() && lse.numel() * args.width == q.numel() &&
+                      (!grad_lse || grad_lse->sizes().equals(lse.sizes())),
+                  "attention: shapes of the backward");
+  const std::vector<Item> sequences = sequences_of(q, k, cu_seqlens_q, cu_seqlens_k);
+  const int64_t heads = q.size(-2), key_heads = k.size(-2);
+  check_bias(bias, sequences, heads);
+  const Gradients g = gradients(q, k);
+  Tensor grad_bias =
+      bias_needs_grad ? torch::stable::new_zeros(lse, bias->sizes()) : torch::stable::new_empty(lse, {0});
+  args.out = rows_of(out);
+  args.lse = lse_rows_of(lse);
+  args.grad_out = rows_of(grad_out);
+  args.grad_q = g.q;
+  args.grad_k = g.k;
+  args.grad_v = g.v;
+  if (grad_lse) args.grad_lse = lse_rows_of(*grad_lse);
+  if (bias_needs_grad) args.grad_bias = bias_rows_of(grad_bias);
+
+  // Sequences that share a bias add to the same gradient: one worker then takes them all, in order.
+  const int64_t count = static_cast<int64_t>(sequences.size());
+  const bool shared = bias_needs_grad && bias->dim() == 3;
+  const auto kernel = FASTSSL_KERNEL(attention_backward);
+  run(shared ? key_heads : count * key_heads, multiplications(sequences, heads, args.width),
+      backward_scratch(args.width, longest_keys(sequences)), [&](int64_t index, float* scratch) {
+        for (int64_t i = 0; i < (shared ? count : 1); ++i) {
+          Item item = sequences[shared ? i : index / key_heads];
+          item.head = shared ? index : index % key_heads;
+          kernel(args, item, scratch);
+        }
+      });
+  return {g.first, g.second, grad_bias};
+}
+
+}  // namespace
+}  // namespace attention
+}  // namespace fastssl
+
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("attention_forward", TORCH_BOX(&fastssl::attention::forward));
+  m.impl("attention_backward", TORCH_BOX(&fastssl::attention::backward));
+}

@@ -1,0 +1,177 @@
+// Attention backward: one key head of one sequence owns its dK, dV and every dQ that belongs to them.
+//
+//   P = 2^(scores - lse),  dP = dropout(dO V^T),  dS = P (dP - rowsum(dO O) + dlse)
+//   dV = dropout(P)^T dO,  dK = scale dS^T Q,  dQ = scale dS K,  dBias = dS
+#include "attention/tiles.h"
+
+namespace fastssl::FASTSSL_ISA {
+
+using attention::Arguments;
+using attention::Item;
+using attention::kKeyTile;
+using attention::kQueryTile;
+using attention::Rows;
+
+namespace {
+
+// A worker's memory, every array aligned to the widest vector.
+struct Scratch {
+  float *keys, *values, *grad_keys, *grad_values;  // (S, padded D)
+  float *queries, *queries_transposed;             // (kQueryTile, padded D) and its transpose
+  float *grad_out, *grad_out_transposed;           // likewise
+  float* grad_queries;                             // (kQueryTile, padded D)
+  float* out;                                      // (kQueryTile, padded D)
+  float *scores, *grad_scores;                     // (kKeyTile, kQueryTile)
+  float* bias;                                     // two tiles
+  float *lse, *delta;                              // (kQueryTile): log2 of the denominator, rowsum(dO O) - dlse
+
+  Scratch(float* memory, int64_t width, int64_t num_keys) {
+    const int64_t columns = attention::padded(width), keys_size = attention::padded(num_keys) * columns;
+    const int64_t queries_size = kQueryTile * columns, tile_size = kKeyTile * kQueryTile;
+    keys = memory;
+    values = keys + keys_size;
+    grad_keys = values + keys_size;
+    grad_values = grad_keys + keys_size;
+    queries = grad_values + keys_size;
+    queries_transposed = queries + queries_size;
+    grad_out = queries_transposed + queries_size;
+    grad_out_transposed = grad_out + queries_size;
+    grad_queries = grad_out_transposed + queries_size;
+    out = grad_queries + queries_size;
+    scores = out + queries_size;
+    grad_scores = scores + tile_size;
+    bias = grad_scores + tile_size;
+    lse = bias + 2 * tile_size;
+    delta = lse + kQueryTile;
+  }
+};
+
+void load_transposed(float* rows, float* transposed, const Arguments& args, const Rows& from, const Item& item,
+                     const Tile& tile) {
+  const int64_t columns = attention::padded(args.width);
+  load_rows(rows, args.storage, from, from.offset(item.sequence, item.q_row + tile.query, tile.head), tile.num_queries,
+            args.width);
+  std::memset(rows + tile.num_queries * columns, 0,
+              sizeof(float) * static_cast<size_t>((tile.lanes - tile.num_queries) * columns));
+  transpose(transposed, rows, columns, tile.lanes, columns);
+}
+
+// Loads what belongs to the queries of a tile. Lanes beyond them, and queries that see nothing, get P = 0.
+void load_queries(const Scratch& s, const Arguments& args, const Item& item, const Tile& tile) {
+  constexpr float kNothingVisible = 1e38f;
+  const int64_t columns = attention::padded(args.width), row = item.q_row + tile.query;
+  load_transposed(s.queries, s.queries_transposed, args, args.q, item, tile);
+  load_transposed(s.grad_out, s.grad_out_transposed, args, args.grad_out, item, tile);
+  load_rows(s.out, args.storage, args.out, args.out.offset(item.sequence, row, tile.head), tile.num_queries,
+            args.width);
+  const float* const lse = static_cast<const float*>(args.lse.data) + args.lse.offset(item.sequence, row, tile.head);
+  const float* const grad_lse = static_cast<const float*>(args.grad_lse.data);
+  for (int64_t i = 0; i < tile.lanes; ++i) {
+    s.lse[i] = kNothingVisible;
+    s.delta[i] = 0.0f;
+    if (i >= tile.num_queries) continue;
+    if (lse[i] != -__builtin_inff()) s.lse[i] = lse[i] * kLog2E;
+    VecF sum{};
+    for (int64_t j = 0; j < columns; j += kLanes)
+      sum += load(s.out + i * columns + j) * load(s.grad_out + i * columns + j);
+    s.delta[i] = reduce_add(sum);
+    if (grad_lse) s.delta[i] -= grad_lse[args.grad_lse.offset(item.sequence, row + i, tile.head)];
+  }
+}
+
+// scores <- dropout(P) without its scale, grad_scores (dO V^T on entry) <- dS.
+template <bool kDropout>
+void differentiate(const Scratch& s, const Arguments& args, const Item& item, const Tile& tile) {
+  for (int64_t t = 0; t < tile.lanes; t += kLanes) {
+    const VecF lse = load(s.lse + t), delta = load(s.delta + t);
+    for (int64_t i = 0; i < tile.num_keys; i += kRowGroup) {
+      PhiloxWords words;
+      if constexpr (kDropout) words = dropout_words(args, item, tile, tile.key + i, tile.query + t);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRowGroup; ++r) {
+        float* const x = s.scores + (i + r) * tile.lanes + t;
+        float* const dx = s.grad_scores + (i + r) * tile.lanes + t;
+        const VecF p = exp2(load(x) - lse);
+        VecF dp = load(dx);
+        if constexpr (kDropout) {
+          dp = keep(dp, words, r, args.dropout.threshold) * args.dropout.scale;
+          store(x, keep(p, words, r, args.dropout.threshold));
+        } else {
+          store(x, p);
+        }
+        store(dx, p * (dp - delta));
+      }
+    }
+  }
+}
+
+// Adds dS to the gradient of the bias.
+void add_grad_bias(const Scratch& s, const Arguments& args, const Item& item, const Tile& tile) {
+  const int64_t keys = attention::padded(tile.num_keys);
+  for (int64_t i = tile.num_keys; i < keys; ++i)
+    std::memset(s.grad_scores + i * tile.lanes, 0, sizeof(float) * static_cast<size_t>(tile.lanes));
+  // The transposition reads (keys, lanes) and writes rows of queries, `keys` apart.
+  transpose(s.bias, s.grad_scores, tile.lanes, keys, tile.lanes);
+  float* row =
+      static_cast<float*>(args.grad_bias.data) + args.grad_bias.offset(item.sequence, tile.query, tile.head) + tile.key;
+  for (int64_t i = 0; i < tile.num_queries; ++i, row += args.grad_bias.row)
+    for (int64_t j = 0; j < tile.num_keys; j += kLanes) {
+      const int n = static_cast<int>(tile.num_keys - j < kLanes ? tile.num_keys - j : kLanes);
+      store(row + j, load(row + j, n) + load(s.bias + i * keys + j), n);
+    }
+}
+
+void backward_tile(const Scratch& s, const Arguments& args, const Item& item, Tile tile) {
+  const int64_t columns = attention::padded(args.width);
+  load_queries(s, args, item, tile);
+  const KeyRange visible = visible_keys(args, item, tile.query, tile.num_queries);
+  if (visible.begin == visible.end)
+    std::memset(s.grad_queries, 0, sizeof(float) * static_cast<size_t>(tile.num_queries * columns));
+  for (tile.key = visible.begin; tile.key < visible.end; tile.key += kKeyTile) {
+    tile.num_keys = visible.end - tile.key < kKeyTile ? visible.end - tile.key : kKeyTile;
+    const int64_t loaded = tile.key * columns;
+    compute_scores(s.scores, args, item, tile, s.keys + loaded, s.queries_transposed, s.bias);
+    product(s.grad_scores, tile.lanes, s.values + loaded, columns, s.grad_out_transposed, tile.lanes, tile.num_keys,
+            tile.lanes, args.width, 1.0f, false);
+    for (int64_t i = tile.num_keys * tile.lanes; i % (kRowGroup * tile.lanes) != 0; i += kLanes)
+      store(s.grad_scores + i, VecF{});
+    if (args.dropout.threshold)
+      differentiate<true>(s, args, item, tile);
+    else
+      differentiate<false>(s, args, item, tile);
+    product(s.grad_values + loaded, columns, s.scores, tile.lanes, s.grad_out, columns, tile.num_keys, columns,
+            tile.num_queries, 1.0f, true);
+    product(s.grad_keys + loaded, columns, s.grad_scores, tile.lanes, s.queries, columns, tile.num_keys, columns,
+            tile.num_queries, 1.0f, true);
+    product_transposed(s.grad_queries, columns, s.grad_scores, tile.lanes, s.keys + loaded, columns, tile.num_queries,
+                       columns, tile.num_keys, 1.0f, tile.key > visible.begin);
+    if (args.grad_bias.data) add_grad_bias(s, args, item, tile);
+  }
+  store_rows(args.storage, args.grad_q, args.grad_q.offset(item.sequence, item.q_row + tile.query, tile.head),
+             s.grad_queries, tile.num_queries, args.width, args.scale, nullptr);
+}
+
+}  // namespace
+
+void attention_backward(const Arguments& args, const Item& item, float* memory) {
+  const Scratch s(memory, args.width, item.num_keys);
+  const size_t bytes = sizeof(float) * static_cast<size_t>(item.num_keys * attention::padded(args.width));
+  load_rows(s.keys, args.storage, args.k, args.k.offset(item.sequence, item.k_row, item.head), item.num_keys,
+            args.width);
+  load_rows(s.values, args.storage, args.v, args.v.offset(item.sequence, item.k_row, item.head), item.num_keys,
+            args.width);
+  std::memset(s.grad_keys, 0, bytes);
+  std::memset(s.grad_values, 0, bytes);
+  for (int64_t i = 0; i < args.heads_per_key; ++i) {
+    for (int64_t query = 0; query < item.num_queries; query += kQueryTile) {
+      const int64_t left = item.num_queries - query, count = left < kQueryTile ? left : kQueryTile;
+      backward_tile(s, args, item, {query, count, 0, 0, attention::padded(count), item.head * args.heads_per_key + i});
+    }
+  }
+  store_rows(args.storage, args.grad_k, args.grad_k.offset(item.sequence, item.k_row, item.head), s.grad_keys,
+             item.num_keys, args.width, args.scale, nullptr);
+  store_rows(args.storage, args.grad_v, args.grad_v.offset(item.sequence, item.k_row, item.head), s.grad_values,
+             item.num_keys, args.width, args.dropout.scale, nullptr);
+}
+
+}  // namespace fastssl::FASTSSL_ISA

@@ -1,0 +1,258 @@
+// Small products, conversions and the scores of a tile. See tiles.h.
+#include "attention/tiles.h"
+
+namespace fastssl::FASTSSL_ISA {
+
+using attention::Arguments;
+using attention::Item;
+using attention::Rows;
+using attention::Storage;
+
+namespace {
+
+// Accumulators of a block of the product, kBlockRows x kBlockVectors, fill the register file but for the operands.
+constexpr int kBlockRows = 6;
+constexpr int kBlockVectors = kLanes == 16 ? 4 : 2;
+
+struct Operands {
+  float* c;
+  int64_t ldc;
+  const float* a;
+  int64_t lda;
+  const float* b;
+  int64_t ldb;
+  int64_t depth;
+  float factor;
+  bool accumulate;
+};
+
+template <bool kTransposed, int kRows, int kVectors>
+void product_block(const Operands& o) {
+  VecF sum[kRows][kVectors] = {};
+  const float* a = o.a;
+  const float* b = o.b;
+  const int64_t lda = o.lda;
+  for (int64_t k = 0; k < o.depth; ++k) {
+    VecF row[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * kLanes);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const VecF x = broadcast(kTransposed ? a[r] : a[r * lda]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += x * row[v];
+    }
+    a += kTransposed ? lda : 1;
+    b += o.ldb;
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+    float* c = o.c + r * o.ldc;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const VecF old = o.accumulate ? load(c + v * kLanes) : VecF{};
+      store(c + v * kLanes, o.accumulate ? old + sum[r][v] : sum[r][v] * o.factor);
+    }
+  }
+}
+
+using Block = void (*)(const Operands&);
+
+template <bool kTransposed, int kVectors>
+constexpr Block kBlocks[kBlockRows] = {
+    product_block<kTransposed, 1, kVectors>, product_block<kTransposed, 2, kVectors>,
+    product_block<kTransposed, 3, kVectors>, product_block<kTransposed, 4, kVectors>,
+    product_block<kTransposed, 5, kVectors>, product_block<kTransposed, 6, kVectors>};
+
+template <bool kTransposed>
+const Block* blocks(int64_t vectors) {
+  switch (vectors) {
+    case 1:
+      return kBlocks<kTransposed, 1>;
+    case 2:
+      return kBlocks<kTransposed, 2>;
+#if defined(__AVX512F__)
+    case 3:
+      return kBlocks<kTransposed, 3>;
+    default:
+      return kBlocks<kTransposed, 4>;
+#else
+    default:
+      return kBlocks<kTransposed, 2>;
+#endif
+  }
+}
+
+template <bool kTransposed>
+void product_all(Operands o, int64_t rows, int64_t columns) {
+  if (rows == 0) return;
+  const int64_t num_blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const int64_t short_rows = rows / num_blocks, num_long = rows % num_blocks;
+  float* const c = o.c;
+  const float* const a = o.a;
+  for (int64_t vectors = columns / kLanes, done = 0; done < vectors;) {
+    const int64_t now = vectors - done < kBlockVectors ? vectors - done : kBlockVectors;
+    const Block* const block = blocks<kTransposed>(now);
+    o.c = c + done * kLanes;
+    o.a = a;
+    for (int64_t i = 0; i < num_blocks; ++i) {
+      const int64_t count = short_rows + (i < num_long);
+      block[count - 1](o);
+      o.c += count * o.ldc;
+      o.a += kTransposed ? count : count * o.lda;
+    }
+    o.b += now * kLanes;
+    done += now;
+  }
+}
+
+template <class T>
+void load_rows_of(float* out, const T* in, int64_t stride, int64_t count, int64_t width) {
+  const int64_t whole = width / kLanes * kLanes, padded = attention::padded(width);
+  for (int64_t i = 0; i < count; ++i, in += stride, out += padded) {
+    for (int64_t j = 0; j < whole; j += kLanes) store(out + j, load(in + j));
+    if (whole < width) store(out + whole, load(in + whole, static_cast<int>(width - whole)));
+    for (int64_t j = (width + kLanes - 1) / kLanes * kLanes; j < padded; j += kLanes) store(out + j, VecF{});
+  }
+}
+
+template <class T>
+void store_rows_of(T* out, int64_t stride, const float* in, int64_t count, int64_t width, float factor,
+                   const float* factors) {
+  const int64_t whole = width / kLanes * kLanes, padded = attention::padded(width);
+  for (int64_t i = 0; i < count; ++i, in += padded, out += stride) {
+    const VecF f = broadcast(factors ? factors[i] : factor);
+    for (int64_t j = 0; j < whole; j += kLanes) store(out + j, load(in + j) * f);
+    if (whole < width) store(out + whole, load(in + whole) * f, static_cast<int>(width - whole));
+  }
+}
+
+// Which lanes two vectors swap at distance w, as masks of __builtin_shuffle: one step of a square's transposition.
+template <int w>
+FASTSSL_INLINE void exchange(VecF (&x)[kLanes]) {
+  VecU low, high;
+  for (int l = 0; l < kLanes; ++l) {
+    low[l] = l & w ? kLanes + l - w : l;
+    high[l] = l & w ? kLanes + l : l + w;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & w) continue;
+    const VecF a = x[i], b = x[i + w];
+    x[i] = __builtin_shuffle(a, b, low);
+    x[i + w] = __builtin_shuffle(a, b, high);
+  }
+}
+
+FASTSSL_INLINE void transpose_square(float* out, int64_t ld_out, const float* in, int64_t ld_in) {
+  VecF x[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) x[i] = load(in + i * ld_in);
+  exchange<1>(x);
+  exchange<2>(x);
+  if constexpr (kLanes >= 8) exchange<4>(x);
+  if constexpr (kLanes >= 16) exchange<8>(x);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) store(out + i * ld_out, x[i]);
+}
+
+// The bias of a tile, transposed as the scores are; (num_queries, num_keys) elements of the bias are read.
+void load_bias(float* out, const Arguments& args, const Item& item, const Tile& tile, float* scratch) {
+  // Rows of the scratch are kKeyTile long: wide enough for any tile, with zeros beyond the tile's keys and queries.
+  const int64_t keys = attention::padded(tile.num_keys);
+  const int64_t offset = args.bias.offset(item.sequence, tile.query, tile.head) + tile.key;
+  load_rows(scratch, args.bias_storage, args.bias, offset, tile.num_queries, tile.num_keys);
+  std::memset(scratch + tile.num_queries * keys, 0,
+              sizeof(float) * static_cast<size_t>((tile.lanes - tile.num_queries) * keys));
+  transpose(out, scratch, keys, tile.lanes, keys);
+}
+
+// Adds what is not the product: bias, ALiBi, and -inf where the window hides.
+void add_to_scores(float* scores, const Arguments& args, const Item& item, const Tile& tile, const float* bias) {
+  const int64_t shift = item.num_keys - item.num_queries;
+  const float slope = args.alibi ? args.alibi[tile.head] * kLog2E : 0.0f;
+  const int32_t left = static_cast<int32_t>(-args.window_left), right = static_cast<int32_t>(args.window_right);
+  for (int64_t s = 0; s < tile.num_keys; ++s) {
+    for (int64_t t = 0; t < tile.lanes; t += kLanes) {
+      float* const x = scores + s * tile.lanes + t;
+      const VecI position = (VecI)(lane_index() + static_cast<uint32_t>(tile.query + t + shift));
+      const VecI distance = static_cast<int32_t>(tile.key + s) - position;
+      VecF score = load(x);
+      if (bias) score += load(bias + s * tile.lanes + t) * kLog2E;
+      score -= slope * __builtin_convertvector(distance < 0 ? -distance : distance, VecF);
+      store(x, ((distance < left) | (distance > right)) ? broadcast(-__builtin_inff()) : score);
+    }
+  }
+}
+
+// Whether every query of the tile sees every key of the tile.
+bool all_visible(const Arguments& args, const Item& item, const Tile& tile) {
+  const int64_t shift = item.num_keys - item.num_queries;
+  const int64_t smallest = tile.key - (tile.query + tile.num_queries - 1 + shift);
+  const int64_t largest = tile.key + tile.num_keys - 1 - (tile.query + shift);
+  return smallest >= -args.window_left && largest <= args.window_right;
+}
+
+}  // namespace
+
+void product(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
+             int64_t columns, int64_t depth, float factor, bool accumulate) {
+  product_all<false>({c, ldc, a, lda, b, ldb, depth, factor, accumulate}, rows, columns);
+}
+
+void product_transposed(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
+                        int64_t columns, int64_t depth, float factor, bool accumulate) {
+  product_all<true>({c, ldc, a, lda, b, ldb, depth, factor, accumulate}, rows, columns);
+}
+
+void load_rows(float* out, Storage storage, const Rows& rows, int64_t offset, int64_t count, int64_t width) {
+  switch (storage) {
+    case Storage::float32:
+      return load_rows_of(out, static_cast<const float*>(rows.data) + offset, rows.row, count, width);
+    case Storage::bfloat16:
+      return load_rows_of(out, static_cast<const BFloat16*>(rows.data) + offset, rows.row, count, width);
+    case Storage::float16:
+      return load_rows_of(out, static_cast<const Half*>(rows.data) + offset, rows.row, count, width);
+  }
+}
+
+void store_rows(Storage storage, const Rows& rows, int64_t offset, const float* in, int64_t count, int64_t width,
+                float factor, const float* factors) {
+  switch (storage) {
+    case Storage::float32:
+      return store_rows_of(static_cast<float*>(rows.data) + offset, rows.row, in, count, width, factor, factors);
+    case Storage::bfloat16:
+      return store_rows_of(static_cast<BFloat16*>(rows.data) + offset, rows.row, in, count, width, factor, factors);
+    case Storage::float16:
+      return store_rows_of(static_cast<Half*>(rows.data) + offset, rows.row, in, count, width, factor, factors);
+  }
+}
+
+void transpose(float* out, const float* in, int64_t ld_in, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; i += kLanes)
+    for (int64_t j = 0; j < columns; j += kLanes) transpose_square(out + j * rows + i, rows, in + i * ld_in + j, ld_in);
+}
+
+KeyRange visible_keys(const Arguments& args, const Item& item, int64_t query, int64_t count) {
+  const int64_t shift = item.num_keys - item.num_queries;
+  int64_t begin = query + shift - args.window_left;
+  int64_t end = query + count + shift + args.window_right;
+  begin = begin < 0 ? 0 : begin / kRowGroup * kRowGroup;
+  end = end > item.num_keys ? item.num_keys : end;
+  return {begin, end < begin ? begin : end};
+}
+
+void compute_scores(float* scores, const Arguments& args, const Item& item, const Tile& tile, const float* keys,
+                    const float* queries_transposed, float* bias_scratch) {
+  product(scores, tile.lanes, keys, attention::padded(args.width), queries_transposed, tile.lanes, tile.num_keys,
+          tile.lanes, args.width, args.scale * kLog2E, false);
+  const bool biased = args.bias.data != nullptr;
+  if (biased) load_bias(bias_scratch + attention::kQueryTile * attention::kKeyTile, args, item, tile, bias_scratch);
+  if (biased || args.alibi || !all_visible(args, item, tile))
+    add_to_scores(scores, args, item, tile,
+                  biased ? bias_scratch + attention::kQueryTile * attention::kKeyTile : nullptr);
+  for (int64_t i = tile.num_keys * tile.lanes; i % (kRowGroup * tile.lanes) != 0; i += kLanes)
+    store(scores + i, broadcast(-__builtin_inff()));
+}
+
+}  // namespace fastssl::FASTSSL_ISA

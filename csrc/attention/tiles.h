@@ -1,0 +1,89 @@
+// What the forward and the backward share: rows in and out of fp32 tiles, the small products, the scores of a tile.
+//
+// A tile of scores is held transposed, keys as rows and queries as lanes. The softmax then runs down the columns, with
+// no reduction across lanes; one Philox call decides eight rows of one vector; and keys and values are never
+// transposed.
+#pragma once
+
+#include "attention/attention.h"
+#include "common/philox.h"
+#include "common/vec.h"
+
+namespace fastssl {
+namespace FASTSSL_ISA {
+
+inline constexpr float kLog2E = 1.44269504088896341f;
+inline constexpr float kLn2 = 0.693147180559945309f;
+inline constexpr int64_t kRowGroup = 8;  // rows that one Philox call decides
+
+// ---- implemented in attention_tiles_cpu.cpp ----
+
+// c = factor a b, or c += a b: a is (rows, depth), b (depth, columns), c (rows, columns), columns a multiple of kLanes.
+void product(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
+             int64_t columns, int64_t depth, float factor, bool accumulate);
+// The same with a stored as (depth, rows).
+void product_transposed(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
+                        int64_t columns, int64_t depth, float factor, bool accumulate);
+
+// Widens rows to fp32 and pads them with zeros to `padded(width)` columns, which is also the distance of the rows.
+void load_rows(float* out, attention::Storage storage, const attention::Rows& rows, int64_t offset, int64_t count,
+               int64_t width);
+// Narrows factor * row (or factors[i] * row i, where given) to the storage type.
+void store_rows(attention::Storage storage, const attention::Rows& rows, int64_t offset, const float* in, int64_t count,
+                int64_t width, float factor, const float* factors);
+// out (columns, rows) = in (rows, columns); both sizes multiples of kPadding, out's distance of rows is `rows`.
+void transpose(float* out, const float* in, int64_t ld_in, int64_t rows, int64_t columns);
+
+// One tile of scores.
+struct Tile {
+  int64_t query, num_queries;  // first query inside the sequence, how many
+  int64_t key, num_keys;       // first key (a multiple of 8), how many
+  int64_t lanes;               // num_queries padded: the distance of the tile's rows
+  int64_t head;                // query head
+};
+
+// The keys [begin, end) that some query of [query, query + count) sees; begin is a multiple of 8.
+struct KeyRange {
+  int64_t begin, end;
+};
+KeyRange visible_keys(const attention::Arguments& args, const attention::Item& item, int64_t query, int64_t count);
+
+// scores (keys, queries) = log2(e) (scale k q^T + bias + alibi), -inf where hidden, in units of powers of two. Rows are
+// filled up to a multiple of kRowGroup with -inf. bias_scratch holds kQueryTile x kKeyTile floats.
+void compute_scores(float* scores, const attention::Arguments& args, const attention::Item& item, const Tile& tile,
+                    const float* keys, const float* queries_transposed, float* bias_scratch);
+
+// ---- in line ----
+
+// 2^x for x <= 128, within one unit in the last place; exactly 0 for x < -127 and -inf, NaN for NaN.
+FASTSSL_INLINE VecF exp2(VecF x) {
+  constexpr float kRound = 12582912.0f + 127.0f;  // 1.5 * 2^23 + bias: the sum's low bits are the biased exponent
+  x = maximum(broadcast(-127.0f), x);             // in this order, so that NaN passes
+  const VecF shifted = x + kRound;
+  const VecF r = x - (shifted - kRound);
+  VecF p = broadcast(1.5353362e-4f);
+  p = p * r + 1.3398874e-3f;
+  p = p * r + 9.6184374e-3f;
+  p = p * r + 5.5503325e-2f;
+  p = p * r + 2.4022648e-1f;
+  p = p * r + 6.9314720e-1f;
+  p = p * r + 1.0f;
+  return p * as_float(as_bits(shifted) << 23);
+}
+
+// The random words of keys [key, key + 8) for the queries of one vector.
+FASTSSL_INLINE PhiloxWords dropout_words(const attention::Arguments& args, const attention::Item& item,
+                                         const Tile& tile, int64_t key, int64_t query) {
+  return philox(broadcast(static_cast<uint32_t>(key / kRowGroup)), lane_index() + static_cast<uint32_t>(query),
+                broadcast(static_cast<uint32_t>(tile.head)), broadcast(static_cast<uint32_t>(item.sequence)),
+                args.dropout.key_0, args.dropout.key_1);
+}
+
+// x where row `row` of a group is kept, else zero.
+FASTSSL_INLINE VecF keep(VecF x, const PhiloxWords& words, int row, uint32_t threshold) {
+  const VecU word = words.w[row / 2];
+  return row % 2 == 0 ? ((word & 0xffffu) >= threshold ? x : VecF{}) : (word >= (threshold << 16) ? x : VecF{});
+}
+
+}  // namespace FASTSSL_ISA
+}  // namespace fastssl
