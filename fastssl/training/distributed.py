@@ -1,0 +1,70 @@
+"""Several processes started by torchrun: who am I, sums over all, and the wrapped model."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes that train one model together. With one process every method returns what it was given."""
+
+    rank: int = 0
+    """Number of this process."""
+    size: int = 1
+    """Number of processes."""
+
+    @classmethod
+    def join(cls, device: torch.device) -> "World":
+        """Return the world that torchrun started, joining its process group; a world of one without torchrun."""
+        if not dist.is_available() or not (dist.is_initialized() or dist.is_torchelastic_launched()):
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(rank=dist.get_rank(), size=dist.get_world_size())
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model, with gradients averaged over the processes where there are several."""
+        return model if self.size == 1 else DistributedDataParallel(model)
+
+    def gradients_stay_local(self, model: nn.Module) -> AbstractContextManager:
+        """Return the context of a backward pass whose gradients are not yet exchanged."""
+        return nullcontext() if self.size == 1 else model.no_sync()
+
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the sums over all processes; every process gives the same keys."""
+        return dict(zip(values, self._reduce(list(values.values()), dist.ReduceOp.SUM), strict=True))
+
+    def maximum(self, values: Sequence[float]) -> list[float]:
+        """Return the largest of each value over all processes."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def broadcast(self, value: object) -> object:
+        """Return the first process's value."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    def _reduce(self, values: Sequence[float], operation: dist.ReduceOp) -> list[float]:
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, operation)
+        return tensor.tolist()

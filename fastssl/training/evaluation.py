@@ -1,0 +1,53 @@
+"""Held-out evaluation: sums over all batches of a source, then means."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fastssl.training.distributed import World
+from fastssl.training.metrics import MetricSums
+from fastssl.training.precision import autocast
+from fastssl.training.source import BatchSource, InterleavedSource
+
+
+def evaluate(
+    model: nn.Module,
+    source: BatchSource,
+    *,
+    dtype: torch.dtype = torch.float32,
+    world: World | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Return "eval_loss" and "eval_<kind>_loss", "_accuracy", "_perplexity" over epoch 0 of held-out data.
+
+    Epoch 0 is always the one taken, so that every evaluation predicts the same masked tokens. The model is in
+    evaluation mode meanwhile and in its former mode after.
+
+    Args:
+        model: the model, not wrapped for several processes.
+        source: the held-out batches; the processes of `world` share them.
+        dtype: float32, or bfloat16 for autocast.
+        world: the processes that evaluate together; None for this one alone.
+        cancelled: asked before each batch; once it says true, the evaluation ends and returns None.
+    """
+    world = world or World()
+    # Fewer batches than processes: each takes them all, which multiplies every sum alike and leaves the means.
+    shared = source.num_batches(0) >= world.size
+    own = InterleavedSource(source, world.rank, world.size) if shared else source
+    device = next(model.parameters()).device
+    sums = MetricSums()
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast(device, dtype):
+            for index in range(own.num_batches(0)):
+                if cancelled():
+                    break
+                sums.add(model(own.batch(0, index).to(device)).metrics)
+    finally:
+        model.train(was_training)
+    if world.maximum([float(cancelled())])[0]:
+        return None
+    total = MetricSums(world.sum(sums.sums))
+    return {"eval_loss": total.loss()} | {f"eval_{name}": value for name, value in total.means().items()}

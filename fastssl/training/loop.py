@@ -1,0 +1,209 @@
+"""The training loop: step, report, evaluate, save, until the end."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastssl.training.checkpoint import rotate_checkpoints, write_checkpoint
+from fastssl.training.config import TrainingConfig
+from fastssl.training.distributed import World
+from fastssl.training.evaluation import evaluate
+from fastssl.training.interrupt import StopRequest
+from fastssl.training.log import Sink
+from fastssl.training.metrics import MetricSums
+from fastssl.training.optimizer import clip_gradients
+from fastssl.training.progress import Reporter, Stopwatch
+from fastssl.training.schedule import Schedule
+from fastssl.training.source import Batch, BatchSource
+from fastssl.training.state import TrainingState
+from fastssl.training.step import NonFiniteError, NumberedBatch, accumulate_gradients, make_report, step_seed
+
+SIGNAL_NAMES = {2: "SIGINT", 15: "SIGTERM"}
+
+
+@dataclass(kw_only=True)
+class TrainingLoop:
+    """One pass from the present step to the end of a run, over parts that are ready.
+
+    Step k is a function of (settings, weights before it, k): its batches follow from k, its dropout from (seed, k), its
+    learning rate from k (from the clock, with a time budget).
+    """
+
+    config: TrainingConfig
+    """The settings."""
+    model: nn.Module
+    """The model, not wrapped."""
+    optimizer: torch.optim.Optimizer
+    """Its optimizer."""
+    state: TrainingState
+    """The numbers of the run, changed in place."""
+    total_steps: int | None
+    """Optimizer steps in all; None where time alone ends the run."""
+    train_data: BatchSource
+    """This process's batches."""
+    eval_data: BatchSource | None
+    """Held-out batches of all processes."""
+    world: World
+    """The processes that train together."""
+    dtype: torch.dtype
+    """float32, or bfloat16 for autocast."""
+    flops_per_token: float | None
+    """Of a forward and a backward pass; None leaves the MFU out."""
+    peak_flops_per_second: float
+    """The rate of matrix products that the MFU is a share of."""
+    directory: Path
+    """Of the run."""
+    write_files: Callable[[Path], None]
+    """Writes what a checkpoint holds beside the state of the run."""
+    reporter: Reporter
+    """The voice on the console."""
+    sinks: Sequence[Sink]
+    """What takes rows of metrics."""
+    stop: StopRequest
+    """The wish to stop."""
+    last_checkpoint: Path | None = None
+    """The newest checkpoint of this run."""
+    _stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    _timed_tokens: int = 0
+    _timed_steps: int = 0
+
+    def run(self, batches: Iterable[tuple[int, int, Batch]]) -> str:
+        """Train and return why it ended: "max_steps", "time_budget", "SIGINT" or "SIGTERM".
+
+        Args:
+            batches: (epoch, index, batch) of this process, from the present step on.
+        """
+        schedule = Schedule(config=self.config, total_steps=self.total_steps)
+        model, stream = self.world.wrap(self.model), iter(batches)
+        began = time.monotonic() - self.state.elapsed_seconds
+        while (ended := self._agree_on_end(time.monotonic() - began)) is None:
+            learning_rate = schedule.learning_rate(self.state.step, self.state.elapsed_seconds)
+            taken = self._take(stream)
+            self._step(model, taken, learning_rate)
+            self._after_step(taken[-1], learning_rate)
+        if ended not in SIGNAL_NAMES.values() and self.state.evaluated_step != self.state.step:
+            self._evaluate()
+        self.state.elapsed_seconds = time.monotonic() - began
+        if self.last_checkpoint is None or self.last_checkpoint.name != f"checkpoint-{self.state.step}":
+            self._save()
+        return ended
+
+    def _agree_on_end(self, elapsed_seconds: float) -> str | None:
+        """Note the time used and return why the run ends now, the same in all processes; None: it goes on."""
+        elapsed_seconds, signal_number = self.world.maximum([elapsed_seconds, float(self.stop.received or 0)])
+        self.state.elapsed_seconds = elapsed_seconds
+        budget = self.config.time_budget_minutes
+        if self.total_steps is not None and self.state.step >= self.total_steps:
+            return "max_steps"
+        if signal_number:
+            return SIGNAL_NAMES[int(signal_number)]
+        if budget is not None and elapsed_seconds >= 60 * budget:
+            return "time_budget"
+        return None
+
+    def _take(self, stream: Iterator[tuple[int, int, Batch]]) -> list[NumberedBatch]:
+        taken = (next(stream) for _ in range(self.config.gradient_accumulation_steps))
+        return [NumberedBatch(epoch=epoch, index=index, batch=batch) for epoch, index, batch in taken]
+
+    def _step(self, model: nn.Module, batches: Sequence[NumberedBatch], learning_rate: float) -> None:
+        """Do one optimizer step and note its numbers."""
+        state = self.state
+        torch.manual_seed(step_seed(self.config.seed, state.step, self.world.rank))
+        losses, metrics = accumulate_gradients(model, batches, dtype=self.dtype, world=self.world)
+        norm = clip_gradients(self.optimizer, self.config.max_grad_norm)
+        try:
+            report = make_report(losses, norm, metrics, batches, self.world)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"step {state.step + 1}: {error}; nothing of this step was applied or saved; last good checkpoint: "
+                f"{self.last_checkpoint or 'none'}; try a lower learning_rate or max_grad_norm, or look at that batch"
+            ) from error
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens_seen += report.tokens
+        state.average.add(report.loss)
+        state.window.add({"steps": 1, "loss": report.loss, "grad_norm": report.grad_norm} | report.metrics)
+        self._timed_tokens += report.tokens
+        self._timed_steps += 1
+
+    def _after_step(self, last: NumberedBatch, learning_rate: float) -> None:
+        """Report, evaluate and save where they are due."""
+        step, config = self.state.step, self.config
+        self.reporter.advance(step)
+        if message := self.state.plateau.add(step, self.state.average.value, config.plateau_steps):
+            self.reporter.say(message)
+        if step % config.logging_steps == 0 or step == self.total_steps:
+            self._log(last, learning_rate)
+        pause = time.monotonic()
+        if config.eval_steps is not None and step % config.eval_steps == 0:
+            self._evaluate()
+        if step % config.save_steps == 0:
+            self._save()
+        self._stopwatch.leave_out(time.monotonic() - pause)
+
+    def _log(self, last: NumberedBatch, learning_rate: float) -> None:
+        """Write a row over the steps since the last one."""
+        seconds, window = self._stopwatch.read(), self.state.window
+        tokens_per_second = self._timed_tokens / seconds
+        row = {
+            "step": self.state.step,
+            "epoch": last.epoch + (last.index + 1) / self.train_data.num_batches(last.epoch),
+            "loss": window.sums["loss"] / window.sums["steps"],
+            "loss_average": self.state.average.value,
+            "learning_rate": learning_rate,
+            "grad_norm": window.sums["grad_norm"] / window.sums["steps"],
+            **window.means(),
+            "tokens": self.state.tokens_seen,
+            "tokens_per_second": tokens_per_second,
+            "elapsed_seconds": self.state.elapsed_seconds,
+        }
+        if self.flops_per_token is not None:
+            row["mfu"] = self.flops_per_token * tokens_per_second / self.peak_flops_per_second
+        self._write(row)
+        self.reporter.train_row(row, self._seconds_left(seconds / self._timed_steps))
+        self.state.window, self._timed_tokens, self._timed_steps = MetricSums(), 0, 0
+
+    def _seconds_left(self, step_seconds: float) -> float:
+        ends = [math.inf]
+        if self.total_steps is not None:
+            ends.append((self.total_steps - self.state.step) * step_seconds)
+        if self.config.time_budget_minutes is not None:
+            ends.append(60 * self.config.time_budget_minutes - self.state.elapsed_seconds)
+        return max(0.0, min(ends))
+
+    def _evaluate(self) -> None:
+        if self.eval_data is None:
+            return
+        cancelled = self.stop.__bool__
+        found = evaluate(self.model, self.eval_data, dtype=self.dtype, world=self.world, cancelled=cancelled)
+        if found is not None:
+            self.state.evaluation, self.state.evaluated_step = found, self.state.step
+            row = {"step": self.state.step, **found}
+            self._write(row)
+            self.reporter.evaluation_row(row)
+
+    def _write(self, row: Mapping[str, float]) -> None:
+        for sink in self.sinks:
+            sink.write(row)
+
+    def _save(self) -> None:
+        """Write a checkpoint, then delete the oldest beyond save_total_limit."""
+        if self.world.is_main:
+            for sink in self.sinks:
+                sink.flush()
+            newest = write_checkpoint(self.directory, self.state.step, self._write_checkpoint_files)
+            rotate_checkpoints(self.directory, self.config.save_total_limit, newest)
+        self.world.barrier()
+        self.last_checkpoint = self.directory / f"checkpoint-{self.state.step}"
+
+    def _write_checkpoint_files(self, directory: Path) -> None:
+        self.write_files(directory)
+        self.state.save(directory)

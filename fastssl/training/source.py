@@ -1,0 +1,103 @@
+"""What training asks of a model and of data, and how a run walks over batches.
+
+Batches have one global number g = 0, 1, 2, ... that runs through epoch after epoch. With several processes, process r
+of W takes the batches with g mod W = r; one optimizer step uses W x gradient_accumulation_steps consecutive ones.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Batch(Protocol):
+    """What training reads from a batch."""
+
+    num_tokens: int
+
+    def target_counts(self) -> dict[str, int]:
+        """Return the number of predictions of each kind, such as {"masked_lm": 76}."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+
+
+class BatchSource(Protocol):
+    """Data whose batches are a pure function of (epoch, index)."""
+
+    def num_batches(self, epoch: int) -> int:
+        """Return the number of batches in an epoch."""
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Return one batch."""
+
+
+class ModelOutput(Protocol):
+    """What training reads from a model's answer."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+class TrainableModel(Protocol):
+    """What training asks of a model, beside being an nn.Module."""
+
+    config: object
+
+    def __call__(self, batch: Batch, *, loss_denominators: Mapping[str, int] | None = None) -> ModelOutput:
+        """Return the loss, and sums named "<kind>_loss_sum", "<kind>_correct", "<kind>_count"."""
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write the weights and the config."""
+
+
+class InterleavedSource:
+    """Every `size`-th batch of a source, beginning with number `rank`, in epochs of the same borders.
+
+    Args:
+        source: the batches of all processes.
+        rank: number of this process.
+        size: number of processes.
+    """
+
+    def __init__(self, source: BatchSource, rank: int, size: int) -> None:
+        self._source, self._rank, self._size = source, rank, size
+        self._starts = [0]
+
+    def _first(self, epoch: int) -> int:
+        """Return the index in the epoch of this process's first batch."""
+        while len(self._starts) <= epoch:
+            self._starts.append(self._starts[-1] + self._source.num_batches(len(self._starts) - 1))
+        return (self._rank - self._starts[epoch]) % self._size
+
+    def num_batches(self, epoch: int) -> int:
+        """Return this process's number of batches in an epoch."""
+        return len(range(self._first(epoch), self._source.num_batches(epoch), self._size))
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Return this process's batch of an epoch."""
+        return self._source.batch(epoch, self._first(epoch) + index * self._size)
+
+
+def steps_in_epochs(source: BatchSource, num_epochs: float, batches_per_step: int) -> int:
+    """Return the optimizer steps that see every batch of `num_epochs` epochs (a fraction allowed), rounded up."""
+    whole = math.floor(num_epochs)
+    batches = sum(source.num_batches(epoch) for epoch in range(whole))
+    if num_epochs > whole:
+        batches += math.ceil((num_epochs - whole) * source.num_batches(whole))
+    return math.ceil(batches / batches_per_step)
+
+
+def walk(source: BatchSource, start_batch: int):
+    epoch, before = 0, 0
+    while start_batch >= before + source.num_batches(epoch):
+        before += source.num_batches(epoch)
+        epoch += 1
+    index = start_batch - before
+    while True:
+        for number in range(index, source.num_batches(epoch)):
+            yield epoch, number, source.batch(epoch, number)
+        epoch, index = epoch + 1, 0

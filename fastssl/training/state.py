@@ -1,0 +1,76 @@
+"""Everything a run remembers beside weights: in memory, and in the files of a checkpoint."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fastssl.training.durable import write_whole
+from fastssl.training.metrics import ExponentialAverage, MetricSums, PlateauDetector
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "training_state.json"
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """The plain numbers of a run. The next batch follows from `step`, and dropout seeds from (seed, step)."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    elapsed_seconds: float = 0.0
+    """Time spent in training, evaluation and saving, over all interruptions."""
+    tokens_seen: int = 0
+    """Tokens in all batches so far."""
+    window: MetricSums = field(default_factory=MetricSums)
+    """Sums since the last line of metrics."""
+    average: ExponentialAverage = field(default_factory=ExponentialAverage)
+    """The smoothed loss."""
+    plateau: PlateauDetector = field(default_factory=PlateauDetector)
+    """The plateau report."""
+    evaluated_step: int | None = None
+    """Step of the last evaluation."""
+    evaluation: dict[str, float] = field(default_factory=dict)
+    """Its figures."""
+
+    def save(self, directory: Path) -> None:
+        """Write the numbers; JSON keeps every bit of a double."""
+        write_whole(directory / STATE_FILE, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> "TrainingState":
+        """Read the numbers."""
+        fields = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
+        for name, kind in (("window", MetricSums), ("average", ExponentialAverage), ("plateau", PlateauDetector)):
+            fields[name] = kind(**fields[name])
+        return cls(**fields)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, directory: Path) -> None:
+    """Write the optimizer's tensors under "<parameter's name>/<what>", such as "norm.weight/exp_avg"."""
+    tensors = {
+        f"{name}/{key}": value.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    save_file(tensors, directory / OPTIMIZER_FILE)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, directory: Path) -> None:
+    """Read what `save_optimizer` wrote into an optimizer over the same parameters."""
+    by_name: dict[str, dict[str, torch.Tensor]] = {}
+    for full_name, tensor in load_file(directory / OPTIMIZER_FILE).items():
+        name, key = full_name.rsplit("/", 1)
+        by_name.setdefault(name, {})[key] = tensor
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    state = {number: by_name[name] for number, name in enumerate(ordered) if name in by_name}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Read a model directory's weights into a model of the same class and sizes."""
+    model.load_state_dict(type(model).from_pretrained(directory).state_dict())

@@ -1,0 +1,127 @@
+"""One optimizer step: its batches, its loss, its gradients.
+
+The loss of a step is, for each kind of prediction, the sum of losses over all its batches (accumulated, all processes)
+divided by the number of predictions in them. A mean of the batches' means would weigh a prediction in a batch of few
+more than one in a batch of many.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.training.distributed import World
+from fastssl.training.precision import autocast
+from fastssl.training.source import Batch
+
+
+class NonFiniteError(ValueError):
+    """A loss or a gradient became NaN or infinite; nothing of the step was applied or saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberedBatch:
+    """A batch and its place in the data."""
+
+    epoch: int
+    """Epoch, from 0."""
+    index: int
+    """Number in the epoch, from 0."""
+    batch: Batch
+    """The batch itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one step computed, over all processes."""
+
+    loss: float
+    """The loss whose gradient was taken."""
+    grad_norm: float
+    """Global 2-norm of the gradient before clipping."""
+    tokens: int
+    """Tokens in all batches."""
+    metrics: dict[str, float]
+    """The model's metric sums."""
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Return 63 random-looking bits that depend on (seed, step, rank) alone."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def total_target_counts(batches: Sequence[NumberedBatch], world: World) -> dict[str, int]:
+    """Return the number of predictions of each kind in all batches of all processes, at least 1 each."""
+    counts: dict[str, float] = {}
+    for numbered in batches:
+        for kind, count in numbered.batch.target_counts().items():
+            counts[kind] = counts.get(kind, 0) + count
+    return {kind: max(1, round(count)) for kind, count in world.sum(counts).items()}
+
+
+def accumulate_gradients(
+    model: nn.Module, batches: Sequence[NumberedBatch], *, dtype: torch.dtype, world: World
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Add the gradient of the step's loss to the parameters.
+
+    Args:
+        model: the model, wrapped by `world` where there are several processes.
+        batches: this process's batches of the step.
+        dtype: float32, or bfloat16 for autocast.
+        world: the processes that share the step.
+
+    Returns:
+        Each batch's share of the loss (0-d, detached), and the sums of the model's metrics.
+    """
+    device = next(model.parameters()).device
+    denominators = total_target_counts(batches, world)
+    losses, metrics = [], {}
+    for number, numbered in enumerate(batches, start=1):
+        exchange = number == len(batches)
+        with world.gradients_stay_local(model) if not exchange else torch.enable_grad():
+            with autocast(device, dtype):
+                output = model(numbered.batch.to(device), loss_denominators=denominators)
+            # DistributedDataParallel averages gradients over processes where the step's loss is their sum.
+            (output.loss * world.size).backward()
+        losses.append(output.loss.detach())
+        for name, value in output.metrics.items():
+            metrics[name] = metrics[name] + value if name in metrics else value
+    return losses, metrics
+
+
+def make_report(
+    losses: Sequence[Tensor],
+    grad_norm: Tensor,
+    metrics: dict[str, Tensor],
+    batches: Sequence[NumberedBatch],
+    world: World,
+) -> StepReport:
+    """Sum a step's numbers over the processes, and stop the run if one of them is not finite.
+
+    Raises:
+        NonFiniteError: names the first batch with a bad loss, or all of the step's batches for a bad gradient.
+    """
+    bad = [n for n, loss in zip(batches, losses, strict=True) if not math.isfinite(loss.item())]
+    numbers = {name: value.item() for name, value in metrics.items()}
+    own = {"loss": sum(loss.item() for loss in losses), "tokens": sum(n.batch.num_tokens for n in batches)}
+    total = world.sum(own | {f"metrics/{name}": value for name, value in numbers.items()})
+    report = StepReport(
+        loss=total["loss"],
+        grad_norm=grad_norm.item(),
+        tokens=round(total["tokens"]),
+        metrics={name: total[f"metrics/{name}"] for name in numbers},
+    )
+    if not math.isfinite(report.loss):
+        where = _places(bad[:1]) if bad else "another process's batch"
+        raise NonFiniteError(f"the loss is {report.loss} at {where}")
+    if not math.isfinite(report.grad_norm):
+        raise NonFiniteError(f"the gradient norm is {report.grad_norm} over {_places(batches)}")
+    return report
+
+
+def _places(batches: Sequence[NumberedBatch]) -> str:
+    return ", ".join(f"batch (epoch {n.epoch}, index {n.index})" for n in batches)

@@ -1,0 +1,232 @@
+"""The door of the room: `Trainer` makes ready what the loop needs, from a checkpoint where one is asked for."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from fastssl.ops.machine import measured_matmul_flops
+from fastssl.training.checkpoint import checkpoint_to_resume, list_checkpoints
+from fastssl.training.config import TrainingConfig
+from fastssl.training.cost import ModelCost, RunCost, estimate_run_cost
+from fastssl.training.distributed import World
+from fastssl.training.interrupt import StopRequest
+from fastssl.training.log import default_sinks
+from fastssl.training.loop import TrainingLoop
+from fastssl.training.optimizer import make_optimizer
+from fastssl.training.precision import resolve_precision
+from fastssl.training.progress import Reporter
+from fastssl.training.run_directory import check_identity, claim_directory, run_identity, write_run_file
+from fastssl.training.source import BatchSource, InterleavedSource, TrainableModel, steps_in_epochs, walk
+from fastssl.training.state import TrainingState, load_optimizer, load_weights, save_optimizer
+from fastssl.training.step import NumberedBatch, accumulate_gradients
+
+_TIMED_REPEATS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """How a run ended."""
+
+    step: int
+    """Optimizer steps done in all."""
+    stopped_by: str
+    """"max_steps" (also when the epochs are done), "time_budget", "SIGINT" or "SIGTERM"."""
+    checkpoint: Path
+    """The last checkpoint."""
+    evaluation: Mapping[str, float]
+    """The last held-out metrics; empty where there are none yet."""
+
+    @property
+    def exit_code(self) -> int:
+        """The process's exit code by custom: 0, 130 after SIGINT, 143 after SIGTERM."""
+        return {"SIGINT": 130, "SIGTERM": 143}.get(self.stopped_by, 0)
+
+
+class Trainer:
+    """Trains a model on batches that are a pure function of (epoch, index).
+
+    A run that is stopped at any moment and resumed with as many threads ends in the same weights, to the bit, as one
+    that was not stopped.
+
+    Args:
+        model: gives a loss for a batch (see `TrainableModel`), on the device where it is to be trained.
+        config: the settings.
+        train_data: the batches to train on.
+        eval_data: held-out batches.
+        cost: the model's numbers; with them the model FLOPs utilisation (MFU) is reported.
+        data_identity: what tells this data from other data, as JSON values (fingerprints, objective, batch size).
+        write_companions: writes further files, such as a tokenizer, into each checkpoint directory.
+        console: where to speak; None for standard error.
+
+    Raises:
+        ValueError: when the data has no batch, or the model cannot do what the settings ask.
+    """
+
+    def __init__(
+        self,
+        model: TrainableModel,
+        config: TrainingConfig,
+        train_data: BatchSource,
+        *,
+        eval_data: BatchSource | None = None,
+        cost: ModelCost | None = None,
+        data_identity: Mapping[str, object] | None = None,
+        write_companions: Callable[[Path], None] | None = None,
+        console: Console | None = None,
+    ) -> None:
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        if config.gradient_checkpointing:
+            _enable_gradient_checkpointing(model)
+        self._model, self._config, self._cost = model, config, cost
+        self._device = next(model.parameters()).device
+        self._dtype = resolve_precision(config.precision, self._device)
+        self._world = World.join(self._device)
+        self._train_data = InterleavedSource(train_data, self._world.rank, self._world.size)
+        self._eval_data = eval_data
+        self._directory = Path(config.output_dir)
+        self._identity = run_identity(config, model.config, data_identity or {}, self._world.size)
+        self._write_companions = write_companions
+        self._console = console or Console(stderr=True, quiet=not self._world.is_main)
+        self.total_steps = _total_steps(config, train_data, self._world)
+        """Optimizer steps in all; None where time alone ends the run."""
+
+    def estimate_cost(self) -> RunCost:
+        """Time one step's forward and backward passes, and return the cost of the whole run at that speed.
+
+        The weights are left as they were.
+
+        Raises:
+            ValueError: without the `cost` argument of the constructor.
+        """
+        if self._cost is None:
+            raise ValueError("cost is None; give the Trainer a ModelCost to estimate from")
+        with closing(walk(self._train_data, 0)) as stream:
+            taken = islice(stream, self._config.gradient_accumulation_steps)
+            batches = [NumberedBatch(epoch=epoch, index=index, batch=batch) for epoch, index, batch in taken]
+        tokens = self._world.size * sum(numbered.batch.num_tokens for numbered in batches)
+        budget = self._config.time_budget_minutes
+        return estimate_run_cost(
+            self._cost,
+            tokens_per_step=tokens,
+            flops_per_second=self._cost.flops_per_token * tokens / self._seconds_of_step(batches),
+            steps=self.total_steps,
+            hours=None if budget is None else budget / 60,
+        )
+
+    def train(self) -> TrainingResult:
+        """Train to the end of the run, or until SIGINT or SIGTERM, and save.
+
+        Raises:
+            RunDirectoryError: when output_dir is in use or holds another run.
+            CheckpointError: when there is no good checkpoint to resume from, or one could not be written.
+            NonFiniteError: when a loss or gradient is NaN or infinite; nothing of that step is applied or saved.
+        """
+        with ExitStack() as stack:
+            if self._world.is_main:
+                stack.callback(claim_directory(self._directory, self._say).release)
+            checkpoint = self._world.broadcast(self._find_checkpoint() if self._world.is_main else None)
+            loop = self._make_loop(stack, checkpoint)
+            first_batch = loop.state.step * self._config.gradient_accumulation_steps
+            ended = loop.run(stack.enter_context(closing(walk(self._train_data, first_batch))))
+            loop.reporter.say(f"ended by {ended} at step {loop.state.step}; saved {loop.last_checkpoint}")
+        return TrainingResult(
+            step=loop.state.step,
+            stopped_by=ended,
+            checkpoint=loop.last_checkpoint,
+            evaluation=loop.state.evaluation,
+        )
+
+    def _say(self, message: str) -> None:
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def _find_checkpoint(self) -> Path | None:
+        """Return the checkpoint to go on from, if any, and note in the directory which run it holds."""
+        request, found = self._config.resume_from_checkpoint, None
+        if list_checkpoints(self._directory):
+            check_identity(self._identity, self._directory, resuming=request is not None, say=self._say)
+        if request is not None:
+            found = checkpoint_to_resume(request, self._directory, self._say)
+            if found is None:
+                self._say(f"no checkpoint in {self._directory} yet: starting at step 0")
+            elif found.parent.resolve() != self._directory.resolve():
+                check_identity(self._identity, found, resuming=True, say=self._say)
+        write_run_file(self._directory, self._config, self._identity)
+        return found
+
+    def _make_loop(self, stack: ExitStack, checkpoint: Path | None) -> TrainingLoop:
+        """Return the loop with everything in the state of the checkpoint; `stack` closes what it opens."""
+        model, state = self._model.train(), TrainingState()
+        optimizer = make_optimizer(model, self._config)
+        if checkpoint is not None:
+            load_weights(model, checkpoint)
+            load_optimizer(optimizer, model, checkpoint)
+            state = TrainingState.load(checkpoint)
+            self._say(f"resuming from {checkpoint} at step {state.step}")
+        sinks = default_sinks(self._directory, state.step) if self._world.is_main else ()
+        for sink in reversed(sinks):
+            stack.callback(sink.close)
+        reporter = Reporter(self.total_steps, state.step, self._console)
+        stack.callback(reporter.close)
+        return TrainingLoop(
+            config=self._config,
+            model=model,
+            optimizer=optimizer,
+            state=state,
+            total_steps=self.total_steps,
+            train_data=self._train_data,
+            eval_data=self._eval_data,
+            world=self._world,
+            dtype=self._dtype,
+            flops_per_token=self._cost and self._cost.flops_per_token,
+            peak_flops_per_second=self._peak_flops_per_second(),
+            directory=self._directory,
+            write_files=lambda directory: self._write_files(directory, optimizer),
+            reporter=reporter,
+            sinks=sinks,
+            stop=stack.enter_context(StopRequest()),
+            last_checkpoint=checkpoint,
+        )
+
+    def _peak_flops_per_second(self) -> float:
+        return self._world.size * measured_matmul_flops(self._dtype, self._device) if self._cost else float("nan")
+
+    def _write_files(self, directory: Path, optimizer: torch.optim.Optimizer) -> None:
+        """Write a checkpoint's files, but for the state of the loop."""
+        self._model.save_pretrained(directory)
+        if self._write_companions is not None:
+            self._write_companions(directory)
+        save_optimizer(optimizer, self._model, directory)
+        write_run_file(directory, self._config, self._identity)
+
+    def _seconds_of_step(self, batches: list[NumberedBatch]) -> float:
+        """Return the best time of a few repeats of a step's forward and backward passes."""
+        self._model.train()
+        seconds = []
+        for _ in range(_TIMED_REPEATS):
+            start = time.perf_counter()
+            accumulate_gradients(self._model, batches, dtype=self._dtype, world=World())
+            seconds.append(time.perf_counter() - start)
+            self._model.zero_grad(set_to_none=True)
+        return min(seconds)
+
+
+def _total_steps(config: TrainingConfig, train_data: BatchSource, world: World) -> int | None:
+    if train_data.num_batches(0) == 0:
+        raise ValueError("the training data has no batch in epoch 0; give it more text, or make batches smaller")
+    if config.max_steps is not None or config.ends_by_time_alone:
+        return config.max_steps
+    return steps_in_epochs(train_data, config.num_train_epochs, config.gradient_accumulation_steps * world.size)
+
+
+def _enable_gradient_checkpointing(model: nn.Module) -> None:
+    if not hasattr(model, "gradient_checkpointing_enable"):
+        raise ValueError(f"gradient_checkpointing=True, but {type(model).__name__} cannot recompute its activations")
+    model.gradient_checkpointing_enable()

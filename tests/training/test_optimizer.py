@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from fastssl.training import TrainingConfig
+from fastssl.training.optimizer import clip_gradients, make_optimizer
+from tests.training.stand_in import StandInModel
+
+CONFIG = TrainingConfig(output_dir="run", learning_rate=0.1, weight_decay=0.5)
+
+
+def test_biases_and_norms_do_not_decay():
+    model = StandInModel()
+    optimizer = make_optimizer(model, CONFIG)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decay = {names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay == {
+        "embedding.weight": 0.5,
+        "decoder.weight": 0.5,
+        "decoder.bias": 0.0,
+        "norm.weight": 0.0,
+        "norm.bias": 0.0,
+    }
+
+
+def test_frozen_parameters_are_left_out():
+    model = StandInModel()
+    model.embedding.requires_grad_(False)
+    optimizer = make_optimizer(model, CONFIG)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        make_optimizer(StandInModel().requires_grad_(False), CONFIG)
+
+
+def test_an_update_is_adamw():
+    weight = torch.nn.Parameter(torch.tensor([[1.0, -2.0]]))
+    module = torch.nn.ParameterList([weight])
+    optimizer = make_optimizer(module, CONFIG)
+    weight.grad = torch.tensor([[0.5, 0.25]])
+    optimizer.step()
+    # After one step Adam's direction is the sign of the gradient, up to epsilon; the decay is decoupled.
+    expected = torch.tensor([[1.0, -2.0]]) * (1 - 0.1 * 0.5) - 0.1
+    torch.testing.assert_close(weight.data, expected, atol=1e-5, rtol=0)
+
+
+def test_clipping():
+    model = StandInModel()
+    optimizer = make_optimizer(model, CONFIG)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    assert clip_gradients(optimizer, 0.0).item() == pytest.approx(2 * size**0.5)
+    assert clip_gradients(optimizer, 1.0).item() == pytest.approx(2 * size**0.5)
+    assert clip_gradients(optimizer, 1.0).item() == pytest.approx(1.0, abs=1e-4)
