@@ -47,7 +47,7 @@ class MetricSums:
 
 @dataclass
 class ExponentialAverage:
-    """m_k = b m_(k-1) + (1 - b) x_k with b = 0.98, divided by its weight 1 - b^k so that it does not start near zero."""
+    """m_k = b m_(k-1) + (1 - b) x_k with b = 0.98, divided by its weight 1 - b^k to be unbiased from the start."""
 
     weighted_sum: float = 0.0
     """m_k."""

@@ -107,7 +107,7 @@ def test_a_nan_stops_the_run_and_names_step_batch_and_checkpoint(tmp_path):
 
 def test_the_same_run_again_asks_for_resume(tmp_path):
     make_trainer(tmp_path, max_steps=3).train()
-    with pytest.raises(RunDirectoryError, match="already holds this run.*--resume-from-checkpoint last"):
+    with pytest.raises(RunDirectoryError, match=r"already holds this run.*--resume-from-checkpoint last"):
         make_trainer(tmp_path, max_steps=3).train()
 
 
