@@ -5,7 +5,7 @@ of W takes the batches with g mod W = r; one optimizer step uses W x gradient_ac
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -91,7 +91,8 @@ def steps_in_epochs(source: BatchSource, num_epochs: float, batches_per_step: in
     return math.ceil(batches / batches_per_step)
 
 
-def walk(source: BatchSource, start_batch: int):
+def walk(source: BatchSource, start_batch: int) -> Iterator[tuple[int, int, Batch]]:
+    """Yield (epoch, index, batch) without end, from the batch with that number in the whole sequence."""
     epoch, before = 0, 0
     while start_batch >= before + source.num_batches(epoch):
         before += source.num_batches(epoch)
