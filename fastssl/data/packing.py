@@ -1,0 +1,28 @@
+"""Examples into batches: a fixed number of sequences, or best fit into a token budget."""
+
+import numpy as np
+
+
+def consecutive_batches(num_examples: int, batch_size: int) -> np.ndarray:
+    """Return batch offsets (G + 1) int64: `batch_size` examples each, the rest in the last one."""
+    return np.append(np.arange(0, num_examples, batch_size), num_examples).astype(np.int64)
+
+
+def packed_batches(bins: np.ndarray, bin_order: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Group examples by bin.
+
+    Early bins are filled better than late ones, so the bins come in an order of their own.
+
+    Args:
+        bins: (X) int64: the bin of each example, in the order in which the examples came.
+        bin_order: (G) int64: the bins in the order in which they are shown.
+        order: (X) int64: the examples in the order in which they came.
+
+    Returns:
+        batch offsets (G + 1) int64; examples (X) int64, batch after batch.
+    """
+    rank = np.empty_like(bin_order)
+    rank[bin_order] = np.arange(len(bin_order))
+    batches = rank[bins]
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(batches, minlength=len(bin_order)))))
+    return offsets.astype(np.int64), order[np.argsort(batches, kind="stable")]
