@@ -1,0 +1,1 @@
+"""What people do with a model: pretrain it, fill masks with it."""
