@@ -1,3 +1,62 @@
-"""fastssl: pretrain, adapt, serve and explain BERT-style language models, fast, on the machine you have."""
+"""fastssl: pretrain, adapt, serve and explain BERT-style language models, fast, on the machine you have.
+
+Everything public can be had from here, as ``from fastssl import BertForPreTraining``. Names are looked up when they are
+first used, so importing fastssl costs nothing, and never builds, downloads or probes a device.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastssl.data.batch import PackedBatch
+    from fastssl.data.shards import TokenShards
+    from fastssl.data.tokenizer import Tokenizer
+    from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
+    from fastssl.models.bert_config import BertConfig
+    from fastssl.models.presets import PRESETS, preset
+    from fastssl.ops.attention.api import attention
+    from fastssl.ops.layer_norm.api import layer_norm
+    from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
+    from fastssl.tasks.fill_mask import FillMask
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "BertConfig",
+    "BertForMaskedLM",
+    "BertForPreTraining",
+    "BertModel",
+    "FillMask",
+    "PackedBatch",
+    "TokenShards",
+    "Tokenizer",
+    "attention",
+    "layer_norm",
+    "linear_cross_entropy",
+    "preset",
+]
+
+_HOMES = {
+    "fastssl.data.batch": ("PackedBatch",),
+    "fastssl.data.shards": ("TokenShards",),
+    "fastssl.data.tokenizer": ("Tokenizer",),
+    "fastssl.models.bert": ("BertForMaskedLM", "BertForPreTraining", "BertModel"),
+    "fastssl.models.bert_config": ("BertConfig",),
+    "fastssl.models.presets": ("PRESETS", "preset"),
+    "fastssl.ops.attention.api": ("attention",),
+    "fastssl.ops.layer_norm.api": ("layer_norm",),
+    "fastssl.ops.linear_cross_entropy.api": ("linear_cross_entropy",),
+    "fastssl.tasks.fill_mask": ("FillMask",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'fastssl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@ def pack(
     *,
     vocab_size: int,
     max_positions: int,
+    num_token_types: int,
     input_ids: Tensor | None = None,
     **padded: Tensor | None,
 ) -> PackedBatch:
@@ -20,12 +21,13 @@ def pack(
         batch: a packed batch, or None.
         vocab_size: V of the model.
         max_positions: longest sequence of the model, in tokens.
+        num_token_types: token types of the model.
         input_ids: (B, T) int64, where there is no packed batch.
         padded: the other arguments of `PackedBatch.from_padded`.
 
     Raises:
-        ValueError: for neither or both kinds of input, a sequence too long for the model, or an id outside of its
-            vocabulary (seen on the CPU; a GPU is not made to wait for this check).
+        ValueError: for neither or both kinds of input, a sequence too long for the model, or an id outside of one of
+            its tables (seen on the CPU; a GPU is not made to wait for this check).
     """
     if batch is not None and not isinstance(batch, PackedBatch):
         raise ValueError(
@@ -47,6 +49,7 @@ def pack(
         _check_range(
             "input_ids", packed.input_ids, vocab_size, "the tokenizer and the model have different vocabularies"
         )
+        _check_range("token_type_ids", packed.token_type_ids, num_token_types, "type_vocab_size is too small")
         _check_range("position_ids", packed.position_ids, max_positions, "max_position_embeddings is too small")
     return packed
 

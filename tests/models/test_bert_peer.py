@@ -58,8 +58,8 @@ def test_pretraining_logits_losses_and_gradients(tmp_path, changes):
 def check_gradients(theirs, ours):
     found = gradients_in_their_names(ours)
     unseen = []
-    # The gradient of a key bias is zero but for rounding: no scale is below a hundredth of the largest gradient.
-    floor = 0.01 * max(p.grad.abs().max() for p in theirs.parameters() if p.grad is not None)
+    # The gradient of a key bias is zero but for rounding: no scale is below a twentieth of the largest gradient.
+    floor = 0.05 * max(p.grad.abs().max() for p in theirs.parameters() if p.grad is not None)
     for name, parameter in theirs.named_parameters():
         if parameter.grad is None:
             unseen.append(name)

@@ -1,0 +1,154 @@
+"""Fill in masked words: the likeliest tokens for each mask of a text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastssl.data.batch import PackedBatch
+from fastssl.data.tokenizer import Tokenizer
+from fastssl.models.bert import BertForMaskedLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One token for one mask."""
+
+    token: str
+    """Its spelling in the vocabulary, such as "##ing"."""
+    token_id: int
+    """Its id."""
+    probability: float
+    """Its share of the softmax over the vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilledText:
+    """What the model makes of one text."""
+
+    text: str
+    """The text as given."""
+    filled: str
+    """The text with each mask replaced by its likeliest token."""
+    masks: tuple[tuple[Candidate, ...], ...]
+    """For each mask, from left to right, its candidates, likeliest first."""
+
+
+class FillMask:
+    """Fills masks with a masked language model.
+
+    Each mask is filled by itself: the candidates of one do not know what was chosen for another.
+
+    Args:
+        model: with a masked-LM head; put into eval mode.
+        tokenizer: of the model's vocabulary.
+        tokens_per_batch: about how many tokens go through the model at once.
+
+    Raises:
+        ValueError: where the tokenizer has ids that the model does not.
+    """
+
+    def __init__(self, model: BertForMaskedLM, tokenizer: Tokenizer, *, tokens_per_batch: int = 4096) -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}; "
+                "give the tokenizer that the model was trained with, or call model.resize_token_embeddings first"
+            )
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.tokens_per_batch = tokens_per_batch
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "FillMask":
+        """Read model and tokenizer from one directory.
+
+        Raises:
+            FileNotFoundError: where a part is missing.
+            ValueError: where the model has no masked-LM head, or a part is damaged.
+        """
+        tokenizer = Tokenizer.load(directory)
+        model = BertForMaskedLM.from_pretrained(directory)
+        if model.load_report.fresh:
+            raise ValueError(
+                f"{directory} holds a model without a masked-LM head, which could only guess at random; "
+                "pretrain it first (fastssl pretrain --model DIR)"
+            )
+        return cls(model, tokenizer)
+
+    def __call__(self, texts: Sequence[str], *, top_k: int = 5) -> list[FilledText]:
+        """Return what the model makes of each text.
+
+        Args:
+            texts: each with at least one mask token, spelt as the tokenizer spells it ("[MASK]").
+            top_k: candidates per mask.
+
+        Raises:
+            ValueError: for a text without a mask or longer than the model's positions, or a `top_k` beyond the
+                vocabulary.
+        """
+        if not 1 <= top_k <= self.tokenizer.vocab_size:
+            raise ValueError(f"top_k must be between 1 and the {self.tokenizer.vocab_size} tokens, got {top_k}")
+        encoded = [self._encode(text) for text in texts]
+        results = []
+        for batch_texts, sequences in self._batches(texts, encoded):
+            results += self._fill(batch_texts, sequences, top_k)
+        return results
+
+    @torch.inference_mode()
+    def _fill(self, texts: Sequence[str], sequences: Sequence[list[int]], top_k: int) -> list[FilledText]:
+        batch = PackedBatch.from_sequences(sequences)
+        positions = (batch.input_ids == self.tokenizer.special.mask).nonzero().flatten()
+        rows = self.model.bert.encode(batch).index_select(0, positions)
+        # A padded vocabulary has rows beyond the tokenizer's last token, which stand for nothing.
+        logits = self.model.masked_lm_logits(rows)[:, : self.tokenizer.vocab_size]
+        best = logits.float().softmax(-1).topk(top_k)
+        candidates = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        filled = []
+        for text, sequence in zip(texts, sequences, strict=True):
+            masks = tuple(
+                self._candidates(*next(candidates)) for _ in range(sequence.count(self.tokenizer.special.mask))
+            )
+            filled.append(FilledText(text=text, filled=self._substitute(text, masks), masks=masks))
+        return filled
+
+    def _encode(self, text: str) -> list[int]:
+        special = self.tokenizer.special
+        ids = [special.cls, *self.tokenizer.encode(text), special.sep]
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        if special.mask not in ids:
+            mask = self.tokenizer.special_names["mask"]
+            raise ValueError(f"the text {shown!r} has no {mask}; put {mask} where a word is to be filled in")
+        longest = self.model.config.max_position_embeddings
+        if len(ids) > longest:
+            raise ValueError(
+                f"the text {shown!r} has {len(ids)} tokens, [CLS] and [SEP] included, and the model reads at most "
+                f"{longest}; shorten it"
+            )
+        return ids
+
+    def _batches(
+        self, texts: Sequence[str], encoded: Sequence[list[int]]
+    ) -> Iterator[tuple[list[str], list[list[int]]]]:
+        batch_texts, batch, num_tokens = [], [], 0
+        for text, ids in zip(texts, encoded, strict=True):
+            if batch and num_tokens + len(ids) > self.tokens_per_batch:
+                yield batch_texts, batch
+                batch_texts, batch, num_tokens = [], [], 0
+            batch_texts.append(text)
+            batch.append(ids)
+            num_tokens += len(ids)
+        if batch:
+            yield batch_texts, batch
+
+    def _candidates(self, probabilities: list[float], ids: list[int]) -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(token=self.tokenizer.id_to_token(i) or f"[{i}]", token_id=i, probability=p)
+            for p, i in zip(probabilities, ids, strict=True)
+        )
+
+    def _substitute(self, text: str, masks: Sequence[Sequence[Candidate]]) -> str:
+        for candidates in masks:
+            word = self.tokenizer.decode([candidates[0].token_id]).strip().removeprefix("##")
+            text = text.replace(self.tokenizer.special_names["mask"], word, 1)
+        return text
