@@ -152,6 +152,11 @@ class BertModel(nn.Module):
         """Keep everything that the backward needs."""
         self.encoder.gradient_checkpointing = False
 
+    def set_dropout(self, p: float) -> None:
+        """Use the dropout probability `p` at every site from now on."""
+        self.config = replace(self.config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
+        self.encoder.set_dropout(p)
+
     def resize_token_embeddings(self, new_size: int) -> None:
         """Grow the vocabulary to `new_size`, in place; see `Embeddings.grow`."""
         self.embeddings.grow(new_size, self.config.initializer_range)
@@ -248,6 +253,10 @@ class BertForMaskedLM(nn.Module):
     def gradient_checkpointing_disable(self) -> None:
         """Keep everything that the backward needs."""
         self.bert.gradient_checkpointing_disable()
+
+    def set_dropout(self, p: float) -> None:
+        """Use the dropout probability `p` at every site from now on."""
+        self.bert.set_dropout(p)
 
     def resize_token_embeddings(self, new_size: int) -> None:
         """Grow the vocabulary to `new_size`, in place; see `Embeddings.grow` and `MaskedLMHead.grow`."""

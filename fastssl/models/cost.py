@@ -100,22 +100,25 @@ def activation_bytes_per_token(config: BertConfig, *, gradient_checkpointing: bo
 
     A block keeps its input, q, k and v, the attention's output and log-sum-exp, the two sums before its norms with
     their statistics, one norm's output, and both sides of the activation: 8 E + 2 F + H + 4 numbers. With
-    checkpointing it keeps its input, and one block at a time the rest.
+    checkpointing it keeps its input, and one block at a time the rest. The embeddings keep two rows more.
     """
     width = config.hidden_size
     block = 8 * width + 2 * config.intermediate_size + config.num_attention_heads + 4
     kept = config.num_hidden_layers * width + block if gradient_checkpointing else config.num_hidden_layers * block
-    return _BYTES * (kept + 3 * width)
+    return _BYTES * (kept + 2 * width)
 
 
 def training_memory(
-    config: BertConfig, tokens_per_batch: int, *, gradient_checkpointing: bool = False
+    config: BertConfig, *, num_tokens: int, num_masked: int, gradient_checkpointing: bool = False
 ) -> TrainingMemory:
     """Return the memory of training BERT with all its pretraining heads, by what it holds.
 
+    Beside what the blocks keep there are, for each predicted token, five rows of width E in the head.
+
     Args:
         config: of the model.
-        tokens_per_batch: tokens that go through the model at once (a micro-batch).
+        num_tokens: tokens that go through the model at once (a micro-batch).
+        num_masked: how many of them are predicted.
         gradient_checkpointing: whether blocks recompute their activations.
     """
     parameters = num_parameters(config)
@@ -124,13 +127,17 @@ def training_memory(
         weights=_BYTES * parameters,
         gradients=_BYTES * (parameters + config.vocab_size * config.hidden_size),
         optimizer=2 * _BYTES * parameters,
-        activations=tokens_per_batch * per_token,
+        activations=num_tokens * per_token + num_masked * 5 * _BYTES * config.hidden_size,
     )
 
 
-def training_memory_bytes(config: BertConfig, tokens_per_batch: int, *, gradient_checkpointing: bool = False) -> int:
+def training_memory_bytes(
+    config: BertConfig, *, num_tokens: int, num_masked: int, gradient_checkpointing: bool = False
+) -> int:
     """Return the total of `training_memory`, in bytes."""
-    return training_memory(config, tokens_per_batch, gradient_checkpointing=gradient_checkpointing).total
+    return training_memory(
+        config, num_tokens=num_tokens, num_masked=num_masked, gradient_checkpointing=gradient_checkpointing
+    ).total
 
 
 def _part_of_block(module: str) -> str:

@@ -52,7 +52,39 @@ class DropoutSeeds:
         return cls(embeddings=sites[0], blocks=[BlockSeeds(*sites[i : i + 3]) for i in range(1, len(sites), 3)])
 
 
-class PostNormEncoder(nn.Module):
+class Encoder(nn.Module):
+    """What both kinds of encoder have in common.
+
+    Args:
+        block_class: of its blocks.
+        num_blocks: L.
+        block: keyword arguments of each block.
+    """
+
+    def __init__(self, block_class: type[Block], num_blocks: int, **block) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.backend = "auto"
+        self.blocks = nn.ModuleList(block_class(**block) for _ in range(num_blocks))
+        self.hidden_dropout_p: float = block["hidden_dropout_p"]
+
+    def set_dropout(self, p: float) -> None:
+        """Use the dropout probability `p` at every site from now on."""
+        self.hidden_dropout_p = p
+        for block in self.blocks:
+            block.hidden_dropout_p = block.attention.dropout_p = p
+
+    def run(self, block: Block, *arguments):
+        """Run a block, keeping only its inputs for the backward where the encoder checkpoints.
+
+        The generator's state is not saved: dropout repeats itself because its seeds are among the arguments.
+        """
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return block(*arguments)
+
+
+class PostNormEncoder(Encoder):
     """Blocks that norm after each sum, as published.
 
     Args:
@@ -61,11 +93,7 @@ class PostNormEncoder(nn.Module):
     """
 
     def __init__(self, num_blocks: int, **block) -> None:
-        super().__init__()
-        self.gradient_checkpointing = False
-        self.backend = "auto"
-        self.blocks = nn.ModuleList(PostNormBlock(**block) for _ in range(num_blocks))
-        self.hidden_dropout_p: float = block["hidden_dropout_p"]
+        super().__init__(PostNormBlock, num_blocks, **block)
 
     def forward(
         self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: DropoutSeeds, trace: Trace
@@ -82,12 +110,12 @@ class PostNormEncoder(nn.Module):
         hidden_states = dropout(embedded, self.hidden_dropout_p, seeds.embeddings, backend=self.backend)
         for block, block_seeds in zip(self.blocks, seeds.blocks, strict=True):
             trace.record(hidden_states, block, hidden_states, cu_seqlens)
-            hidden_states = _run(self, block, hidden_states, cu_seqlens, max_seqlen, block_seeds)
+            hidden_states = self.run(block, hidden_states, cu_seqlens, max_seqlen, block_seeds)
         trace.finish(hidden_states)
         return hidden_states
 
 
-class PreNormEncoder(nn.Module):
+class PreNormEncoder(Encoder):
     """Blocks that norm their inputs, and a norm behind the last one.
 
     Args:
@@ -96,11 +124,8 @@ class PreNormEncoder(nn.Module):
     """
 
     def __init__(self, num_blocks: int, **block) -> None:
-        super().__init__()
-        self.gradient_checkpointing = False
-        self.blocks = nn.ModuleList(PreNormBlock(**block) for _ in range(num_blocks))
+        super().__init__(PreNormBlock, num_blocks, **block)
         self.final_norm = LayerNorm(block["hidden_size"], block["norm_eps"])
-        self.hidden_dropout_p: float = block["hidden_dropout_p"]
 
     def forward(
         self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: DropoutSeeds, trace: Trace
@@ -113,18 +138,8 @@ class PreNormEncoder(nn.Module):
                 addend, residual=stream, dropout_p=p, seed=addend_seed, return_sum=True
             )
             trace.record(stream, block, normed, cu_seqlens)
-            addend, stream = _run(self, block, normed, stream, cu_seqlens, max_seqlen, block_seeds)
+            addend, stream = self.run(block, normed, stream, cu_seqlens, max_seqlen, block_seeds)
             addend_seed = block_seeds.mlp_output
         hidden_states = self.final_norm(addend, residual=stream, dropout_p=p, seed=addend_seed)
         trace.finish(hidden_states)
         return hidden_states
-
-
-def _run(encoder: PostNormEncoder | PreNormEncoder, block: Block, *arguments):
-    """Run a block, keeping only its inputs for the backward where the encoder checkpoints.
-
-    The generator's state is not saved: dropout repeats itself because its seeds are among the arguments.
-    """
-    if encoder.gradient_checkpointing and torch.is_grad_enabled():
-        return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return block(*arguments)
