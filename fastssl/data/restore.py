@@ -1,7 +1,7 @@
 """From (input, target) back to the text: what a batch hides, and the proof that it hides nothing else."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -29,10 +29,8 @@ class Target:
     token: str
     """What it is to predict."""
 
-    @property
-    def kind(self) -> str:
-        """ "kept" where the model sees the token itself, else "replaced"."""
-        return "kept" if self.input_token == self.token else "replaced"
+    kind: Literal["masked", "random", "kept"]
+    """What happened to it: hidden behind [MASK], replaced by a random token, or left as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +86,12 @@ def describe_example(
     """
     begin, end = batch.cu_seqlens[index : index + 2].tolist()
     names = [tokenizer.id_to_token(token) for token in batch.input_ids[begin:end].tolist()]
-    targets = [
-        Target(position=place - begin, input_token=names[place - begin], token=tokenizer.id_to_token(label))
-        for place, label in zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True)
-        if begin <= place < end
-    ]
+    targets = []
+    for place, label in zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True):
+        if begin <= place < end:
+            seen, wanted = names[place - begin], tokenizer.id_to_token(label)
+            kind = "kept" if seen == wanted else "masked" if seen == tokenizer.special_names["mask"] else "random"
+            targets.append(Target(position=place - begin, input_token=seen, token=wanted, kind=kind))
     meanings = _SENTENCE_TARGETS[sentence_objective]
     return ExampleDescription(
         input_tokens=names,
