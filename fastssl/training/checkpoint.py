@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from fastssl.training.durable import sha256_of, sync_directory, sync_file, write_whole
+from fastssl.training.durable import sha256_of, sync_directory, sync_file
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -163,14 +163,16 @@ def rotate_checkpoints(run: Path, keep: int | None, newest: Path) -> None:
 def _seal(directory: Path, step: int) -> None:
     """Sync every file, and write the manifest last."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    files = {}
-    for path in paths:
+    files = {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in paths
+    }
+    manifest = directory / MANIFEST
+    manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n", encoding="utf-8")
+    for path in (*paths, manifest):
         sync_file(path)
-        name = path.relative_to(directory).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    for folder in {path.parent for path in paths}:
+    for folder in {path.parent for path in (*paths, manifest)}:
         sync_directory(folder)
-    write_whole(directory / MANIFEST, json.dumps({"step": step, "files": files}, indent=1) + "\n")
 
 
 def _delete(checkpoint: Path, leave_to: Path | None = None) -> None:

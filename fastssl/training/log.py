@@ -5,6 +5,7 @@ of evaluation begin with "eval_".
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ from fastssl.training.durable import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
+_SECONDS_BETWEEN_PICTURES = 60.0
 Row = Mapping[str, float]
 
 
@@ -24,10 +26,13 @@ class Sink(Protocol):
         """Take one row."""
 
     def flush(self) -> None:
-        """Bring what was taken to disk."""
+        """Bring what was taken to disk; called before each checkpoint."""
+
+    def finish(self) -> None:
+        """Do what is due when training has ended in order, or at a NaN."""
 
     def close(self) -> None:
-        """Finish."""
+        """Let go of files, whatever has happened."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -59,6 +64,9 @@ class MetricsFile:
     def flush(self) -> None:
         """Nothing is held back."""
 
+    def finish(self) -> None:
+        """Nothing is due."""
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -88,35 +96,44 @@ class TensorBoardEvents:
         """Write buffered events."""
         self._writer.flush()
 
+    def finish(self) -> None:
+        """Nothing is due."""
+
     def close(self) -> None:
         """Close the event file."""
         self._writer.close()
 
 
 class Curves:
-    """curves.png, drawn from metrics.jsonl when a run ends.
+    """curves.png, drawn from metrics.jsonl: at the end of a run, and at a checkpoint when a minute has passed.
 
     Args:
         directory: of the run.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._directory, self._drawn = directory, time.monotonic()
 
     def write(self, row: Row) -> None:
         """Rows are read from metrics.jsonl when the picture is drawn."""
 
     def flush(self) -> None:
-        """A picture is drawn at the end only."""
+        """Draw the picture, at most once a minute."""
+        if time.monotonic() - self._drawn > _SECONDS_BETWEEN_PICTURES:
+            self.finish()
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Draw the picture."""
         if rows := read_metrics(self._directory / METRICS_FILE):
             draw_curves(rows, self._directory / CURVES_FILE)
+        self._drawn = time.monotonic()
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def default_sinks(directory: Path, start_step: int) -> Sequence[Sink]:
-    """Return the three sinks of every run; metrics.jsonl comes first because the curves are drawn from it."""
+    """Return the three sinks of every run."""
     return (
         MetricsFile(directory / METRICS_FILE, start_step),
         TensorBoardEvents(directory / "tensorboard", start_step),

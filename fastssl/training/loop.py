@@ -93,6 +93,11 @@ class TrainingLoop:
             self._save()
         return ended
 
+    def finish_sinks(self) -> None:
+        """Let the sinks do what is due at an end in order."""
+        for sink in self.sinks:
+            sink.finish()
+
     def _agree_on_end(self, elapsed_seconds: float) -> str | None:
         """Note the time used and return why the run ends now, the same in all processes; None: it goes on."""
         elapsed_seconds, signal_number = self.world.maximum([elapsed_seconds, float(self.stop.received or 0)])

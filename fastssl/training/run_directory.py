@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -120,6 +121,7 @@ def write_run_file(directory: Path, config: TrainingConfig, identity: dict) -> N
     write_whole(directory / RUN_FILE, json.dumps(content, indent=1, default=str) + "\n")
 
 
+@cache
 def _commit() -> str | None:
     """Return the commit of the checkout that the package runs from, if it runs from one."""
     project = Path(fastssl.__file__).resolve().parent.parent

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastssl.training.durable import write_whole
 from fastssl.training.metrics import ExponentialAverage, MetricSums, PlateauDetector
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -38,7 +37,7 @@ class TrainingState:
 
     def save(self, directory: Path) -> None:
         """Write the numbers; JSON keeps every bit of a double."""
-        write_whole(directory / STATE_FILE, json.dumps(asdict(self), indent=1) + "\n")
+        (directory / STATE_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path) -> "TrainingState":

@@ -25,7 +25,7 @@ from fastssl.training.progress import Reporter
 from fastssl.training.run_directory import check_identity, claim_directory, run_identity, write_run_file
 from fastssl.training.source import BatchSource, InterleavedSource, TrainableModel, steps_in_epochs, walk
 from fastssl.training.state import TrainingState, load_optimizer, load_weights, save_optimizer
-from fastssl.training.step import NumberedBatch, accumulate_gradients
+from fastssl.training.step import NonFiniteError, NumberedBatch, accumulate_gradients
 
 _TIMED_REPEATS = 3
 
@@ -135,7 +135,13 @@ class Trainer:
             checkpoint = self._world.broadcast(self._find_checkpoint() if self._world.is_main else None)
             loop = self._make_loop(stack, checkpoint)
             first_batch = loop.state.step * self._config.gradient_accumulation_steps
-            ended = loop.run(stack.enter_context(closing(walk(self._train_data, first_batch))))
+            batches = stack.enter_context(closing(walk(self._train_data, first_batch)))
+            try:
+                ended = loop.run(batches)
+            except NonFiniteError:
+                loop.finish_sinks()
+                raise
+            loop.finish_sinks()
             loop.reporter.say(f"ended by {ended} at step {loop.state.step}; saved {loop.last_checkpoint}")
         return TrainingResult(
             step=loop.state.step,
@@ -171,7 +177,7 @@ class Trainer:
             state = TrainingState.load(checkpoint)
             self._say(f"resuming from {checkpoint} at step {state.step}")
         sinks = default_sinks(self._directory, state.step) if self._world.is_main else ()
-        for sink in reversed(sinks):
+        for sink in sinks:
             stack.callback(sink.close)
         reporter = Reporter(self.total_steps, state.step, self._console)
         stack.callback(reporter.close)

@@ -1,7 +1,10 @@
-"""A model and data of a few thousand numbers with the contracts of the real ones; run as a script, a training run."""
+"""A model and data of a few thousand numbers with the contracts of the real ones."""
 
 import json
+import os
+import resource
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastssl.training import Trainer, TrainingConfig
+from fastssl.training import Trainer, TrainingConfig, trainer
+from fastssl.training.log import METRICS_FILE, MetricsFile, Sink
 
 VOCABULARY = 23
 
@@ -105,7 +109,32 @@ def weights_of(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(checkpoint / "model.safetensors")
 
 
-if __name__ == "__main__":
-    result = make_trainer(sys.argv[1], **json.loads(sys.argv[2])).train()
-    print(result.step, result.stopped_by)
-    sys.exit(result.exit_code)
+class EndlessSource(StandInSource):
+    """Takes a minute over each batch, and leaves a note in a directory when it begins."""
+
+    def __init__(self, directory: Path):
+        super().__init__()
+        self.directory = directory
+
+    def batch(self, epoch: int, index: int) -> StandInBatch:
+        (self.directory / "taking-a-batch").touch()
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        return super().batch(epoch, index)
+
+
+def run_in_process(output_dir: str, *, endless: bool = False, file_size_limit: int | None = None, **settings) -> None:
+    """Train in a process of one's own, with standard error in a file beside the output directory."""
+    trainer.default_sinks = metrics_only_sinks
+    error = os.open(Path(output_dir).with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(error, 2)
+    if file_size_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
+    data = EndlessSource(Path(output_dir)) if endless else None
+    sys.exit(make_trainer(output_dir, data=data, **settings).train().exit_code)
+
+
+def metrics_only_sinks(directory: Path, start_step: int) -> list[Sink]:
+    """Return the one sink that costs nothing."""
+    return [MetricsFile(directory / METRICS_FILE, start_step)]

@@ -4,7 +4,16 @@ import math
 import pytest
 import torch
 
-from fastssl.training import ModelCost, NonFiniteError, RunDirectoryError, Trainer, TrainingConfig, evaluate
+from fastssl.training import (
+    ModelCost,
+    NonFiniteError,
+    RunDirectoryError,
+    Trainer,
+    TrainingConfig,
+    evaluate,
+    log,
+    trainer,
+)
 from fastssl.training.checkpoint import list_checkpoints
 from fastssl.training.log import read_metrics
 from fastssl.training.run_directory import DirectoryLock
@@ -13,11 +22,15 @@ from tests.training.stand_in import StandInConfig, StandInModel, StandInSource, 
 COST = ModelCost(parameters=1000, flops_per_token=6000.0, memory_bytes=1 << 20)
 
 
+pytestmark = pytest.mark.usefixtures("metrics_only")
+
+
 def train_rows(directory):
     return [row for row in read_metrics(directory / "metrics.jsonl") if "loss" in row]
 
 
-def test_the_loss_falls_and_everything_is_written(tmp_path, capsys):
+def test_the_loss_falls_and_everything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trainer, "default_sinks", log.default_sinks)
     config = TrainingConfig(
         output_dir=str(tmp_path / "run"),
         max_steps=60,
@@ -76,10 +89,10 @@ def test_evaluation_equals_the_means_over_all_batches():
 
 
 def test_epochs_set_the_number_of_steps(tmp_path):
-    trainer = make_trainer(tmp_path, max_steps=None, num_train_epochs=2, gradient_accumulation_steps=2)
+    training = make_trainer(tmp_path, max_steps=None, num_train_epochs=2, gradient_accumulation_steps=2)
     # Epochs of 7 and 8 batches, two a step.
-    assert trainer.total_steps == 8
-    assert trainer.train().step == 8
+    assert training.total_steps == 8
+    assert training.train().step == 8
     assert train_rows(tmp_path)[-1]["learning_rate"] == pytest.approx(1e-2 / 8)
 
 
@@ -97,12 +110,13 @@ def test_a_time_budget_ends_the_run(tmp_path):
 
 def test_a_nan_stops_the_run_and_names_step_batch_and_checkpoint(tmp_path):
     data = StandInSource(poison=(1, 3))
-    trainer = make_trainer(tmp_path, data=data, save_steps=4)
+    model = StandInModel()
+    training = make_trainer(tmp_path, model=model, data=data, save_steps=4)
     expected = r"step 11: the loss is nan at batch \(epoch 1, index 3\).*last good checkpoint: .*checkpoint-8"
     with pytest.raises(NonFiniteError, match=expected):
-        trainer.train()
+        training.train()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
-    assert all(weight.isfinite().all() for weight in trainer._model.parameters())
+    assert all(weight.isfinite().all() for weight in model.parameters())
 
 
 def test_the_same_run_again_asks_for_resume(tmp_path):
