@@ -40,8 +40,6 @@ class PartInfo:
 
     file: str
     """Name inside the directory."""
-    source: int
-    """Which entry of the index's sources it was made from."""
     size_bytes: int
     """Size of the file."""
     sha256: str
@@ -52,8 +50,10 @@ class PartInfo:
     """Sentences in it."""
     num_documents: int
     """Documents in it."""
-    documents_read: int
-    """Documents of the source that it used up, those without a single token included."""
+    next_source: int
+    """Which of the index's sources the next part begins in; the number of sources if nothing is left."""
+    next_document: int
+    """Documents of that source that this part and those before it have used up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,7 @@ class SourceInfo:
     modified_ns: int
     """Modification time, nanoseconds since 1970."""
     sha256: str
-    """Checksum of the file; empty while it is still being encoded."""
-    complete: bool
-    """Whether all of it is in the parts."""
+    """Checksum of the file; empty until all of it is in the parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ class ShardIndex:
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the reader that change the ids."""
     complete: bool = False
-    """Whether every source is complete."""
+    """Whether all of every source is in the parts."""
     sources: tuple[SourceInfo, ...] = ()
     """The text files, in the order of their parts."""
     parts: tuple[PartInfo, ...] = ()

@@ -45,25 +45,32 @@ class ShardWriter:
         """Documents written so far."""
         return len(self._document_offsets) - 1
 
-    def add_document(self, tokens: np.ndarray, word_starts: np.ndarray, sentence_lengths: np.ndarray) -> None:
-        """Append one document.
+    def add_documents(
+        self, tokens: np.ndarray, word_starts: np.ndarray, sentence_lengths: np.ndarray, document_lengths: np.ndarray
+    ) -> None:
+        """Append whole documents; sentences of no token and documents of no sentence leave no trace.
 
         Args:
             tokens: ``(n)`` ids below ``vocab_size``.
             word_starts: ``(n)`` True or 1 at the first token of a word.
-            sentence_lengths: ``(s)`` tokens of each sentence; they add up to n. Sentences of no token are left out,
-                and a document of none leaves no trace.
+            sentence_lengths: ``(s)`` tokens of each sentence; they add up to n.
+            document_lengths: ``(d)`` sentences of each document; they add up to s.
         """
-        lengths = sentence_lengths[sentence_lengths > 0]
-        if not len(lengths):
-            return
+        sentence_ends = np.cumsum(sentence_lengths)[sentence_lengths > 0]
+        kept_sentences = np.concatenate(([0], np.cumsum(sentence_lengths > 0)))
+        document_ends = np.unique(kept_sentences[np.cumsum(document_lengths)])
+        document_ends = document_ends[document_ends > 0]
         self._file.write(np.ascontiguousarray(tokens, dtype=self._token_dtype).data)
         self._word_starts += np.ascontiguousarray(word_starts, dtype=np.uint8).data
-        self._sentence_offsets.extend((self.num_tokens + np.cumsum(lengths)).tolist())
-        self._document_offsets.append(len(self._sentence_offsets) - 1)
+        self._document_offsets.extend((len(self._sentence_offsets) - 1 + document_ends).tolist())
+        self._sentence_offsets.extend((self.num_tokens + sentence_ends).tolist())
 
-    def finish(self, *, source: int, documents_read: int) -> PartInfo:
-        """Write the rest, sync, rename, and describe the part for the index."""
+    def finish(self, *, next_source: int, next_document: int) -> PartInfo:
+        """Write the rest, sync, rename, and describe the part for the index.
+
+        Args:
+            next_source, next_document: Where the next part is to begin, as in ``PartInfo``.
+        """
         counts = {
             "num_tokens": self.num_tokens,
             "num_sentences": len(self._sentence_offsets) - 1,
@@ -80,16 +87,18 @@ class ShardWriter:
         replace_file(self._temporary, self._path)
         return PartInfo(
             file=self._path.name,
-            source=source,
             size_bytes=size_bytes,
             sha256=checksum,
             **counts,
-            documents_read=documents_read,
+            next_source=next_source,
+            next_document=next_document,
         )
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)

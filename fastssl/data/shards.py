@@ -131,9 +131,9 @@ class TokenShards:
         """Raise ShardError unless ``tokenizer`` is the one that made the ids."""
         if tokenizer.fingerprint != self.tokenizer_fingerprint:
             raise ShardError(
-                f"the token shards in {self.directory} were made with another tokenizer (vocabulary of "
-                f"{self.vocab_size}, fingerprint {self.tokenizer_fingerprint[:12]}) than the one given (one of "
-                f"{tokenizer.vocab_size}, fingerprint {tokenizer.fingerprint[:12]}); give that tokenizer or encode again"
+                f"the token shards in {self.directory} were made with another tokenizer than the one given: expected "
+                f"a vocabulary of {self.vocab_size} (fingerprint {self.tokenizer_fingerprint[:12]}), got one "
+                f"of {tokenizer.vocab_size} (fingerprint {tokenizer.fingerprint[:12]}); give that one, or encode again"
             )
 
     def verify(self) -> None:

@@ -21,11 +21,12 @@ def write_shards(directory: Path, parts: list[Documents], *, vocab_size: int, fi
     infos = []
     for number, documents in enumerate(parts):
         with ShardWriter(directory / f"part-{number}.tokens", vocab_size=vocab_size) as writer:
-            for sentences in documents:
-                tokens = np.array([i for sentence in sentences for i in sentence], dtype=np.int32)
-                writer.add_document(tokens, tokens % 2 == 0, np.array([len(s) for s in sentences], dtype=np.int64))
-            infos.append(writer.finish(source=0, documents_read=len(documents)))
-    source = SourceInfo(path="a.txt", size_bytes=1, modified_ns=1, sha256="0", complete=True)
+            sentences = [sentence for document in documents for sentence in document]
+            tokens = np.array([i for sentence in sentences for i in sentence], dtype=np.int32)
+            lengths = [np.array([len(x) for x in level], dtype=np.int64) for level in (sentences, documents)]
+            writer.add_documents(tokens, tokens % 2 == 0, *lengths)
+            infos.append(writer.finish(next_source=1, next_document=0))
+    source = SourceInfo(path="a.txt", size_bytes=1, modified_ns=1, sha256="0")
     ShardIndex(
         vocab_size=vocab_size, tokenizer_fingerprint=fingerprint, complete=True, sources=(source,), parts=tuple(infos)
     ).write(directory)
@@ -147,7 +148,7 @@ def test_other_tokenizer(tmp_path: Path):
 
 def test_writer_leaves_nothing_behind_on_error(tmp_path: Path):
     with pytest.raises(RuntimeError), ShardWriter(tmp_path / "part", vocab_size=10) as writer:
-        writer.add_document(np.ones(3, dtype=np.int32), np.ones(3), np.array([3]))
+        writer.add_documents(np.ones(3, dtype=np.int32), np.ones(3), np.array([3]), np.array([1]))
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
