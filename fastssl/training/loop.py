@@ -19,7 +19,7 @@ from fastssl.training.metrics import MetricSums
 from fastssl.training.optimizer import clip_gradients
 from fastssl.training.progress import Reporter, Stopwatch
 from fastssl.training.schedule import Schedule
-from fastssl.training.source import Batch, BatchSource
+from fastssl.training.source import Batch, BatchSource, InterleavedSource
 from fastssl.training.state import TrainingState
 from fastssl.training.step import NonFiniteError, NumberedBatch, accumulate_gradients, make_report, step_seed
 
@@ -44,7 +44,7 @@ class TrainingLoop:
     """The numbers of the run, changed in place."""
     total_steps: int | None
     """Optimizer steps in all; None where time alone ends the run."""
-    train_data: BatchSource
+    train_data: InterleavedSource
     """This process's batches."""
     eval_data: BatchSource | None
     """Held-out batches of all processes."""
@@ -211,4 +211,5 @@ class TrainingLoop:
 
     def _write_checkpoint_files(self, directory: Path) -> None:
         self.write_files(directory)
+        self.state.epoch_sizes = self.train_data.epoch_sizes
         self.state.save(directory)

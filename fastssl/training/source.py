@@ -5,7 +5,7 @@ of W takes the batches with g mod W = r; one optimizer step uses W x gradient_ac
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -61,25 +61,33 @@ class InterleavedSource:
         source: the batches of all processes.
         rank: number of this process.
         size: number of processes.
+        epoch_sizes: what is known of the source's numbers of batches, for epochs 0, 1, ...: a resumed run need not
+            plan the epochs that are behind it to know where it stands.
     """
 
-    def __init__(self, source: BatchSource, rank: int, size: int) -> None:
+    def __init__(self, source: BatchSource, rank: int, size: int, epoch_sizes: Sequence[int] = ()) -> None:
         self._source, self._rank, self._size = source, rank, size
-        self._starts = [0]
-
-    def _first(self, epoch: int) -> int:
-        """Return the index in the epoch of this process's first batch."""
-        while len(self._starts) <= epoch:
-            self._starts.append(self._starts[-1] + self._source.num_batches(len(self._starts) - 1))
-        return (self._rank - self._starts[epoch]) % self._size
+        self.epoch_sizes = list(epoch_sizes)
 
     def num_batches(self, epoch: int) -> int:
         """Return this process's number of batches in an epoch."""
-        return len(range(self._first(epoch), self._source.num_batches(epoch), self._size))
+        first = self._first(epoch)
+        return len(range(first, self._size_of(epoch), self._size))
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Return this process's batch of an epoch."""
         return self._source.batch(epoch, self._first(epoch) + index * self._size)
+
+    def _size_of(self, epoch: int) -> int:
+        while len(self.epoch_sizes) <= epoch:
+            self.epoch_sizes.append(self._source.num_batches(len(self.epoch_sizes)))
+        return self.epoch_sizes[epoch]
+
+    def _first(self, epoch: int) -> int:
+        """Return the index in the epoch of this process's first batch."""
+        if self._size == 1:
+            return 0
+        return (self._rank - sum(self._size_of(earlier) for earlier in range(epoch))) % self._size
 
 
 def steps_in_epochs(source: BatchSource, num_epochs: float, batches_per_step: int) -> int:
@@ -89,16 +97,3 @@ def steps_in_epochs(source: BatchSource, num_epochs: float, batches_per_step: in
     if num_epochs > whole:
         batches += math.ceil((num_epochs - whole) * source.num_batches(whole))
     return math.ceil(batches / batches_per_step)
-
-
-def walk(source: BatchSource, start_batch: int) -> Iterator[tuple[int, int, Batch]]:
-    """Yield (epoch, index, batch) without end, from the batch with that number in the whole sequence."""
-    epoch, before = 0, 0
-    while start_batch >= before + source.num_batches(epoch):
-        before += source.num_batches(epoch)
-        epoch += 1
-    index = start_batch - before
-    while True:
-        for number in range(index, source.num_batches(epoch)):
-            yield epoch, number, source.batch(epoch, number)
-        epoch, index = epoch + 1, 0

@@ -30,6 +30,8 @@ class TrainingState:
     """The smoothed loss."""
     plateau: PlateauDetector = field(default_factory=PlateauDetector)
     """The plateau report."""
+    epoch_sizes: list[int] = field(default_factory=list)
+    """Numbers of batches of the epochs from 0 to the present one, over all processes."""
     evaluated_step: int | None = None
     """Step of the last evaluation."""
     evaluation: dict[str, float] = field(default_factory=dict)

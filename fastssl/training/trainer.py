@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from fastssl.data.loader import Loader
 from fastssl.ops.machine import measured_matmul_flops
 from fastssl.training.checkpoint import checkpoint_to_resume, list_checkpoints
 from fastssl.training.config import TrainingConfig
@@ -23,7 +24,7 @@ from fastssl.training.optimizer import make_optimizer
 from fastssl.training.precision import resolve_precision
 from fastssl.training.progress import Reporter
 from fastssl.training.run_directory import check_identity, claim_directory, run_identity, write_run_file
-from fastssl.training.source import BatchSource, InterleavedSource, TrainableModel, steps_in_epochs, walk
+from fastssl.training.source import BatchSource, InterleavedSource, TrainableModel, steps_in_epochs
 from fastssl.training.state import TrainingState, load_optimizer, load_weights, save_optimizer
 from fastssl.training.step import NonFiniteError, NumberedBatch, accumulate_gradients
 
@@ -89,8 +90,7 @@ class Trainer:
         self._device = next(model.parameters()).device
         self._dtype = resolve_precision(config.precision, self._device)
         self._world = World.join(self._device)
-        self._train_data = InterleavedSource(train_data, self._world.rank, self._world.size)
-        self._eval_data = eval_data
+        self._train_data, self._eval_data = train_data, eval_data
         self._directory = Path(config.output_dir)
         self._identity = run_identity(config, model.config, data_identity or {}, self._world.size)
         self._write_companions = write_companions
@@ -108,7 +108,7 @@ class Trainer:
         """
         if self._cost is None:
             raise ValueError("cost is None; give the Trainer a ModelCost to estimate from")
-        with closing(walk(self._train_data, 0)) as stream:
+        with Loader(InterleavedSource(self._train_data, self._world.rank, self._world.size)) as stream:
             taken = islice(stream, self._config.gradient_accumulation_steps)
             batches = [NumberedBatch(epoch=epoch, index=index, batch=batch) for epoch, index, batch in taken]
         tokens = self._world.size * sum(numbered.batch.num_tokens for numbered in batches)
@@ -135,7 +135,8 @@ class Trainer:
             checkpoint = self._world.broadcast(self._find_checkpoint() if self._world.is_main else None)
             loop = self._make_loop(stack, checkpoint)
             first_batch = loop.state.step * self._config.gradient_accumulation_steps
-            batches = stack.enter_context(closing(walk(self._train_data, first_batch)))
+            batches = Loader(loop.train_data, start_batch=first_batch)
+            stack.callback(batches.close)
             try:
                 ended = loop.run(batches)
             except NonFiniteError:
@@ -187,7 +188,7 @@ class Trainer:
             optimizer=optimizer,
             state=state,
             total_steps=self.total_steps,
-            train_data=self._train_data,
+            train_data=InterleavedSource(self._train_data, self._world.rank, self._world.size, state.epoch_sizes),
             eval_data=self._eval_data,
             world=self._world,
             dtype=self._dtype,

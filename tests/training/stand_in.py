@@ -109,19 +109,19 @@ def weights_of(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(checkpoint / "model.safetensors")
 
 
-class EndlessSource(StandInSource):
+class EndlessModel(StandInModel):
     """Takes a minute over each batch, and leaves a note in a directory when it begins."""
 
     def __init__(self, directory: Path):
         super().__init__()
         self.directory = directory
 
-    def batch(self, epoch: int, index: int) -> StandInBatch:
-        (self.directory / "taking-a-batch").touch()
+    def forward(self, batch: StandInBatch, *, loss_denominators=None) -> StandInOutput:
+        (self.directory / "in-a-step").touch()
         end = time.monotonic() + 60
         while time.monotonic() < end:
             time.sleep(0.01)
-        return super().batch(epoch, index)
+        return super().forward(batch, loss_denominators=loss_denominators)
 
 
 def run_in_process(output_dir: str, *, endless: bool = False, file_size_limit: int | None = None, **settings) -> None:
@@ -131,8 +131,8 @@ def run_in_process(output_dir: str, *, endless: bool = False, file_size_limit: i
     os.dup2(error, 2)
     if file_size_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
-    data = EndlessSource(Path(output_dir)) if endless else None
-    sys.exit(make_trainer(output_dir, data=data, **settings).train().exit_code)
+    model = EndlessModel(Path(output_dir)) if endless else None
+    sys.exit(make_trainer(output_dir, model=model, **settings).train().exit_code)
 
 
 def metrics_only_sinks(directory: Path, start_step: int) -> list[Sink]:

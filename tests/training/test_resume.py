@@ -170,7 +170,7 @@ def test_a_signal_saves_and_stops(tmp_path, number, code):
 def test_a_second_signal_leaves_at_once(tmp_path):
     run = tmp_path / "run"
     process = start(run, max_steps=10, endless=True)
-    wait_for(lambda: (run / "taking-a-batch").exists(), process, run)
+    wait_for(lambda: (run / "in-a-step").exists(), process, run)
     os.kill(process.pid, signal.SIGINT)
     wait_for(lambda: "finishing this step" in spoken(run), process, run)
     time.sleep(0.1)

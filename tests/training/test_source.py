@@ -33,6 +33,19 @@ def test_processes_share_the_sequence_of_batches(sizes, world):
         assert sequence(InterleavedSource(source, rank, world), epochs) == whole[rank::world]
 
 
+def test_known_sizes_spare_the_epochs_behind():
+    class Forward(Numbers):
+        def num_batches(self, epoch):
+            assert epoch >= 2, "epochs 0 and 1 need no planning"
+            return super().num_batches(epoch)
+
+    for rank in range(2):
+        fresh = InterleavedSource(Numbers([3, 4, 5]), rank, 2)
+        resumed = InterleavedSource(Forward([3, 4, 5]), rank, 2, [3, 4])
+        assert [resumed.num_batches(epoch) for epoch in range(4)] == [fresh.num_batches(epoch) for epoch in range(4)]
+        assert resumed.batch(2, 1) == fresh.batch(2, 1)
+
+
 @settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3),
