@@ -7,10 +7,10 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   m.def("cpu_capability() -> str");
   m.def("set_cpu_capability(str name) -> ()");
 
-  // y = LN(residual + dropout(x)). `sum` is empty unless kept; statistics are float32, one a row.
+  // y = LN(residual + dropout(x)). `sum` is empty where it would equal `x`; the statistics are float32, one a row.
   m.def(
       "layer_norm_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float eps, int dropout_threshold, "
-      "Tensor? seed, bool keep_sum) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)");
+      "Tensor? seed) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)");
   // `grad_residual` is empty where it would equal `grad_x`; the parameter gradients are float32.
   m.def(
       "layer_norm_backward(Tensor grad_y, Tensor? grad_sum, Tensor sum, Tensor weight, Tensor mean, Tensor rstd, "
@@ -22,11 +22,17 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "attention_forward(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? bias, "
       "Tensor? alibi_slopes, int window_left, int window_right, int dropout_threshold, Tensor? seed, float scale) "
       "-> (Tensor out, Tensor lse)");
-  // Where q, k and v have the same rows, `grad_q` holds the heads of all three side by side and `grad_kv` is empty; else
-  // `grad_kv` holds those of k and v. `grad_bias` is float32, empty unless needed.
+  // Where q, k and v have the same rows, `grad_q` holds the heads of all three side by side and `grad_kv` is empty;
+  // else `grad_kv` holds those of k and v. `grad_bias` is float32, empty unless needed.
   m.def(
       "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
       "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? bias, Tensor? alibi_slopes, int window_left, "
       "int window_right, int dropout_threshold, Tensor? seed, float scale, bool bias_needs_grad) "
       "-> (Tensor grad_q, Tensor grad_kv, Tensor grad_bias)");
+
+  // Losses of a chunk of logits, which become their own gradient; all float32. `grad_bias` is added to or written.
+  m.def(
+      "softmax_cross_entropy_(Tensor(a!) logits, Tensor? bias, Tensor targets, Tensor? row_grads, "
+      "float label_smoothing, float z_loss, float softcap, bool with_gradient, Tensor(b!) losses, Tensor(c!) lse, "
+      "Tensor(d!) correct, Tensor(e!)? grad_bias, bool accumulate) -> ()");
 }

@@ -243,6 +243,36 @@ FASTSSL_INLINE void for_each_vector(int64_t width, Body body) {
   if (j < width) body(j, Part{static_cast<int>(width - j)});
 }
 
+// The sum of body(j, Whole or Part) over a row, in a fixed order: four partial sums hide the latency of the additions.
+// The lanes of a Part that are past the end must be zero.
+template <class Body>
+FASTSSL_INLINE float sum_over_row(int64_t width, Body body) {
+  VecF sum[4] = {};
+  int64_t j = 0;
+  for (; j + 4 * kLanes <= width; j += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) sum[i] += body(j + i * kLanes, Whole{});
+  }
+  for (; j + kLanes <= width; j += kLanes) sum[0] += body(j, Whole{});
+  if (j < width) sum[0] += body(j, Part{static_cast<int>(width - j)});
+  return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+// The largest lane of body(j, Whole or Part) over a row.
+template <class Body>
+FASTSSL_INLINE float max_over_row(int64_t width, Body body) {
+  VecF largest[4];
+  for (int i = 0; i < 4; ++i) largest[i] = broadcast(-__builtin_inff());
+  int64_t j = 0;
+  for (; j + 4 * kLanes <= width; j += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) largest[i] = maximum(largest[i], body(j + i * kLanes, Whole{}));
+  }
+  for (; j + kLanes <= width; j += kLanes) largest[0] = maximum(largest[0], body(j, Whole{}));
+  if (j < width) largest[0] = maximum(largest[0], body(j, Part{static_cast<int>(width - j)}));
+  return reduce_max(maximum(maximum(largest[0], largest[1]), maximum(largest[2], largest[3])));
+}
+
 // ---- elementary functions ----
 
 // e^x within about one unit in the last place; exactly 0 below -87.33 (and for -inf), +inf above 88.72, NaN for NaN.
@@ -289,6 +319,20 @@ FASTSSL_INLINE VecF log(VecF x) {
   p = p * m + 3.3333331174e-1f;
   const VecF square = m * m;
   return (p * square * m - 0.5f * square + n * -2.12194440e-4f) + m + n * 0.693359375f;
+}
+
+// tanh(x): a polynomial below 0.625, where 1 - 2 / (e^2x + 1) would lose digits (Cephes, Moshier 1989).
+FASTSSL_INLINE VecF tanh(VecF x) {
+  const VecF magnitude = as_float(as_bits(x) & 0x7fffffffu), square = x * x;
+  VecF p = broadcast(-5.70498872745e-3f);
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const VecF small = p * square * x + x;
+  const VecF large = 1.0f - 2.0f / (exp(magnitude + magnitude) + 1.0f);
+  const VecF signed_large = as_float(as_bits(large) | (as_bits(x) & 0x80000000u));
+  return magnitude < 0.625f ? small : signed_large;
 }
 
 }  // namespace FASTSSL_ISA

@@ -11,14 +11,15 @@
 #include <optional>
 #include <tuple>
 
+#include "common/block_sums.h"
+
 namespace fastssl {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kGrain = 16384;        // elements that are worth a thread
-constexpr int64_t kMaxBlocks = 64;       // of rows; fixed by the shape, so that sums do not depend on the thread count
+constexpr int64_t kGrain = 16384;  // elements that are worth a thread
 constexpr int64_t kMinRowsPerBlock = 8;
 
 Element element_of(const Tensor& tensor) {
@@ -39,7 +40,8 @@ Tensor as_float(const Tensor& tensor) {
 }
 
 std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
+  if (!tensor) return std::nullopt;
+  return torch::stable::contiguous(*tensor);
 }
 
 const void* data(const std::optional<Tensor>& tensor) {
@@ -54,13 +56,14 @@ Dropout dropout_of(int64_t threshold, const std::optional<Tensor>& seed) {
           static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
 }
 
-// kernel(begin, end, scratch) over `count` items of `size` elements each.
-template <class Kernel>
-void parallel_items(int64_t count, int64_t size, int64_t scratch_floats, const Kernel& kernel) {
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size));
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> scratch(new float[scratch_floats]);
-    kernel(begin, end, scratch.get());
+// kernel(args, begin, end, random elements) over `count` items of `size` elements each.
+template <class Args>
+void parallel_items(void (*kernel)(const Args&, int64_t, int64_t, uint16_t*), const Args& args, int64_t count,
+                    int64_t size) {
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
+    const int64_t drawn = args.dropout.threshold ? layer_norm_scratch(args.width) : 0;
+    const std::unique_ptr<uint16_t[]> random(new uint16_t[drawn]);
+    kernel(args, begin, end, random.get());
   });
 }
 
@@ -71,19 +74,20 @@ Tensor nothing(const Tensor& like) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Tensor& weight_in,
                                                    const std::optional<Tensor>& bias_in,
                                                    const std::optional<Tensor>& residual_in, double eps,
-                                                   int64_t dropout_threshold, const std::optional<Tensor>& seed,
-                                                   bool keep_sum) {
+                                                   int64_t dropout_threshold, const std::optional<Tensor>& seed) {
   const int64_t width = x_in.size(-1), rows = x_in.numel() / width;
   const Tensor x = torch::stable::contiguous(x_in), weight = as_float(weight_in);
   const std::optional<Tensor> residual = contiguous(residual_in);
-  const std::optional<Tensor> bias = bias_in ? std::optional(as_float(*bias_in)) : std::nullopt;
+  std::optional<Tensor> bias;
+  if (bias_in) bias = as_float(*bias_in);
   const Tensor& sum_like = residual ? *residual : x;
   STD_TORCH_CHECK(weight.numel() == width && (!bias || bias->numel() == width), "layer_norm: parameter width");
   STD_TORCH_CHECK(!residual || residual->numel() == x.numel(), "layer_norm: residual shape");
   STD_TORCH_CHECK(sum_like.scalar_type() == x.scalar_type() || sum_like.scalar_type() == ScalarType::Float,
                   "layer_norm: residual dtype");
+  const bool changed = residual || dropout_threshold;
   Tensor y = torch::stable::empty_like(x);
-  Tensor sum = keep_sum ? torch::stable::empty_like(sum_like) : nothing(sum_like);
+  Tensor sum = changed ? torch::stable::empty_like(sum_like) : nothing(sum_like);
   Tensor mean = torch::stable::new_empty(x, {rows}, ScalarType::Float);
   Tensor rstd = torch::stable::new_empty(x, {rows}, ScalarType::Float);
   const LayerNormForward args{
@@ -92,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Ten
       .weight = weight.const_data_ptr<float>(),
       .bias = static_cast<const float*>(data(bias)),
       .y = y.mutable_data_ptr(),
-      .sum = keep_sum ? sum.mutable_data_ptr() : nullptr,
+      .sum = changed ? sum.mutable_data_ptr() : nullptr,
       .mean = mean.mutable_data_ptr<float>(),
       .rstd = rstd.mutable_data_ptr<float>(),
       .width = width,
@@ -101,9 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Ten
       .sum_type = element_of(sum_like),
       .dropout = dropout_of(dropout_threshold, seed),
   };
-  const auto kernel = FASTSSL_KERNEL(layer_norm_forward);
-  parallel_items(rows, width, layer_norm_scratch(width),
-                 [&](int64_t begin, int64_t end, float* scratch) { kernel(args, begin, end, scratch); });
+  parallel_items(FASTSSL_KERNEL(layer_norm_forward), args, rows, width);
   return {y, sum, mean, rstd};
 }
 
@@ -120,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_y_in, con
   STD_TORCH_CHECK(!grad_sum || grad_sum->scalar_type() == sum.scalar_type(), "layer_norm: dtype of the sum's gradient");
   Tensor grad_x = torch::stable::empty_like(grad_y);
   Tensor grad_residual = residual_apart ? torch::stable::empty_like(sum) : nothing(sum);
-  const int64_t rows_per_block = std::max(kMinRowsPerBlock, (rows + kMaxBlocks - 1) / kMaxBlocks);
+  const int64_t rows_per_block = std::max(kMinRowsPerBlock, (rows + kMaxRowBlocks - 1) / kMaxRowBlocks);
   const int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
   Tensor partials = torch::stable::new_empty(mean, {2, blocks, width});
   Tensor grad_weight = torch::stable::new_empty(mean, {width});
@@ -144,13 +146,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_y_in, con
       .sum_type = element_of(sum),
       .dropout = dropout_of(dropout_threshold, seed),
   };
-  const auto kernel = FASTSSL_KERNEL(layer_norm_backward);
-  parallel_items(blocks, rows_per_block * width, layer_norm_scratch(width),
-                 [&](int64_t begin, int64_t end, float* scratch) { kernel(args, begin, end, scratch); });
+  parallel_items(FASTSSL_KERNEL(layer_norm_backward), args, blocks, rows_per_block * width);
   const auto sum_kernel = FASTSSL_KERNEL(sum_blocks);
-  parallel_items(width, blocks, 0, [&](int64_t begin, int64_t end, float*) {
-    sum_kernel(partial, blocks, width, grad_weight.mutable_data_ptr<float>(), begin, end);
-    sum_kernel(partial + blocks * width, blocks, width, grad_bias.mutable_data_ptr<float>(), begin, end);
+  torch::stable::parallel_for(0, width, kGrain / kMaxRowBlocks, [&](int64_t begin, int64_t end) {
+    sum_kernel(partial, blocks, width, false, grad_weight.mutable_data_ptr<float>(), begin, end);
+    sum_kernel(partial + blocks * width, blocks, width, false, grad_bias.mutable_data_ptr<float>(), begin, end);
   });
   return {grad_x, grad_residual, grad_weight, grad_bias};
 }

@@ -17,7 +17,7 @@ struct LayerNormForward {
   const float* weight;   // (width)
   const float* bias;     // (width), or null
   void* y;               // (rows, width) of x_type
-  void* sum;             // (rows, width) of sum_type, or null where nobody needs it
+  void* sum;             // (rows, width) of sum_type, or null where it is x
   float* mean;           // (rows)
   float* rstd;           // (rows)
   int64_t width;
@@ -46,17 +46,15 @@ struct LayerNormBackward {
   Dropout dropout;
 };
 
-// Floats of scratch that one call of a kernel needs: a row, and its random elements.
+// The random elements of a row, with room for what the generator writes past its end.
 inline constexpr int64_t layer_norm_scratch(int64_t width) {
-  return 2 * (width + 128);
+  return width + 128;
 }
 
 // Rows [begin, end).
-FASTSSL_DECLARE_KERNEL(void, layer_norm_forward, const LayerNormForward&, int64_t begin, int64_t end, float* scratch)
+FASTSSL_DECLARE_KERNEL(void, layer_norm_forward, const LayerNormForward&, int64_t begin, int64_t end, uint16_t* random)
 // Blocks of rows [begin, end).
-FASTSSL_DECLARE_KERNEL(void, layer_norm_backward, const LayerNormBackward&, int64_t begin, int64_t end, float* scratch)
-// total[j] = sum of partials[block, j] over the blocks, in their order, for columns [begin, end).
-FASTSSL_DECLARE_KERNEL(void, sum_blocks, const float* partials, int64_t blocks, int64_t width, float* total,
-                       int64_t begin, int64_t end)
+FASTSSL_DECLARE_KERNEL(void, layer_norm_backward, const LayerNormBackward&, int64_t begin, int64_t end,
+                       uint16_t* random)
 
 }  // namespace fastssl

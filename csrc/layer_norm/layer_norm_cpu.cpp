@@ -1,4 +1,4 @@
-// Layer norm on the CPU: each row is read once from memory and kept as float32 in a scratch row (L1).
+// Layer norm on the CPU: each row comes once from memory and stays in L1 between its passes.
 #include "common/philox.h"
 #include "common/vec.h"
 #include "layer_norm/layer_norm.h"
@@ -28,80 +28,85 @@ FASTSSL_INLINE VecF rounded(VecF x, const Storage16*) {
   return widen(narrow(x, Storage16{}), Storage16{});
 }
 
-// sum = residual + dropout(x), rounded as it is stored; a float32 copy goes to `row`. Returns the total.
+// sum = residual + dropout(x), rounded as it is stored; returns the total of the rounded values.
 template <bool kDropout, bool kResidual, class X, class Sum>
 float form_sum(const X* x, const Sum* residual, Sum* sum, int64_t width, const Dropout& dropout,
-               const uint16_t* random, float* row) {
-  VecF total{};
-  for_each_vector(width, [&](int64_t j, auto part) {
+               const uint16_t* random) {
+  return sum_over_row(width, [&](int64_t j, auto part) {
     VecF value = load(x + j, part);
     if constexpr (kDropout) value = drop(value, dropout, random + j);
     if constexpr (kResidual) value += load(residual + j, part);
-    value = rounded(value, sum);
-    if (sum) store(sum + j, value, part);
-    store(row + j, value);
-    total += value;
+    store(sum + j, value, part);
+    return rounded(value, sum);
   });
-  return reduce_add(total);
 }
 
 template <class X, class Sum>
-void forward_row(const LayerNormForward& a, int64_t i, float* row) {
-  const int64_t width = a.width, at = i * width;
-  const X* x = static_cast<const X*>(a.x) + at;
-  const Sum* residual = a.residual ? static_cast<const Sum*>(a.residual) + at : nullptr;
-  Sum* sum = a.sum ? static_cast<Sum*>(a.sum) + at : nullptr;
-  uint16_t* random = reinterpret_cast<uint16_t*>(row + width + kLanes);
-  float total;
-  if (a.dropout.threshold) {
-    draw_row(a.dropout, i, width, random);
-    total = residual ? form_sum<true, true>(x, residual, sum, width, a.dropout, random, row)
-                     : form_sum<true, false>(x, residual, sum, width, a.dropout, random, row);
-  } else {
-    total = residual ? form_sum<false, true>(x, residual, sum, width, a.dropout, random, row)
-                     : form_sum<false, false>(x, residual, sum, width, a.dropout, random, row);
-  }
-  const float mean = total / static_cast<float>(width);
-  VecF squares{};
-  for_each_vector(width, [&](int64_t j, auto part) {
-    const VecF centred = pad(load(row + j) - mean, 0.0f, part);
-    squares += centred * centred;
+float form_sum(const LayerNormForward& a, int64_t row, const X* x, Sum* sum, uint16_t* random) {
+  const Sum* residual = static_cast<const Sum*>(a.residual) + (a.residual ? row * a.width : 0);
+  if (!a.dropout.threshold) return form_sum<false, true>(x, residual, sum, a.width, a.dropout, random);
+  draw_row(a.dropout, row, a.width, random);
+  return a.residual ? form_sum<true, true>(x, residual, sum, a.width, a.dropout, random)
+                    : form_sum<true, false>(x, residual, sum, a.width, a.dropout, random);
+}
+
+// y and the statistics of one row of sums, whose total is known.
+template <class Sum, class Y>
+void normalise(const LayerNormForward& a, int64_t row, const Sum* sum, float total, Y* y) {
+  const float mean = total / static_cast<float>(a.width);
+  const float squares = sum_over_row(a.width, [&](int64_t j, auto part) {
+    const VecF centred = pad(load(sum + j, part) - mean, 0.0f, part);
+    return centred * centred;
   });
-  const float rstd = 1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(width) + a.eps);
-  X* y = static_cast<X*>(a.y) + at;
-  for_each_vector(width, [&](int64_t j, auto part) {
-    VecF value = (load(row + j) - mean) * rstd * load(a.weight + j, part);
-    if (a.bias) value += load(a.bias + j, part);
+  const float rstd = 1.0f / __builtin_sqrtf(squares / static_cast<float>(a.width) + a.eps);
+  const float* bias = a.bias;
+  for_each_vector(a.width, [&](int64_t j, auto part) {
+    VecF value = (load(sum + j, part) - mean) * rstd * load(a.weight + j, part);
+    if (bias) value += load(bias + j, part);
     store(y + j, value, part);
   });
-  a.mean[i] = mean;
-  a.rstd[i] = rstd;
+  a.mean[row] = mean;
+  a.rstd[row] = rstd;
+}
+
+template <class X, class Sum>
+void forward_rows(const LayerNormForward& a, int64_t begin, int64_t end, uint16_t* random) {
+  for (int64_t row = begin; row < end; ++row) {
+    const X* x = static_cast<const X*>(a.x) + row * a.width;
+    X* y = static_cast<X*>(a.y) + row * a.width;
+    if (a.sum) {
+      Sum* sum = static_cast<Sum*>(a.sum) + row * a.width;
+      const float total = form_sum(a, row, x, sum, random);
+      normalise(a, row, sum, total, y);
+    } else {
+      normalise(a, row, x, sum_over_row(a.width, [&](int64_t j, auto part) { return load(x + j, part); }), y);
+    }
+  }
 }
 
 // With n = (sum - mean) * rstd and g = grad_y * weight:
 // grad_sum = rstd * (g - mean(g) - n * mean(g * n)), plus what comes in through the returned sum.
 template <class X, class Sum>
-void backward_row(const LayerNormBackward& a, int64_t i, float* grad_weight, float* grad_bias, float* scratch) {
+void backward_row(const LayerNormBackward& a, int64_t i, float* grad_weight, float* grad_bias, uint16_t* random) {
   const int64_t width = a.width, at = i * width;
   const X* grad_y = static_cast<const X*>(a.grad_y) + at;
   const Sum* sum = static_cast<const Sum*>(a.sum) + at;
   const float mean = a.mean[i], rstd = a.rstd[i];
-  VecF total{}, product{};
-  for_each_vector(width, [&](int64_t j, auto part) {
+  VecF product{};
+  const float total = sum_over_row(width, [&](int64_t j, auto part) {
     const VecF dy = load(grad_y + j, part), n = (load(sum + j, part) - mean) * rstd;
     const VecF g = dy * load(a.weight + j, part);
-    total += g;
     product += g * n;
     store(grad_weight + j, load(grad_weight + j, part) + dy * n, part);
     store(grad_bias + j, load(grad_bias + j, part) + dy, part);
+    return g;
   });
-  const float mean_g = reduce_add(total) / static_cast<float>(width);
+  const float mean_g = total / static_cast<float>(width);
   const float mean_gn = reduce_add(product) / static_cast<float>(width);
 
   const Sum* grad_sum = a.grad_sum ? static_cast<const Sum*>(a.grad_sum) + at : nullptr;
   Sum* grad_residual = a.grad_residual ? static_cast<Sum*>(a.grad_residual) + at : nullptr;
   X* grad_x = static_cast<X*>(a.grad_x) + at;
-  uint16_t* random = reinterpret_cast<uint16_t*>(scratch);
   const bool dropped = a.dropout.threshold != 0;
   if (dropped) draw_row(a.dropout, i, width, random);
   for_each_vector(width, [&](int64_t j, auto part) {
@@ -115,7 +120,7 @@ void backward_row(const LayerNormBackward& a, int64_t i, float* grad_weight, flo
 }
 
 template <class X, class Sum>
-void backward_blocks(const LayerNormBackward& a, int64_t begin, int64_t end, float* scratch) {
+void backward_blocks(const LayerNormBackward& a, int64_t begin, int64_t end, uint16_t* random) {
   for (int64_t block = begin; block < end; ++block) {
     float* grad_weight = a.grad_weight + block * a.width;
     float* grad_bias = a.grad_bias + block * a.width;
@@ -123,43 +128,29 @@ void backward_blocks(const LayerNormBackward& a, int64_t begin, int64_t end, flo
     std::memset(grad_bias, 0, sizeof(float) * static_cast<uint64_t>(a.width));
     const int64_t first = block * a.rows_per_block;
     const int64_t last = first + a.rows_per_block < a.rows ? first + a.rows_per_block : a.rows;
-    for (int64_t i = first; i < last; ++i) backward_row<X, Sum>(a, i, grad_weight, grad_bias, scratch);
+    for (int64_t i = first; i < last; ++i) backward_row<X, Sum>(a, i, grad_weight, grad_bias, random);
   }
-}
-
-template <class X, class Sum>
-void forward_rows(const LayerNormForward& a, int64_t begin, int64_t end, float* scratch) {
-  for (int64_t i = begin; i < end; ++i) forward_row<X, Sum>(a, i, scratch);
 }
 
 }  // namespace
 
-void layer_norm_forward(const LayerNormForward& a, int64_t begin, int64_t end, float* scratch) {
+void layer_norm_forward(const LayerNormForward& a, int64_t begin, int64_t end, uint16_t* random) {
   const bool wide_sum = a.sum_type == Element::float32;
-  if (a.x_type == Element::float32) return forward_rows<float, float>(a, begin, end, scratch);
+  if (a.x_type == Element::float32) return forward_rows<float, float>(a, begin, end, random);
   if (a.x_type == Element::bfloat16)
-    return wide_sum ? forward_rows<BFloat16, float>(a, begin, end, scratch)
-                    : forward_rows<BFloat16, BFloat16>(a, begin, end, scratch);
-  return wide_sum ? forward_rows<Half, float>(a, begin, end, scratch)
-                  : forward_rows<Half, Half>(a, begin, end, scratch);
+    return wide_sum ? forward_rows<BFloat16, float>(a, begin, end, random)
+                    : forward_rows<BFloat16, BFloat16>(a, begin, end, random);
+  return wide_sum ? forward_rows<Half, float>(a, begin, end, random) : forward_rows<Half, Half>(a, begin, end, random);
 }
 
-void layer_norm_backward(const LayerNormBackward& a, int64_t begin, int64_t end, float* scratch) {
+void layer_norm_backward(const LayerNormBackward& a, int64_t begin, int64_t end, uint16_t* random) {
   const bool wide_sum = a.sum_type == Element::float32;
-  if (a.x_type == Element::float32) return backward_blocks<float, float>(a, begin, end, scratch);
+  if (a.x_type == Element::float32) return backward_blocks<float, float>(a, begin, end, random);
   if (a.x_type == Element::bfloat16)
-    return wide_sum ? backward_blocks<BFloat16, float>(a, begin, end, scratch)
-                    : backward_blocks<BFloat16, BFloat16>(a, begin, end, scratch);
-  return wide_sum ? backward_blocks<Half, float>(a, begin, end, scratch)
-                  : backward_blocks<Half, Half>(a, begin, end, scratch);
-}
-
-void sum_blocks(const float* partials, int64_t blocks, int64_t width, float* total, int64_t begin, int64_t end) {
-  for_each_vector(end - begin, [&](int64_t j, auto part) {
-    VecF sum{};
-    for (int64_t block = 0; block < blocks; ++block) sum += load(partials + block * width + begin + j, part);
-    store(total + begin + j, sum, part);
-  });
+    return wide_sum ? backward_blocks<BFloat16, float>(a, begin, end, random)
+                    : backward_blocks<BFloat16, BFloat16>(a, begin, end, random);
+  return wide_sum ? backward_blocks<Half, float>(a, begin, end, random)
+                  : backward_blocks<Half, Half>(a, begin, end, random);
 }
 
 }  // namespace FASTSSL_ISA

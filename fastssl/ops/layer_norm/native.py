@@ -32,11 +32,8 @@ def forward_saving(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (y, sum, mean, rstd); sum is `x` itself where nothing is added to it or dropped from it."""
     threshold = dropout_threshold(dropout_p)
-    changed = residual is not None or threshold > 0
-    y, total, mean, rstd = torch.ops.fastssl.layer_norm_forward(
-        x, weight, bias, residual, eps, threshold, seed, changed
-    )
-    return y, total if changed else x, mean, rstd
+    y, total, mean, rstd = torch.ops.fastssl.layer_norm_forward(x, weight, bias, residual, eps, threshold, seed)
+    return y, x if residual is None and threshold == 0 else total, mean, rstd
 
 
 def backward(
@@ -60,9 +57,9 @@ def backward(
 
 
 @extension.fake_kernel("fastssl::layer_norm_forward")
-def _forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed, keep_sum):
+def _forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed):
     sum_like = x if residual is None else residual
-    total = torch.empty_like(sum_like, memory_format=torch.contiguous_format) if keep_sum else sum_like.new_empty(0)
+    total = sum_like.new_empty(0 if residual is None and dropout_threshold == 0 else x.shape)
     mean = x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
     return torch.empty_like(x, memory_format=torch.contiguous_format), total, mean, torch.empty_like(mean)
 

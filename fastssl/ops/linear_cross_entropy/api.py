@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastssl.ops.backend import choose
-from fastssl.ops.linear_cross_entropy import reference, stock
+from fastssl.ops.linear_cross_entropy import native, reference, stock
 
-BACKENDS = {"stock": stock, "reference": reference}
+BACKENDS = {"native": native, "stock": stock, "reference": reference}
 REDUCTIONS = ("none", "sum", "mean")
 
 
@@ -88,13 +89,63 @@ def linear_cross_entropy(
     name = choose("linear_cross_entropy", backend, BACKENDS, hidden.device, product_dtype, options)
     rows, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     with torch.autocast(hidden.device.type, enabled=False):
-        losses, lse, num_correct = BACKENDS[name].forward(rows, weight, labels, bias, **options)
-        loss = _reduce(losses, labels, ignore_index, reduction)
+        if name == "native" and torch.is_grad_enabled() and _needs_gradient(hidden, weight, bias):
+            loss, losses, lse, num_correct = _NativeLinearCrossEntropy.apply(
+                rows, weight, bias, labels, reduction, *options.values()
+            )
+        else:
+            losses, lse, num_correct = BACKENDS[name].forward(rows, weight, labels, bias, **options)
+            loss = _reduce(losses, labels, ignore_index, reduction)
     loss = loss.reshape(targets.shape) if reduction == "none" else loss
     if not return_stats:
         return loss
     per_row = (tensor.detach().reshape(targets.shape) for tensor in (losses, lse))
     return loss, LinearCrossEntropyStats(*per_row, num_correct)
+
+
+class _NativeLinearCrossEntropy(torch.autograd.Function):
+    """The gradients of "sum" and "mean" are computed in the forward, where the logits are, and handed out once."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, reduction, *options):
+        wanted = ctx.needs_input_grad[:3] if reduction != "none" else (False, False, False)
+        row_grads = None
+        if reduction == "mean":
+            row_grads = _num_labelled(targets, options[0]).reciprocal().expand(targets.shape)
+        losses, lse, num_correct, *gradients = native.forward_with_gradients(
+            hidden, weight, targets, bias, row_grads, *options, *wanted
+        )
+        loss = losses.clone() if reduction == "none" else _reduce(losses, targets, options[0], reduction)
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.gradients = gradients if reduction != "none" else None
+        ctx.row_grads, ctx.options = row_grads, options
+        ctx.mark_non_differentiable(losses, lse, num_correct)
+        return loss, losses, lse, num_correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, *_):
+        gradients, ctx.gradients = ctx.gradients, None
+        wanted = ctx.needs_input_grad[:3]
+        if gradients is None:  # "none", or a second backward over a retained graph
+            hidden, weight, bias, targets = ctx.saved_tensors
+            row_grads = grad_loss if ctx.row_grads is None else grad_loss * ctx.row_grads
+            row_grads = row_grads.expand(targets.shape).contiguous()
+            gradients = native.forward_with_gradients(hidden, weight, targets, bias, row_grads, *ctx.options, *wanted)[
+                3:
+            ]
+        elif torch.compiler.is_compiling() or grad_loss.item() != 1.0:
+            gradients = [gradient.mul_(grad_loss) for gradient in gradients]
+        found = (gradient if needed else None for gradient, needed in zip(gradients, wanted, strict=True))
+        return *found, *(None for _ in ctx.needs_input_grad[3:])
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _num_labelled(targets: Tensor, ignore_index: int) -> Tensor:
+    return (targets != ignore_index).sum().clamp(min=1)
 
 
 def _reduce(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
@@ -103,7 +154,7 @@ def _reduce(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) 
     # A float64 sum has the same float32 bits for every thread count.
     total = losses.sum(dtype=torch.float64)
     if reduction == "mean":
-        total = total / (targets != ignore_index).sum().clamp(min=1)
+        total = total / _num_labelled(targets, ignore_index)
     return total.to(losses.dtype)
 
 
