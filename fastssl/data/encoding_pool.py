@@ -41,10 +41,10 @@ class DocumentTask(Protocol):
 Task = TypeVar("Task", bound=DocumentTask)
 
 
-def encode_documents(documents: list[str], tokenizer: Tokenizer) -> EncodedText:
-    """Split documents into sentences and those into tokens."""
+def encode_documents(documents: list[str], tokenizer: Tokenizer, *, parallel: bool) -> EncodedText:
+    """Split documents into sentences and those into tokens, the latter with the library's threads if ``parallel``."""
     sentences = [split_sentences(document) for document in documents]
-    encoded = tokenizer.encode_batch([sentence for document in sentences for sentence in document])
+    encoded = tokenizer.encode_batch([sentence for document in sentences for sentence in document], parallel=parallel)
     dtype = token_dtype(tokenizer.vocab_size)
     return EncodedText(
         tokens=np.concatenate([np.zeros(0, dtype), *(ids for ids, _ in encoded)], dtype=dtype, casting="unsafe"),
@@ -81,7 +81,7 @@ class EncodingPool:
         """Iterate over the tasks with their encoded documents, in the order of the tasks, reading few tasks ahead."""
         if self._executor is None:
             for task in tasks:
-                yield task, encode_documents(task.documents, self._tokenizer)
+                yield task, encode_documents(task.documents, self._tokenizer, parallel=True)
             return
         waiting: deque[tuple[Task, Future[EncodedText]]] = deque()
         for task in tasks:
@@ -106,11 +106,9 @@ _worker_tokenizer: Tokenizer
 def _start_worker(tokenizer: Tokenizer) -> None:
     global _worker_tokenizer
     _worker_tokenizer = tokenizer
-    # The pool is the parallelism; the library reads this switch of its own before it starts threads.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Ctrl-C reaches every process of the terminal; the parent alone decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _encode_in_worker(documents: list[str]) -> EncodedText:
-    return encode_documents(documents, _worker_tokenizer)
+    return encode_documents(documents, _worker_tokenizer, parallel=False)

@@ -196,19 +196,24 @@ class Tokenizer:
         """Return the ids of a text in which special tokens may be spelt out ("a [MASK] b"); none are added."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encode_batch(self, texts: Sequence[str], *, parallel: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
         """Encode plain texts, such as the sentences of a corpus.
 
         No special tokens are added, and what looks like one ("[SEP]" in a manual) is read as ordinary characters.
+
+        Args:
+            texts: Any number of texts.
+            parallel: Let the library use its threads, one per CPU.
 
         Returns:
             For each text ``ids (length) int32`` and ``word_starts (length) bool``, True at the first token of a word as
             the tokenizer's own pre-tokenizer sees words.
         """
-        return [
-            (np.array(encoding.ids, dtype=np.int32), _word_starts(encoding.word_ids))
-            for encoding in self._plain.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        if parallel:
+            encodings = self._plain.encode_batch(list(texts), add_special_tokens=False)
+        else:
+            encodings = (self._plain.encode(text, add_special_tokens=False) for text in texts)
+        return [(np.array(e.ids, dtype=np.int32), _word_starts(e.word_ids)) for e in encodings]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids, special tokens spelt out unless skipped."""

@@ -153,6 +153,13 @@ def test_pickled_tokenizer_is_the_same(trained: Tokenizer):
     assert (again.fingerprint, again.special) == (trained.fingerprint, trained.special)
 
 
+def test_threads_do_not_change_the_ids(bert: Tokenizer, lines: list[str]):
+    for threads, alone in zip(
+        bert.encode_batch(lines[:99]), bert.encode_batch(lines[:99], parallel=False), strict=True
+    ):
+        assert [values.tolist() for values in threads] == [values.tolist() for values in alone]
+
+
 def test_word_starts_of_wordpiece(bert: Tokenizer):
     ((ids, starts),) = bert.encode_batch(["unaffable, 台灣!"])
     pieces = [bert.id_to_token(i) for i in ids]

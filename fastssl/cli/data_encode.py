@@ -1,0 +1,64 @@
+"""``fastssl data encode``: text files to token shards."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from fastssl.cli.flags import parse_flags
+from fastssl.cli.text_flags import TextFlags, check_files
+from fastssl.data.encode import encode_files
+
+_PROGRAM = "fastssl data encode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeFlags:
+    """Turn text files into token shards: ids and word boundaries, memory-mapped in training, never encoded again.
+
+    Documents are separated by blank lines in text files, and are records in .jsonl and .parquet. A run that was
+    interrupted goes on where it stopped; finished shards of unchanged files are kept.
+
+    Examples:
+      fastssl data encode corpus/*.txt --vocab-size 8192 --output-dir shards
+      fastssl data encode news.jsonl.zst --tokenizer bert-base-uncased/ --output-dir shards
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Text files: plain, .jsonl, each also .gz or .zst, or .parquet."""
+    output_dir: Path
+    """Directory for the shards, their index, and the tokenizer."""
+    text: TextFlags = field(default_factory=TextFlags)
+    """How text is read and cut into tokens."""
+    num_processes: int | None = None
+    """Worker processes; None: one per CPU, or none where the files are small."""
+    overwrite: bool = False
+    """Replace shards of other files, settings or tokenizers in the output directory."""
+
+
+def main(arguments: list[str]) -> int:
+    """Encode, and print what was written."""
+    flags = parse_flags(EncodeFlags, arguments, program=_PROGRAM)
+    check_files(flags.files, program=_PROGRAM)
+    start = time.perf_counter()
+    shards = encode_files(
+        flags.files,
+        flags.text.make_tokenizer(flags.files),
+        flags.output_dir,
+        num_processes=flags.num_processes,
+        text_field=flags.text.text_field,
+        encoding_errors=flags.text.encoding_errors,
+        overwrite=flags.overwrite,
+    )
+    seconds = time.perf_counter() - start
+    size_bytes = sum(info.size_bytes for info in shards.index.parts)
+    print(
+        f"{flags.output_dir}: {shards.num_tokens:,} tokens of {shards.num_sentences:,} sentences in "
+        f"{shards.num_documents:,} documents, vocabulary {shards.vocab_size:,}; {size_bytes / 1e6:,.1f} MB in "
+        f"{len(shards.parts)} part{'s' if len(shards.parts) > 1 else ''}, {seconds:.1f} s"
+    )
+    print(f"look at examples: fastssl data show {flags.output_dir} --mask-strategy word --sentence-objective sop")
+    return 0

@@ -1,0 +1,51 @@
+"""The command line: one verb, one file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import fastssl
+from fastssl.cli.verbs import Verb, dispatch
+
+VERBS = {
+    "data": Verb("fastssl.cli.data", "encode text, look at training examples, measure lengths"),
+}
+
+_DESCRIPTION = """\
+Pretrain, adapt, serve and explain language models, fast, on the machine you have.
+`fastssl VERB --help` explains a verb and all its flags."""
+
+_INTERRUPTED = 128 + 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: What stands behind ``fastssl`` on the command line; None takes it from there. ``--traceback`` in the first
+            place shows where in the code an error arose.
+
+    Returns:
+        The exit code: 0 done; 1 it could not be done, for a reason told in one line on standard error; 2 the command
+        line itself is wrong; 130 interrupted; or what the verb returns.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        print(f"fastssl {fastssl.__version__}")
+        return 0
+    if arguments[:1] == ["--traceback"]:
+        return dispatch("fastssl", _DESCRIPTION, VERBS, arguments[1:])
+    try:
+        return dispatch("fastssl", _DESCRIPTION, VERBS, arguments)
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has seen enough; Python must not try to flush into it at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"fastssl: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fastssl: interrupted", file=sys.stderr)
+        return _INTERRUPTED

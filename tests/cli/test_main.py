@@ -1,0 +1,121 @@
+"""The command line as a whole: verbs, suggestions, errors in one line, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastssl
+from fastssl.cli import main as main_module
+from fastssl.cli.main import VERBS, main
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "fastssl", *arguments], cwd=_ROOT, capture_output=True, text=True)
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, verb in VERBS.items():
+        assert f"{name} " in shown
+        assert verb.help in shown
+
+
+def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]):
+    for name in VERBS:
+        try:
+            code = main([name, "--help"])
+        except SystemExit as end:
+            code = end.code
+        assert code == 0
+        assert f"fastssl {name}" in capsys.readouterr().out
+
+
+def test_help_imports_neither_torch_nor_numpy():
+    program = (
+        "import sys; from fastssl.cli.main import main; main(['--help']); print({'torch', 'numpy'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("set()\n")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastssl {fastssl.__version__}\n"
+
+
+def test_no_verb(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 2
+    assert "usage: fastssl VERB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dta"], "fastssl has no verb 'dta'; did you mean `fastssl data`?"),
+        (["xyzzy"], "fastssl has no verb 'xyzzy'; expected one of data"),
+        (["data", "encod"], "fastssl data has no verb 'encod'; did you mean `fastssl data encode`?"),
+    ],
+)
+def test_unknown_verb(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_flag_suggests_the_nearest(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main(["data", "show", "somewhere", "--mask-rat", "0.3"])
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert "--mask-rat" in shown
+    assert "Perhaps you meant" in shown
+    assert "--mask-rate" in shown
+
+
+def test_user_error_is_one_line_without_traceback(tmp_path: Path):
+    result = run("data", "stats", str(tmp_path / "absent.txt"))
+    assert result.returncode == 1
+    assert result.stderr == f"fastssl: error: there is no file {tmp_path / 'absent.txt'}; check its name\n"
+    assert result.stdout == ""
+
+
+def test_traceback_on_request(tmp_path: Path):
+    result = run("--traceback", "data", "stats", str(tmp_path / "absent.txt"))
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("a is 1; expected 2"), 1, "fastssl: error: a is 1; expected 2\n"),
+        (OSError(28, "No space left on device", "x"), 1, "fastssl: error: [Errno 28] No space left on device: 'x'\n"),
+        (KeyboardInterrupt(), 130, "fastssl: interrupted\n"),
+    ],
+)
+def test_exit_codes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    line: str,
+):
+    def failing(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(main_module, "dispatch", failing)
+    assert main(["data"]) == code
+    assert capsys.readouterr().err == line
+
+
+def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
+    def failing(*_: object) -> int:
+        raise TypeError("a mistake of ours")
+
+    monkeypatch.setattr(main_module, "dispatch", failing)
+    with pytest.raises(TypeError, match="a mistake of ours"):
+        main(["data"])
