@@ -1,0 +1,26 @@
+"""Lets plain `pytest benchmarks` run the whole suite: without `python -m benchmarks`, default options apply."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.session import BenchmarkSession, Options
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register a session unless `python -m benchmarks` brought its own."""
+    if _session(config) is None:
+        config.pluginmanager.register(BenchmarkSession(Options()))
+
+
+@pytest.fixture(scope="session")
+def benchmark_session(pytestconfig: pytest.Config) -> Iterator[BenchmarkSession]:
+    """The session that measures; with `--base` it holds two processes as long as there are cases."""
+    session = _session(pytestconfig)
+    with session.revisions():
+        yield session
+
+
+def _session(config: pytest.Config) -> BenchmarkSession | None:
+    plugins = config.pluginmanager.get_plugins()
+    return next((plugin for plugin in plugins if isinstance(plugin, BenchmarkSession)), None)

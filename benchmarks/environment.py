@@ -1,0 +1,97 @@
+"""Where and on what a measurement was taken: the machine, the versions, the commit, the date."""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from fastssl import extension
+from fastssl.ops.machine import measured_copy_bandwidth, measured_matmul_flops
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "transformers", "numpy", "tokenizers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Facts that every result carries."""
+
+    processor: str
+    """Model of the processor, and its instruction set as our kernels use it."""
+    num_threads: int
+    """Threads that PyTorch uses."""
+    memory_gib: float
+    """Installed memory."""
+    system: str
+    """Operating system and Python."""
+    versions: Mapping[str, str]
+    """Package -> version."""
+    commit: str
+    """Commit of this project; "+" where files differ from it."""
+    date: str
+    """Day and minute, UTC."""
+    sgemm_gflops: float
+    """Rate of a square fp32 product, GFLOP/s."""
+    copy_gbytes: float
+    """Bytes read and written per second by a copy far larger than the caches, GB/s."""
+
+    @property
+    def machine(self) -> str:
+        """Name of the folder for results of this machine."""
+        name = re.sub(r"[^a-z0-9]+", "-", self.processor.lower()).strip("-")
+        return f"{name}-{self.num_threads}-threads"
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the facts for JSON."""
+        return asdict(self)
+
+
+def describe() -> Environment:
+    """Look at this machine; measures for about a second."""
+    return Environment(
+        processor=f"{_processor()} {extension.cpu_capability() or 'no native code'}",
+        num_threads=torch.get_num_threads(),
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        versions={name: found for name in PACKAGES if (found := _version(name))},
+        commit=commit(),
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        sgemm_gflops=round(measured_matmul_flops() / 1e9, 1),
+        copy_gbytes=round(measured_copy_bandwidth() / 1e9, 1),
+    )
+
+
+def commit() -> str:
+    """Return the short commit of the checkout, with "+" where tracked files differ; "unknown" outside of git."""
+    found = _git("rev-parse", "--short=12", "HEAD")
+    if found is None:
+        return "unknown"
+    return found + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()

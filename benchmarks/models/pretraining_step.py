@@ -1,0 +1,113 @@
+"""A masked-LM training step of BERT, dropout and optimizer included, beside Hugging Face."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+
+from benchmarks import real_data
+from benchmarks.comparison import OURS, Comparison
+from benchmarks.limits import LinearShape, sgemm_of
+from benchmarks.models import batches
+from benchmarks.models.training_step import TrainingStep, assert_same_step, loss_of_fastssl, saved
+from benchmarks.peers import hugging_face, torch_compile
+from benchmarks.suites import Run
+from benchmarks.timing import Effort, timed
+from fastssl.data.batch import PackedBatch
+from fastssl.models.bert import BertForMaskedLM
+from fastssl.models.bert_config import BertConfig
+from fastssl.models.cost import flops_per_token
+from fastssl.models.presets import preset
+
+BASE_EFFORT = Effort(seconds=40.0, min_rounds=3, max_rounds=12, warmup_rounds=1)
+SMALL_EFFORT = Effort(seconds=8.0, min_rounds=5, max_rounds=50, warmup_rounds=2)
+QUICK_EFFORT = Effort(seconds=4.0, min_rounds=3, max_rounds=20, warmup_rounds=1)
+NATURAL_BATCHES = 4
+CHECKED_SEQUENCES = 2
+
+
+def cases(run: Run) -> Mapping[str, Callable[[], Comparison]]:
+    """Return steps on dense batches, on sentences of natural length, and of small models on running text."""
+    natural = {
+        "SST-2 sentences, batch 32": partial(batches.sst2, NATURAL_BATCHES, 32),
+        "wikitext lines <= 128, batch 16": partial(batches.wikitext, NATURAL_BATCHES, 16),
+    }
+    if run.quick:
+        make = partial(comparison, effort=QUICK_EFFORT)
+        return {f"bert-mini, {name}": partial(make, "bert-mini", source) for name, source in natural.items()} | {
+            "bert-tiny, kjv 32x128": partial(make, "bert-tiny", kjv)
+        }
+    base, small = (partial(comparison, effort=effort) for effort in (BASE_EFFORT, SMALL_EFFORT))
+    dense = partial(batches.dense, 1, 8, 128, vocab_size=preset("bert-base").vocab_size)
+    return {
+        "bert-base, dense 8x128": partial(base, "bert-base", dense, compiled=True),
+        **{f"bert-base, {name}": partial(base, "bert-base", source) for name, source in natural.items()},
+        "bert-tiny, kjv 32x128": partial(small, "bert-tiny", kjv, compiled=True),
+        "bert-mini, kjv 32x128": partial(small, "bert-mini", kjv, compiled=True),
+    }
+
+
+def kjv() -> list[PackedBatch]:
+    """Return batches of 32 x 128 tokens of the King James Bible."""
+    return batches.windows(real_data.file("corpus/kjv.txt"), 4, 32, length=128)
+
+
+def comparison(
+    preset_name: str, source: Callable[[], list[PackedBatch]], *, effort: Effort, compiled: bool = False
+) -> Comparison:
+    """Compare the step of a preset with Hugging Face eager, with its fused AdamW, and compiled.
+
+    Every contender has its own copy of the same weights and takes the same batches in the same order. Hugging Face
+    pads each batch to its longest sequence.
+    """
+    packed = source()
+    padded = [hugging_face.inputs(batch) for batch in packed]
+    torch.manual_seed(0)
+    config = preset(preset_name)
+    model = BertForMaskedLM(config).train()
+    steps = {OURS: TrainingStep(model, loss_of_fastssl, packed, fused_adamw=True)}
+    with saved(model) as directory:
+
+        def step_of_hugging_face(loss: Callable, *, fused_adamw: bool) -> TrainingStep:
+            return TrainingStep(hugging_face.load(directory), loss, padded, fused_adamw=fused_adamw)
+
+        steps["HF eager"] = step_of_hugging_face(hugging_face.loss, fused_adamw=False)
+        steps["HF eager, fused AdamW"] = step_of_hugging_face(hugging_face.loss, fused_adamw=True)
+        if compiled:
+            loss = torch_compile.compiled(hugging_face.loss)
+            steps["HF compiled, fused AdamW"] = step_of_hugging_face(loss, fused_adamw=True)
+
+    def check() -> None:
+        with saved(model) as directory:
+            assert_same_step(directory, batches.first_sequences(packed[0], CHECKED_SEQUENCES))
+
+    return Comparison(
+        contenders={name: timed(step) for name, step in steps.items()},
+        check=check,
+        work=sum(useful_flops(config, batch) for batch in packed) / len(packed),
+        limit=sgemm_of(linear_shapes(config, packed)),
+        effort=effort,
+    )
+
+
+def useful_flops(config: BertConfig, batch: PackedBatch) -> float:
+    """Return the FLOPs that a step on real tokens needs: no padding, no unlabelled row in the head."""
+    lengths = batch.cu_seqlens.diff().double()
+    attended = float(lengths.square().sum() / lengths.sum())
+    predicted = batch.masked_labels.numel() / batch.num_tokens
+    return batch.num_tokens * flops_per_token(config, attended, predicted)
+
+
+def linear_shapes(config: BertConfig, packed: list[PackedBatch]) -> list[LinearShape]:
+    """Return the linear maps of a step on a batch of mean size."""
+    tokens = sum(batch.num_tokens for batch in packed) // len(packed)
+    predicted = sum(batch.masked_labels.numel() for batch in packed) // len(packed)
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    return [
+        LinearShape(rows=tokens, inputs=width, outputs=3 * width, count=layers),
+        LinearShape(rows=tokens, inputs=width, outputs=width, count=layers),
+        LinearShape(rows=tokens, inputs=width, outputs=inner, count=layers),
+        LinearShape(rows=tokens, inputs=inner, outputs=width, count=layers),
+        LinearShape(rows=predicted, inputs=width, outputs=width),
+        LinearShape(rows=predicted, inputs=width, outputs=config.vocab_size),
+    ]
