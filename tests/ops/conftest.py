@@ -1,0 +1,34 @@
+"""Fixtures of the operator tests: every instruction set, every thread count."""
+
+import pytest
+import torch
+
+from fastssl import extension
+
+CAPABILITIES = ["generic", "avx2", "avx512"]
+
+
+@pytest.fixture(params=CAPABILITIES)
+def capability(request) -> str:
+    """Run the test once per compiled copy of the CPU kernels; skips those that this machine lacks."""
+    if not extension.cpu_ops_loaded():
+        pytest.skip("the compiled CPU operators are not built")
+    best = extension.cpu_capability()
+    if CAPABILITIES.index(request.param) > CAPABILITIES.index(best):
+        pytest.skip(f"this machine has no {request.param}")
+    torch.ops.fastssl.set_cpu_capability(request.param)
+    yield request.param
+    torch.ops.fastssl.set_cpu_capability(best)
+
+
+@pytest.fixture
+def with_threads():
+    """Return a function that calls another one on a given number of threads."""
+    before = torch.get_num_threads()
+
+    def call(num_threads, function):
+        torch.set_num_threads(num_threads)
+        return function()
+
+    yield call
+    torch.set_num_threads(before)
