@@ -31,16 +31,21 @@ bool is_first_maximum(const float* logits, int64_t target, float maximum) {
 
 // Turns the logits l of one row into the gradient of grad * loss:
 // grad * ((1 + 2 z lse) softmax(l) - smoothing / classes - (1 - smoothing) [j = target]) * dl / d(uncapped logit).
-void form_gradient(const SoftmaxCrossEntropy& a, float* logits, int64_t target, float maximum, float log_sum, float lse,
+template <bool kCapped>
+void form_gradient(const SoftmaxCrossEntropy& a, float* logits, int64_t target, float maximum, float log_sum,
                    float grad, float* grad_bias) {
-  const float probability_factor = grad * (1.0f + 2.0f * a.z_loss * lse);
+  const float probability_factor = grad * (1.0f + 2.0f * a.z_loss * (maximum + log_sum));
   const float uniform = grad * a.label_smoothing / static_cast<float>(a.classes);
-  const float inverse_cap = a.softcap > 0.0f ? 1.0f / a.softcap : 0.0f;
-  const float target_slope = 1.0f - logits[target] * inverse_cap * (logits[target] * inverse_cap);
-  const float target_part = -grad * (1.0f - a.label_smoothing) * target_slope;
+  const float inverse_cap = kCapped ? 1.0f / a.softcap : 0.0f;
+  const float capped_target = kCapped ? logits[target] * inverse_cap : 0.0f;
+  const float target_part = -grad * (1.0f - a.label_smoothing) * (1.0f - capped_target * capped_target);
   for_each_vector(a.classes, [&](int64_t j, auto part) {
-    const VecF logit = load(logits + j, part), capped = logit * inverse_cap;
-    const VecF gradient = (exp(logit - maximum - log_sum) * probability_factor - uniform) * (1.0f - capped * capped);
+    const VecF logit = load(logits + j, part);
+    VecF gradient = exp(logit - maximum - log_sum) * probability_factor - uniform;
+    if constexpr (kCapped) {
+      const VecF capped = logit * inverse_cap;
+      gradient *= 1.0f - capped * capped;
+    }
     store(logits + j, gradient, part);
     if (grad_bias) store(grad_bias + j, load(grad_bias + j, part) + gradient, part);
   });
@@ -64,8 +69,10 @@ void cross_entropy_row(const SoftmaxCrossEntropy& a, int64_t row, float* grad_bi
   a.losses[row] = loss;
   a.lse[row] = lse;
   a.correct[row] = is_first_maximum(logits, target, maximum);
-  if (a.with_gradient)
-    form_gradient(a, logits, target, maximum, log_sum, lse, a.row_grads ? a.row_grads[row] : 1.0f, grad_bias);
+  if (!a.with_gradient) return;
+  const float grad = a.row_grads ? a.row_grads[row] : 1.0f;
+  const auto form = a.softcap > 0.0f ? form_gradient<true> : form_gradient<false>;
+  form(a, logits, target, maximum, log_sum, grad, grad_bias);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+
 @dataclass(frozen=True, kw_only=True)
 class LayerNormCase:
     """One call: shapes, options and the range of the values."""

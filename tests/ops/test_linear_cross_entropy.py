@@ -1,0 +1,344 @@
+"""Linear cross-entropy: the definition against PyTorch, every backend against the definition in float64."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastssl.ops.linear_cross_entropy import native
+from fastssl.ops.linear_cross_entropy.api import BACKENDS, linear_cross_entropy
+from fastssl.ops.linear_cross_entropy.cases import EDGE_CASES, LinearCrossEntropyCase
+from tests.oracle import assert_within_budget, check_against_reference, gradients
+
+DTYPES = [torch.float32, torch.bfloat16]
+REDUCTIONS = ["none", "sum", "mean"]
+DIFFERENTIABLE = ("hidden", "weight", "bias")
+
+
+def call(case, inputs, backend, **options):
+    """Return linear_cross_entropy as a function of hidden, weight and bias."""
+    names = [name for name in DIFFERENTIABLE if name in inputs]
+
+    def function(*tensors):
+        return linear_cross_entropy(
+            **dict(zip(names, tensors, strict=True)),
+            targets=inputs["targets"],
+            backend=backend,
+            **case.options,
+            **options,
+        )
+
+    return function
+
+
+def floats(inputs):
+    return [inputs[name] for name in DIFFERENTIABLE if name in inputs]
+
+
+def check(case, inputs, **options):
+    names = [name for name in DIFFERENTIABLE if name in inputs]
+    tested, reference = call(case, inputs, "native", **options), call(case, inputs, "reference", **options)
+    check_against_reference(tested, reference, floats(inputs), names)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", ["prime", "all options"])
+def test_gradcheck_of_the_reference(name, reduction):
+    case = EDGE_CASES[name]
+    inputs = LinearCrossEntropyCase(num_rows=5, width=3, vocab_size=7, options=case.options).inputs(torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in floats(inputs)]
+    assert torch.autograd.gradcheck(call(case, inputs, "reference", reduction=reduction), leaves)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["prime", "no bias", "smoothing", "none ignored"])
+def test_parity_with_pytorch(backend, reduction, name):
+    case = EDGE_CASES[name]
+    inputs = case.inputs(torch.float32)
+    leaves = [tensor.requires_grad_() for tensor in floats(inputs)]
+    got = call(case, inputs, backend, reduction=reduction)(*leaves)
+    expected = F.cross_entropy(F.linear(*leaves), inputs["targets"], reduction=reduction, **case.options)
+    torch.testing.assert_close(got, expected)
+    cotangent = torch.randn(got.shape)
+    for a, b in zip(
+        torch.autograd.grad(got, leaves, cotangent), torch.autograd.grad(expected, leaves, cotangent), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", EDGE_CASES)
+def test_native_against_the_definition(capability, name, reduction, dtype):
+    case = EDGE_CASES[name]
+    if name == "all ignored" and reduction == "mean":
+        pytest.skip("a test of its own")
+    check(case, case.inputs(dtype), reduction=reduction)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("num_rows", [0, 6])
+def test_mean_over_no_labels_is_zero_with_zero_gradients(backend, num_rows):
+    case = LinearCrossEntropyCase(num_rows=num_rows, width=4, vocab_size=9, labelled=0.0)
+    inputs = case.inputs(torch.float32)
+    inputs["hidden"].fill_(float("nan"))
+    leaves = [tensor.requires_grad_() for tensor in floats(inputs)]
+    loss = call(case, inputs, backend)(*leaves)
+    assert loss.item() == 0.0
+    for gradient in torch.autograd.grad(loss, leaves):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ignored_rows_are_dropped_before_the_product(backend):
+    case = EDGE_CASES["prime"]
+    inputs = case.inputs(torch.float32)
+    expected = gradients(call(case, inputs, backend), floats(inputs), torch.ones(()))
+    inputs["hidden"][inputs["targets"] == -100] = float("inf")
+    for a, b in zip(gradients(call(case, inputs, backend), floats(inputs), torch.ones(())), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("weight_dtype", DTYPES)
+def test_mixed_dtypes(capability, weight_dtype):
+    case = EDGE_CASES["prime"]
+    inputs = case.inputs(torch.bfloat16, weight_dtype)
+    check(case, inputs)
+    loss = call(case, inputs, "native")(*floats(inputs))
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("needs_gradient", [True, False])
+@pytest.mark.parametrize("name", ["several chunks", "smoothing", "no rows", "all ignored"])
+def test_stats(backend, needs_gradient, name):
+    case = EDGE_CASES[name]
+    inputs = case.inputs(torch.float32)
+    tensors = [tensor.requires_grad_(needs_gradient) for tensor in floats(inputs)]
+    loss, stats = call(case, inputs, backend, reduction="sum", return_stats=True)(*tensors)
+    logits = F.linear(*tensors).detach()
+    labelled = inputs["targets"] != -100
+    torch.testing.assert_close(stats.lse, logits.logsumexp(-1) * labelled)
+    torch.testing.assert_close(stats.losses.sum(), loss)
+    assert stats.num_correct == ((logits.argmax(-1) == inputs["targets"]) & labelled).sum()
+    assert not any(tensor.requires_grad for tensor in stats)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_logits_count_as_correct_for_the_first_class_alone(backend):
+    targets = torch.arange(40)
+    _, stats = linear_cross_entropy(torch.zeros(40, 4), torch.randn(40, 4), targets, return_stats=True, backend=backend)
+    assert stats.num_correct == 1
+
+
+@pytest.mark.native
+def test_shift_of_all_logits_changes_lse_alone(capability):
+    case = EDGE_CASES["prime"]
+    inputs = case.inputs(torch.float32)
+    hidden, weight, bias = floats(inputs)
+    loss, stats = call(case, inputs, "native", return_stats=True)(hidden, weight, bias)
+    shifted_loss, shifted = call(case, inputs, "native", return_stats=True)(hidden, weight, bias + 8)
+    torch.testing.assert_close(loss, shifted_loss)
+    torch.testing.assert_close(shifted.lse, torch.where(inputs["targets"] == -100, 0.0, stats.lse + 8))
+
+
+@pytest.mark.native
+def test_masked_out_classes():
+    """A bias of -inf takes a class out of the softmax."""
+    case = EDGE_CASES["prime"]
+    inputs = case.inputs(torch.float32)
+    inputs["bias"][50:] = -torch.inf
+    inputs["targets"] = torch.where(inputs["targets"] >= 50, -100, inputs["targets"])
+    out = gradients(call(case, inputs, "native"), floats(inputs), torch.ones(()))
+    assert all(gradient.isfinite().all() for gradient in out)
+    assert torch.equal(out[1][50:], torch.zeros_like(out[1][50:]))
+
+
+@pytest.mark.native
+def test_nan_reaches_the_loss(capability):
+    hidden = torch.randn(3, 8)
+    hidden[1, 2] = torch.nan
+    losses = linear_cross_entropy(hidden, torch.randn(50, 8), torch.tensor([1, 2, 3]), reduction="none")
+    assert losses.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.native
+def test_scaled_and_repeated_backward():
+    case = EDGE_CASES["several chunks"]
+    inputs = case.inputs(torch.float32)
+    leaves = [tensor.requires_grad_() for tensor in floats(inputs)]
+    loss = call(case, inputs, "native")(*leaves)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    copies = [gradient.clone() for gradient in first]
+    second = torch.autograd.grad(loss * 3, leaves)
+    for kept, copy, tripled in zip(first, copies, second, strict=True):
+        assert torch.equal(kept, copy)
+        torch.testing.assert_close(tripled, 3 * copy)
+
+
+@pytest.mark.native
+def test_tied_and_leading_dimensions():
+    weight = torch.randn(11, 6)
+    targets = torch.tensor([[3, -100, 0], [10, 5, 1]])
+
+    def function(backend):
+        return lambda weight: linear_cross_entropy(
+            weight[targets.clamp(min=0)], weight, targets, reduction="none", backend=backend
+        )
+
+    check_against_reference(function("native"), function("reference"), [weight], ["weight"])
+
+
+@pytest.mark.native
+def test_same_bits_on_repeat_and_row_kernel_for_any_thread_count(capability, with_threads):
+    case = EDGE_CASES["several chunks"]
+    inputs = case.inputs(torch.float32)
+
+    def run():
+        return gradients(call(case, inputs, "native", reduction="sum"), floats(inputs), torch.ones(()))
+
+    for a, b in zip(run(), run(), strict=True):
+        assert torch.equal(a, b)
+
+    def kernel():
+        logits = torch.randn(300, 101, generator=torch.Generator().manual_seed(0))
+        per_row = [torch.empty(300), torch.empty(300), torch.empty(300, dtype=torch.bool)]
+        grad_bias = torch.empty(101)
+        targets = torch.arange(300) % 101
+        torch.ops.fastssl.softmax_cross_entropy_(
+            logits, None, targets, None, 0.1, 0.0, 0.0, True, *per_row, grad_bias, False
+        )
+        return [logits, *per_row, grad_bias]
+
+    first = with_threads(1, kernel)
+    for num_threads in (2, 3):
+        for a, b in zip(first, with_threads(num_threads, kernel), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", ["prime", "all ignored", "no rows"])
+def test_poisoned_memory(poisoned_memory, name, reduction):
+    case = EDGE_CASES[name]
+    inputs = case.inputs(torch.float32)
+    function = call(case, inputs, "native", reduction=reduction)
+    out = function(*floats(inputs))
+    for tensor in (out, *gradients(function, floats(inputs), torch.ones_like(out))):
+        assert not tensor.isnan().any()
+
+
+def test_chunks_are_even_and_bounded():
+    assert native.chunk_rows(614, 768) == 614
+    assert native.chunk_rows(1025, 768) == 513
+    assert native.chunk_rows(1, 64) == 1
+    assert all(native.chunk_rows(n, 4096) <= native.MAX_CHUNK_ROWS for n in range(1, 9000, 97))
+
+
+_PEAK = """
+import resource, torch
+from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
+rows, width, classes = 8192, 64, 4000
+hidden = torch.randn(rows, width, requires_grad=True)
+weight = torch.randn(classes, width, requires_grad=True)
+targets = torch.randint(classes, (rows,))
+for backend in ("native", "stock"):
+    linear_cross_entropy(hidden[:64], weight, targets[:64], backend=backend).backward()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    linear_cross_entropy(hidden, weight, targets, backend=backend).backward()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * rows * classes))
+"""
+
+
+@pytest.mark.native
+def test_peak_memory_is_far_below_all_logits():
+    """Peak growth in units of the whole logits: a chunk of 256 rows is 1/32 of them; PyTorch needs two or more."""
+    output = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, check=True, text=True).stdout
+    native_peak, stock_peak = map(float, output.split())
+    assert native_peak < 0.25
+    assert stock_peak > 1.5
+
+
+@pytest.mark.native
+def test_opcheck():
+    case = EDGE_CASES["all options"]
+    inputs = case.inputs(torch.float32)
+    hidden, weight, bias = floats(inputs)
+    options = (-100, 0.2, 1e-2, 10.0, torch.float32)
+    op = torch.ops.fastssl.linear_cross_entropy.default
+    for row_grads, needs in ((None, (True, True, True)), (torch.ones(23), (True, False, False))):
+        torch.library.opcheck(op, (hidden, weight, inputs["targets"], bias, row_grads, *options, *needs))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_compile_with_dynamic_shapes(reduction):
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def compiled(hidden, weight, bias, targets):
+        return linear_cross_entropy(hidden, weight, targets, bias=bias, reduction=reduction, return_stats=True)
+
+    for num_rows in (12, 30):
+        case = LinearCrossEntropyCase(num_rows=num_rows, width=8, vocab_size=21)
+        inputs = case.inputs(torch.float32)
+        leaves = [tensor.requires_grad_() for tensor in floats(inputs)]
+        loss, stats = compiled(*leaves, inputs["targets"])
+        expected, expected_stats = call(case, inputs, "native", reduction=reduction, return_stats=True)(*leaves)
+        torch.testing.assert_close((loss, *stats), (expected, *expected_stats))
+        for a, b in zip(
+            torch.autograd.grad(loss.square().sum(), leaves),
+            torch.autograd.grad(expected.square().sum(), leaves),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.native
+def test_autocast_rounds_the_operands_of_the_product_alone():
+    case = EDGE_CASES["prime"]
+    inputs = case.inputs(torch.float32)
+    leaves = [tensor.requires_grad_() for tensor in floats(inputs)]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = call(case, inputs, "native")(*leaves)
+        reference = call(case, inputs, "reference")(*leaves)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, reference)
+    for a, b in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(reference, leaves), strict=True):
+        assert a.dtype == torch.float32
+        assert_within_budget("gradient", a, b, b.double(), torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight": torch.ones(9, 5)}, r"weight \(V, E\), got \(3, 4\) and \(9, 5\)"),
+        ({"targets": torch.zeros(4, dtype=torch.int64)}, r"targets must be torch.int64 of shape \(3,\)"),
+        ({"targets": torch.zeros(3)}, "got torch.float32"),
+        ({"targets": torch.tensor([0, 9, 1])}, r"targets\[1\] is 9, expected 0 <= target < V = 9"),
+        ({"targets": torch.tensor([0, 1, -1])}, r"targets\[2\] is -1.*ignore_index = -100"),
+        ({"bias": torch.ones(4)}, r"bias must have shape \(9,\)"),
+        ({"hidden": torch.ones(3, 4, dtype=torch.int64)}, "hidden must be floating point"),
+        ({"reduction": "max"}, "reduction must be one of"),
+        ({"label_smoothing": 1.5}, "label_smoothing must be between 0 and 1"),
+        ({"z_loss": -1.0}, "z_loss must be at least 0"),
+        ({"softcap": 0.0}, "softcap must be above 0"),
+        ({"backend": "stock", "softcap": 3.0}, "has no softcap"),
+        ({"backend": "native", "hidden": torch.ones(3, 4).half(), "weight": torch.ones(9, 4).half()}, "float16"),
+    ],
+)
+def test_errors(arguments, message):
+    arguments = {
+        "hidden": torch.ones(3, 4),
+        "weight": torch.ones(9, 4),
+        "targets": torch.zeros(3, dtype=torch.int64),
+    } | arguments
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(**arguments)
