@@ -108,7 +108,7 @@ class ShardIndex:
         try:
             content = read_checked_json(file)
         except ValueError as error:
-            raise ShardError(f"{error}; delete {directory} and encode again") from error
+            raise ShardError(f"{error}; encode again with --overwrite") from error
         found = (content.pop("format", None), content.pop("version", None))
         if found != (FORMAT_NAME, FORMAT_VERSION):
             raise ShardError(

@@ -154,6 +154,13 @@ def test_show_of_a_directory_without_shards(tmp_path: Path, capsys: pytest.Captu
     assert "no token shards at" in error_of(["data", "show", str(tmp_path)], capsys)
 
 
+def test_next_sentence_prediction_needs_two_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "one.txt"
+    path.write_text(_VERSES)
+    arguments = ["data", "show", str(path), "--vocab-size", "99", "--sentence-objective", "nsp"]
+    assert "'nsp' needs at least 2 documents" in error_of(arguments, capsys)
+
+
 def test_show_of_damaged_shards(shards_directory: Path, capsys: pytest.CaptureFixture[str]):
     (part,) = shards_directory.glob("part-*")
     part.write_bytes(part.read_bytes()[:-8])

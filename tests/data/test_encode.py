@@ -15,6 +15,7 @@ import pytest
 from fastssl.data import encode, shard_writer
 from fastssl.data.corpus import read_documents
 from fastssl.data.encode import encode_files
+from fastssl.data.encoding_pool import encode_documents
 from fastssl.data.sentences import split_sentences
 from fastssl.data.shard_format import ShardError, ShardIndex
 from fastssl.data.shards import TokenShards
@@ -58,12 +59,37 @@ def test_real_text(tokenizer: Tokenizer, test_data: Path, tmp_path: Path):
     assert (shards.num_documents, shards.vocab_size) == (1160, 30522)
     assert shards.parts[0].tokens.dtype == np.uint16
     assert contents(shards) == expected_contents([path], tokenizer)
-    whole = [i for line in path.read_text(encoding="utf-8").split("\n") for i in tokenizer.encode_batch([line])[0][0]]
+    lines = tokenizer.encode_batch(path.read_text(encoding="utf-8").split("\n"))
+    whole = np.concatenate([ids for ids, _ in lines]).tolist()
     assert np.concatenate([part.tokens for part in shards.parts]).tolist() == whole
     starts = np.concatenate([part.word_starts for part in shards.parts])
     assert [tokenizer.id_to_token(i).startswith("##") for i in whole] == (starts == 0).tolist()
     assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
     shards.verify()
+
+
+def test_a_damaged_index_is_replaced_on_request(words: Tokenizer, tmp_path: Path):
+    path = text_file(tmp_path / "a.txt", range(5))
+    encode_files([path], words, tmp_path / "out", progress=False)
+    index = tmp_path / "out" / "index.json"
+    index.write_text(index.read_text()[:50])
+    with pytest.raises(ShardError, match=r"index\.json is damaged.*encode again with --overwrite"):
+        encode_files([path], words, tmp_path / "out", progress=False)
+    encode_files([path], words, tmp_path / "out", progress=False, overwrite=True).verify()
+
+
+def test_most_of_the_time_goes_to_the_tokenizer(tokenizer: Tokenizer, test_data: Path):
+    documents = list(read_documents(test_data / "corpus" / "wikitext2.test.txt"))[:300]
+    sentences = [sentence for document in documents for sentence in split_sentences(document)]
+    ratios = []
+    for _ in range(3):
+        start = time.process_time()
+        for sentence in sentences:
+            tokenizer.encode(sentence)
+        middle = time.process_time()
+        encode_documents(documents, tokenizer, parallel=False)
+        ratios.append((time.process_time() - middle) / (middle - start))
+    assert min(ratios) < 2
 
 
 def test_processes_do_not_change_the_result(words: Tokenizer, tmp_path: Path, small_chunks: None):
