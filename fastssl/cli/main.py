@@ -10,6 +10,8 @@ import fastssl
 from fastssl.cli.verbs import Verb, dispatch
 
 VERBS = {
+    "demo": Verb("fastssl.cli.demo", "the whole way in five minutes, on text that every Python carries"),
+    "pretrain": Verb("fastssl.cli.pretrain", "pretrain a model on text, resumably"),
     "data": Verb("fastssl.cli.data", "encode text, look at training examples, measure lengths"),
 }
 
