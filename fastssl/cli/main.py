@@ -12,6 +12,8 @@ from fastssl.cli.verbs import Verb, dispatch
 VERBS = {
     "demo": Verb("fastssl.cli.demo", "the whole way in five minutes, on text that every Python carries"),
     "pretrain": Verb("fastssl.cli.pretrain", "pretrain a model on text, resumably"),
+    "fill-mask": Verb("fastssl.cli.fill_mask", "the likeliest tokens for every mask of a text"),
+    "info": Verb("fastssl.cli.info", "parameters, FLOPs and memory of a model directory or preset"),
     "data": Verb("fastssl.cli.data", "encode text, look at training examples, measure lengths"),
 }
 

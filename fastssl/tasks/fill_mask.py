@@ -1,5 +1,6 @@
 """Fill in masked words: the likeliest tokens for each mask of a text."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,10 @@ class FillMask:
             ValueError: where the model has no masked-LM head, or a part is damaged.
         """
         tokenizer = Tokenizer.load(directory)
-        model = BertForMaskedLM.from_pretrained(directory)
+        with warnings.catch_warnings():
+            # The warning of a fresh head says what the error says.
+            warnings.simplefilter("ignore", UserWarning)
+            model = BertForMaskedLM.from_pretrained(directory)
         if model.load_report.fresh:
             raise ValueError(
                 f"{directory} holds a model without a masked-LM head, which could only guess at random; "
