@@ -19,8 +19,8 @@ from fastssl.tasks.pretraining_config import PretrainingConfig
 class PretrainFlags(PretrainingConfig):
     """Pretrain a model on your text, and leave a directory that Hugging Face loads.
 
-    The text is read, cut into tokens and kept as shards in the output directory; documents of it are held out to measure
-    on. Before the start the cost is printed. A run that was stopped, by Ctrl-C or by anything else, goes on with
+    The text is cut into tokens and kept as shards in the output directory, and some of its documents are held out to
+    measure on. Before the start the cost is printed. A run that was stopped, by Ctrl-C or by anything else, goes on with
     --resume-from-checkpoint last and ends in the same weights as if nothing had happened.
 
     Examples:

@@ -1,4 +1,4 @@
-"""The demonstration: a BERT pretrained in minutes on text that every Python carries, with masks filled before and after."""
+"""The demonstration: a BERT pretrained in minutes on text that every Python carries, filling masks before and after."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
