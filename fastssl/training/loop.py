@@ -18,6 +18,7 @@ from fastssl.training.log import Sink
 from fastssl.training.metrics import MetricSums
 from fastssl.training.optimizer import clip_gradients
 from fastssl.training.progress import Reporter, Stopwatch
+from fastssl.training.run_directory import RunDirectoryError
 from fastssl.training.schedule import Schedule
 from fastssl.training.source import Batch, BatchSource, InterleavedSource
 from fastssl.training.state import TrainingState
@@ -95,8 +96,7 @@ class TrainingLoop:
 
     def finish_sinks(self) -> None:
         """Let the sinks do what is due at an end in order."""
-        for sink in self.sinks:
-            sink.finish()
+        self._tell_sinks(lambda sink: sink.finish())
 
     def _agree_on_end(self, elapsed_seconds: float) -> str | None:
         """Note the time used and return why the run ends now, the same in all processes; None: it goes on."""
@@ -196,14 +196,22 @@ class TrainingLoop:
             self.reporter.evaluation_row(row)
 
     def _write(self, row: Mapping[str, float]) -> None:
-        for sink in self.sinks:
-            sink.write(row)
+        self._tell_sinks(lambda sink: sink.write(row))
+
+    def _tell_sinks(self, act: Callable[[Sink], None]) -> None:
+        try:
+            for sink in self.sinks:
+                act(sink)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"step {self.state.step}: could not write to {self.directory}: {error}; last good checkpoint: "
+                f"{self.last_checkpoint or 'none'}; free space, then go on with --resume-from-checkpoint last"
+            ) from error
 
     def _save(self) -> None:
         """Write a checkpoint, then delete the oldest beyond save_total_limit."""
         if self.world.is_main:
-            for sink in self.sinks:
-                sink.flush()
+            self._tell_sinks(lambda sink: sink.flush())
             newest = write_checkpoint(self.directory, self.state.step, self._write_checkpoint_files)
             rotate_checkpoints(self.directory, self.config.save_total_limit, newest)
         self.world.barrier()

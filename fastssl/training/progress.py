@@ -40,8 +40,8 @@ class Reporter:
         self._console, self._total = console, total_steps
         self._bar: Progress | None = None
         if console.is_terminal and not console.quiet:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=console, transient=True)
+            columns = (MofNCompleteColumn(), BarColumn(bar_width=8), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=console, transient=True, refresh_per_second=2)
             self._task = self._bar.add_task("", total=total_steps, completed=start_step)
             self._bar.start()
 

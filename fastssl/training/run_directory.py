@@ -121,6 +121,16 @@ def write_run_file(directory: Path, config: TrainingConfig, identity: dict) -> N
     write_whole(directory / RUN_FILE, json.dumps(content, indent=1, default=str) + "\n")
 
 
+def tell_of_threads(checkpoint: Path, say: Callable[[str], None]) -> None:
+    """Say so when a checkpoint was made with another number of threads, since that can change the last bits."""
+    before = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))["machine"]["num_threads"]
+    if before != torch.get_num_threads():
+        say(
+            f"{checkpoint.name} was made with {before} threads, now there are {torch.get_num_threads()}: the numbers "
+            "that follow may differ in their last bits from those of a run that was not interrupted"
+        )
+
+
 @cache
 def _commit() -> str | None:
     """Return the commit of the checkout that the package runs from, if it runs from one."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,12 +18,18 @@ from fastssl.training.config import TrainingConfig
 from fastssl.training.cost import ModelCost, RunCost, estimate_run_cost
 from fastssl.training.distributed import World
 from fastssl.training.interrupt import StopRequest
-from fastssl.training.log import default_sinks
+from fastssl.training.log import Sink, default_sinks
 from fastssl.training.loop import TrainingLoop
 from fastssl.training.optimizer import make_optimizer
 from fastssl.training.precision import resolve_precision
 from fastssl.training.progress import Reporter
-from fastssl.training.run_directory import check_identity, claim_directory, run_identity, write_run_file
+from fastssl.training.run_directory import (
+    check_identity,
+    claim_directory,
+    run_identity,
+    tell_of_threads,
+    write_run_file,
+)
 from fastssl.training.source import BatchSource, InterleavedSource, TrainableModel, steps_in_epochs
 from fastssl.training.state import TrainingState, load_optimizer, load_weights, save_optimizer
 from fastssl.training.step import NonFiniteError, NumberedBatch, accumulate_gradients
@@ -176,10 +182,11 @@ class Trainer:
             load_weights(model, checkpoint)
             load_optimizer(optimizer, model, checkpoint)
             state = TrainingState.load(checkpoint)
+            tell_of_threads(checkpoint, self._say)
             self._say(f"resuming from {checkpoint} at step {state.step}")
         sinks = default_sinks(self._directory, state.step) if self._world.is_main else ()
         for sink in sinks:
-            stack.callback(sink.close)
+            stack.callback(_close, sink)
         reporter = Reporter(self.total_steps, state.step, self._console)
         stack.callback(reporter.close)
         return TrainingLoop(
@@ -223,6 +230,12 @@ class Trainer:
             seconds.append(time.perf_counter() - start)
             self._model.zero_grad(set_to_none=True)
         return min(seconds)
+
+
+def _close(sink: Sink) -> None:
+    # Rows were brought to disk one by one; a full disk found here would only hide the error that came first.
+    with suppress(OSError):
+        sink.close()
 
 
 def _total_steps(config: TrainingConfig, train_data: BatchSource, world: World) -> int | None:

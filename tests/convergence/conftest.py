@@ -3,12 +3,14 @@
 from itertools import islice
 
 import pytest
+import torch
 
 from fastssl.data.dataset import PretrainingData
 from fastssl.data.objectives import ObjectiveConfig
 from fastssl.data.python_documentation import python_documentation
 from fastssl.data.sentences import split_sentences
 from fastssl.data.tokenizer import Tokenizer
+from fastssl.training.log import METRICS_FILE, MetricsFile
 from tests.data.text_shards import shards_of_text
 
 
@@ -24,3 +26,13 @@ def small_corpus():
         return PretrainingData(shards, tokenizer.special, objective, seed=seed, tokens_per_batch=512)
 
     return data(documents[:52], 0), data(documents[52:], 1), tokenizer.vocab_size
+
+
+@pytest.fixture
+def plain_run(monkeypatch):
+    """Leave out TensorBoard and the picture, and give the threads back."""
+    threads = torch.get_num_threads()
+    only_metrics = lambda directory, start_step: [MetricsFile(directory / METRICS_FILE, start_step)]  # noqa: E731
+    monkeypatch.setattr("fastssl.training.trainer.default_sinks", only_metrics)
+    yield
+    torch.set_num_threads(threads)

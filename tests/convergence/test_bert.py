@@ -9,19 +9,11 @@ from fastssl.models.bert import BertForPreTraining
 from fastssl.models.bert_config import BertConfig
 from fastssl.nn.backend import set_backend
 from fastssl.training import Trainer, TrainingConfig, evaluate
-from fastssl.training.log import METRICS_FILE, MetricsFile, read_metrics
+from fastssl.training.log import METRICS_FILE, read_metrics
 
 SETTINGS = {"max_steps": 60, "learning_rate": 3e-3, "warmup_steps": 10, "logging_steps": 5, "num_threads": 1}
 
-
-@pytest.fixture(autouse=True)
-def plain_run(monkeypatch):
-    """Leave out TensorBoard and the picture, and give the threads back."""
-    threads = torch.get_num_threads()
-    only_metrics = lambda directory, start_step: [MetricsFile(directory / METRICS_FILE, start_step)]  # noqa: E731
-    monkeypatch.setattr("fastssl.training.trainer.default_sinks", only_metrics)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("plain_run")
 
 
 def train(run, corpus, *, backend="auto", norm_position="post", **settings):

@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from fastssl.training import (
     trainer,
 )
 from fastssl.training.checkpoint import list_checkpoints
+from fastssl.training.durable import sha256_of
 from fastssl.training.log import read_metrics
 from fastssl.training.run_directory import DirectoryLock
 from tests.training.stand_in import StandInConfig, StandInModel, StandInSource, make_trainer, weights_of
@@ -154,6 +157,39 @@ def test_a_longer_run_may_go_on(tmp_path, capsys):
 def test_last_without_a_checkpoint_starts_at_zero(tmp_path, capsys):
     assert make_trainer(tmp_path, max_steps=3, resume_from_checkpoint="last").train().step == 3
     assert "no checkpoint in" in capsys.readouterr().err
+
+
+def test_another_number_of_threads_is_told(tmp_path, capsys):
+    make_trainer(tmp_path, max_steps=3).train()
+    state = json.loads((tmp_path / "checkpoint-3" / "run.json").read_text())
+    state["machine"]["num_threads"] = 7
+    rewrite_in_checkpoint(tmp_path / "checkpoint-3", "run.json", json.dumps(state))
+    make_trainer(tmp_path, max_steps=3, resume_from_checkpoint="last").train()
+    assert "checkpoint-3 was made with 7 threads, now there are 1" in capsys.readouterr().err
+
+
+def rewrite_in_checkpoint(checkpoint, name, text):
+    (checkpoint / name).write_text(text)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(text.encode()), "sha256": sha256_of(checkpoint / name)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_metrics_that_cannot_be_written_stop_the_run_in_words(tmp_path, monkeypatch):
+    class FullDisk(log.MetricsFile):
+        def write(self, row):
+            if row["step"] > 4:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().write(row)
+
+        def close(self):
+            super().close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(trainer, "default_sinks", lambda directory, step: [FullDisk(directory / "metrics.jsonl", step)])
+    expected = "step 6: could not write to .*No space left on device; last good checkpoint: .*checkpoint-4; free space"
+    with pytest.raises(RunDirectoryError, match=expected):
+        make_trainer(tmp_path, logging_steps=2, save_steps=4).train()
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
