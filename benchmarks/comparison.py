@@ -31,8 +31,8 @@ class Comparison:
     """Name -> work whose peak memory is to be reported as well."""
     effort: Effort | None = None
     """How long to measure, where the case knows better than the run's options."""
-    finish: Callable[[], None] = lambda: None
-    """Called after the measurement: writes further results, and checks what only the end can show."""
+    finish: Callable[[], str] = lambda: ""
+    """Called after the measurement: checks what only the end can show, writes further results, returns a remark."""
 
     def measure(self, effort: Effort) -> dict[str, list[float]]:
         """Return the seconds of every contender, and of `LIMIT` where there is one, round by round."""
@@ -58,6 +58,8 @@ class Row:
     """Work of one launch of the limit."""
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
     """Contender -> peak memory beyond what was there before its launch and what it returns."""
+    remark: str = ""
+    """What a table cannot hold, in a sentence."""
 
     @property
     def peers(self) -> list[str]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.comparison import OURS, Comparison, Row
 from benchmarks.environment import ROOT, describe
 from benchmarks.memory import peak_bytes
-from benchmarks.results import write_results
+from benchmarks.recording import write_results
 from benchmarks.revisions import Worker, checked_out, compare_revisions
 from benchmarks.suites import Case, Run, select
 from benchmarks.table import NOTES, rich_tables, summary_line
@@ -100,7 +100,7 @@ class BenchmarkSession:
 def _measured(case: Case, comparison: Comparison, effort: Effort) -> Row:
     seconds = comparison.measure(effort)
     memory_bytes = {name: peak_bytes(work) for name, work in comparison.memory.items()}
-    comparison.finish()
+    remark = comparison.finish()
     limit = comparison.limit
     return Row(
         suite=case.suite,
@@ -110,4 +110,5 @@ def _measured(case: Case, comparison: Comparison, effort: Effort) -> Row:
         unit=limit.unit if limit else "",
         limit_work=limit.work if limit else 0.0,
         memory_bytes=memory_bytes,
+        remark=remark,
     )

@@ -13,6 +13,7 @@ SUITES = {
     "layer_norm": "benchmarks.ops.layer_norm",
     "linear_cross_entropy": "benchmarks.ops.linear_cross_entropy",
     "pretraining_step": "benchmarks.models.pretraining_step",
+    "pretraining_run": "benchmarks.models.pretraining_run",
     "import_time": "benchmarks.import_time",
 }
 """Suite -> module with a function `cases(run: Run) -> Mapping[str, Callable[[], Comparison]]`."""

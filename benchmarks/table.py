@@ -68,6 +68,7 @@ def markdown(rows: Sequence[Row], environment: Environment) -> str:
         lines += ["", f"## {suite}", "", _markdown_line(header)]
         lines.append(_markdown_line([":--", *["--:"] * (len(header) - 1)]))
         lines += [_markdown_line(line) for line in cells]
+        lines += [f"\n{row.case}: {row.remark}" for row in of_suite if row.remark]
     return "\n".join(lines) + "\n"
 
 
@@ -125,7 +126,7 @@ def summary_line(row: Row) -> str:
     if row.unit:
         parts.append(f"{_format_rate(row)}, {_format_share(row)}")
     parts += [f"{_format_ratio(row.speedup(peer))} {peer}" for peer in row.peers]
-    return "; ".join(parts)
+    return "; ".join([*parts, row.remark] if row.remark else parts)
 
 
 def format_seconds(seconds: float) -> str:

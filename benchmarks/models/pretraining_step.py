@@ -9,7 +9,7 @@ from benchmarks import real_data
 from benchmarks.comparison import OURS, Comparison
 from benchmarks.limits import LinearShape, sgemm_of
 from benchmarks.models import batches
-from benchmarks.models.training_step import TrainingStep, assert_same_step, loss_of_fastssl, saved
+from benchmarks.models.training_step import TrainingStep, adamw, assert_same_step, in_turn, loss_of_fastssl, saved
 from benchmarks.peers import hugging_face, torch_compile
 from benchmarks.suites import Run
 from benchmarks.timing import Effort, timed
@@ -65,11 +65,12 @@ def comparison(
     torch.manual_seed(0)
     config = preset(preset_name)
     model = BertForMaskedLM(config).train()
-    steps = {OURS: TrainingStep(model, loss_of_fastssl, packed, fused_adamw=True)}
+    steps = {OURS: TrainingStep(model, loss_of_fastssl, in_turn(packed), adamw(model, fused=True))}
     with saved(model) as directory:
 
         def step_of_hugging_face(loss: Callable, *, fused_adamw: bool) -> TrainingStep:
-            return TrainingStep(hugging_face.load(directory), loss, padded, fused_adamw=fused_adamw)
+            peer = hugging_face.load(directory)
+            return TrainingStep(peer, loss, in_turn(padded), adamw(peer, fused=fused_adamw))
 
         steps["HF eager"] = step_of_hugging_face(hugging_face.loss, fused_adamw=False)
         steps["HF eager, fused AdamW"] = step_of_hugging_face(hugging_face.loss, fused_adamw=True)

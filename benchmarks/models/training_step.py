@@ -1,7 +1,7 @@
 """One optimizer step of any model, and the check that two models take the same one."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -16,36 +16,53 @@ from fastssl.models.bert_files import file_layout
 from fastssl.training.optimizer import parameter_groups
 from tests.oracle import assert_within_budget
 
-LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
+WEIGHT_DECAY = 0.01
 Batch = TypeVar("Batch")
 
 
 class TrainingStep(Generic[Batch]):
-    """Forward, backward, AdamW, gradients forgotten; each call takes the next batch, round and round."""
+    """Forward, backward, clipping, optimizer, gradients forgotten; each call takes the next batch."""
 
     def __init__(
-        self, model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batches: list[Batch], *, fused_adamw: bool
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Batch], Tensor],
+        batch_of: Callable[[int], Batch],
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float | None = None,
     ) -> None:
-        """Make the optimizer.
+        """Begin before the first step.
 
         Args:
             model: to be trained.
             loss: of the model on a batch.
-            batches: in the form that `loss` takes.
-            fused_adamw: whether AdamW runs as one kernel, or as torch's default on this device.
+            batch_of: step, from 0 -> its batch, in the form that `loss` takes.
+            optimizer: of the model's parameters.
+            max_grad_norm: clip the gradient to this 2-norm; None leaves it as it is.
         """
-        self._model, self._loss, self._batches = model, loss, batches
-        groups = parameter_groups(model, WEIGHT_DECAY)
-        self._optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True if fused_adamw else None)
-        self._next = 0
+        self.model = model
+        self.steps = 0
+        self._loss, self._batch_of, self._optimizer, self._max_grad_norm = loss, batch_of, optimizer, max_grad_norm
 
     def __call__(self) -> None:
         """Train on the next batch."""
-        batch = self._batches[self._next % len(self._batches)]
-        self._next += 1
-        self._loss(self._model, batch).backward()
+        self._loss(self.model, self._batch_of(self.steps)).backward()
+        if self._max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+
+
+def adamw(model: nn.Module, *, fused: bool, learning_rate: float = 1e-4) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on matrices alone: as one kernel, or as torch's default on this device."""
+    return torch.optim.AdamW(parameter_groups(model, WEIGHT_DECAY), lr=learning_rate, fused=True if fused else None)
+
+
+def in_turn(batches: Sequence[Batch]) -> Callable[[int], Batch]:
+    """Return the batch of any step: these, round and round."""
+    return lambda step: batches[step % len(batches)]
 
 
 def loss_of_fastssl(model: nn.Module, batch: PackedBatch) -> Tensor:

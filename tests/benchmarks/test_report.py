@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.comparison import LIMIT, OURS, Row
 from benchmarks.environment import Environment
-from benchmarks.results import write_results
+from benchmarks.recording import write_results
 from benchmarks.table import CSV_FIELDS, csv_text, format_seconds, markdown, summary_line, table_cells
 
 ENVIRONMENT = Environment(

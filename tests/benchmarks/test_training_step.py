@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.models import batches
 from benchmarks.models.pretraining_step import linear_shapes, useful_flops
-from benchmarks.models.training_step import TrainingStep, assert_same_step, loss_of_fastssl, saved
+from benchmarks.models.training_step import TrainingStep, adamw, assert_same_step, in_turn, loss_of_fastssl, saved
 from benchmarks.peers import hugging_face
 from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM
@@ -72,7 +72,8 @@ def test_a_step_trains_on_the_next_batch_and_forgets_its_gradients(model: BertFo
         return loss_of_fastssl(trained, packed)
 
     before = model.bert.embeddings.word.weight.clone()
-    step = TrainingStep(model, loss, [batch, batches.first_sequences(batch, 2)], fused_adamw=True)
+    batch_of = in_turn([batch, batches.first_sequences(batch, 2)])
+    step = TrainingStep(model, loss, batch_of, adamw(model, fused=True), max_grad_norm=1.0)
     for _ in range(3):
         step()
     assert seen == [4, 2, 4]
