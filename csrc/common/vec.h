@@ -45,7 +45,7 @@ typedef uint32_t VecU __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t VecU16 __attribute__((vector_size(2 * kLanes)));
 
 FASTSSL_INLINE VecF broadcast(float x) {
-  return VecF{} + x;
+  return x - VecF{};  // exact for every x, so that no subtraction is left; 0 + x would turn -0 into 0
 }
 FASTSSL_INLINE VecU broadcast(uint32_t x) {
   return VecU{} + x;
