@@ -17,7 +17,8 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "int dropout_threshold, Tensor? seed, bool residual_apart) "
       "-> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
 
-  // Packed (N, H, D) or dense (B, T, H, D). lse is float32, (H, N) or (B, H, T).
+  // Packed (N, H, D) or dense (B, T, H, D). lse is float32, (H, N) or (B, H, T). Without cu_seqlens_k, cu_seqlens_q
+  // serves for both.
   m.def(
       "attention_forward(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? bias, "
       "Tensor? alibi_slopes, int window_left, int window_right, int dropout_threshold, Tensor? seed, float scale) "

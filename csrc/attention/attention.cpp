@@ -70,9 +70,8 @@ Rows bias_rows_of(const Tensor& tensor) {
 
 std::vector<Item> packed_sequences(const Tensor& q, const Tensor& k, const Tensor& offsets_q, const Tensor& offsets_k) {
   STD_TORCH_CHECK(offsets_q.scalar_type() == ScalarType::Int && offsets_k.scalar_type() == ScalarType::Int &&
-                      offsets_q.is_contiguous() && offsets_k.is_contiguous() && offsets_q.numel() >= 1 &&
-                      offsets_q.numel() == offsets_k.numel(),
-                  "attention: cu_seqlens must be contiguous int32 tensors of one length");
+                      offsets_q.numel() >= 1 && offsets_q.numel() == offsets_k.numel(),
+                  "attention: cu_seqlens must be int32 tensors of one length");
   const int32_t* const begin_q = offsets_q.const_data_ptr<int32_t>();
   const int32_t* const begin_k = offsets_k.const_data_ptr<int32_t>();
   const int64_t count = offsets_q.numel() - 1;
@@ -93,8 +92,9 @@ std::vector<Item> sequences_of(const Tensor& q, const Tensor& k, const OptionalT
                                const OptionalTensor& offsets_k) {
   std::vector<Item> sequences;
   if (q.dim() == 3) {
-    STD_TORCH_CHECK(offsets_q && offsets_k, "attention: packed input needs cu_seqlens");
-    sequences = packed_sequences(q, k, *offsets_q, *offsets_k);
+    STD_TORCH_CHECK(offsets_q, "attention: packed input needs cu_seqlens");
+    const Tensor begin_q = torch::stable::contiguous(*offsets_q);
+    sequences = packed_sequences(q, k, begin_q, offsets_k ? torch::stable::contiguous(*offsets_k) : begin_q);
   } else {
     for (int64_t b = 0; b < q.size(0); ++b) sequences.push_back({b, 0, 0, q.size(1), 0, k.size(1), 0, q.size(1)});
   }

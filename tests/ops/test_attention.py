@@ -113,7 +113,10 @@ def test_lse_and_its_gradient(capability, name, dtype):
         seen = lse > -math.inf
         loss = (lse[seen] * torch.linspace(-1, 1, int(seen.sum()))).sum() + out.float().square().sum()
         gradients = torch.autograd.grad(loss, leaves.values(), allow_unused=True)
-        return [lse, *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves.values(), gradients))]
+        return [
+            lse,
+            *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves.values(), gradients, strict=True)),
+        ]
 
     rows = zip(
         ["lse", *inputs],

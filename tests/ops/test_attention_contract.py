@@ -159,6 +159,17 @@ def test_compiles_whole_and_dynamic(case):
 
 
 @pytest.mark.native
+def test_compiles_with_one_tensor_as_query_key_and_value():
+    x, cu_seqlens = torch.randn(30, 2, 16), offsets((10, 20))
+
+    def step(x):
+        return attention(x, x, x, cu_seqlens_q=cu_seqlens)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch.testing.assert_close(*(gradients(f, [x], torch.ones_like(x))[0] for f in (step, compiled)))
+
+
+@pytest.mark.native
 def test_autocast():
     inputs = {name: x.requires_grad_() for name, x in CASE.inputs(torch.float32).items()}
     with torch.autocast("cpu", torch.bfloat16):
@@ -204,7 +215,7 @@ def test_float64_falls_back():
 
 def test_stock_refuses_what_it_cannot_express():
     inputs = CASE.inputs(torch.float32)
-    with pytest.raises(ValueError, match="another dropout mask; .*does not return lse"):
+    with pytest.raises(ValueError, match=r"another dropout mask; .*does not return lse"):
         attention(**inputs, **CASE.options(), return_lse=True, backend="stock")
 
 
@@ -216,7 +227,7 @@ def _bad(change, message):
     ("change", "message"),
     [
         _bad({"q": torch.zeros(5, 8)}, r"expected q \(N, H, D\).*got q \(5, 8\)"),
-        _bad({"k": torch.zeros(6, 2, 4)}, "head width 8, k and v have 4"),
+        _bad({"k": torch.zeros(6, 2, 4), "v": torch.zeros(6, 2, 4)}, "head width 8, k and v have 4"),
         _bad({"k": torch.zeros(6, 3, 8), "v": torch.zeros(6, 3, 8)}, "must divide the query heads; got 3 and 4"),
         _bad({"v": torch.zeros(6, 2, 8).double()}, "share one floating dtype"),
         _bad({"cu_seqlens_q": None}, "needs cu_seqlens_q"),

@@ -76,7 +76,7 @@ def attention(
     name = _choose(backend, q, dropped, return_lse)
     options = {
         "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_k": cu_seqlens_k,
+        "cu_seqlens_k": None if cu_seqlens_k is cu_seqlens_q else cu_seqlens_k,
         "bias": bias,
         "alibi_slopes": None if alibi_slopes is None else alibi_slopes.float(),
         "seed": resolve_seed(seed) if dropped else None,
@@ -86,6 +86,8 @@ def attention(
         "scale": q.shape[-1] ** -0.5 if scale is None else float(scale),
     }
     if name == "native" and torch.is_grad_enabled():
+        if torch.compiler.is_compiling():  # its autograd.Function takes no tensor twice; a view is another tensor
+            k, v = k.view_as(k), v.view_as(v)
         out, lse = _NativeAttention.apply(q, k, v, *options.values())
     else:
         out, lse = BACKENDS[name].forward(q, k, v, **options)

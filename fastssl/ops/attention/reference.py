@@ -24,6 +24,7 @@ def forward(
     Arguments are those of `fastssl.attention`, checked, with `causal` and `window` resolved to two numbers of keys.
     """
     packed = q.dim() == 3
+    cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     queries = q.split(cu_seqlens_q.diff().tolist()) if packed else q
     keys, values = (x.split(cu_seqlens_k.diff().tolist()) if packed else x for x in (k, v))
     outs, lses = [], []

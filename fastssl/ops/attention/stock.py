@@ -25,7 +25,8 @@ def forward(
     if q.dim() == 4:
         return _dense(q, k, v, bias, alibi_slopes, window_left, window_right, scale), None
     queries = q.split(cu_seqlens_q.diff().tolist())
-    keys, values = (x.split(cu_seqlens_k.diff().tolist()) for x in (k, v))
+    lengths_k = (cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k).diff().tolist()
+    keys, values = k.split(lengths_k), v.split(lengths_k)
     outs = []
     for index, sequence in enumerate(zip(queries, keys, values, strict=True)):
         one_bias = bias[index : index + 1] if bias is not None and bias.dim() == 4 else bias
