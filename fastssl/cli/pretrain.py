@@ -20,8 +20,8 @@ class PretrainFlags(PretrainingConfig):
     """Pretrain a model on your text, and leave a directory that Hugging Face loads.
 
     The text is cut into tokens and kept as shards in the output directory, and some of its documents are held out to
-    measure on. Before the start the cost is printed. A run that was stopped, by Ctrl-C or by anything else, goes on with
-    --resume-from-checkpoint last and ends in the same weights as if nothing had happened.
+    measure on. Before the start the cost is printed. A run that was stopped, by Ctrl-C or by anything else, goes on
+    with --resume-from-checkpoint last and ends in the same weights as if nothing had happened.
 
     Examples:
       fastssl pretrain --train-files a.txt b.jsonl.gz --preset bert-mini --max-steps 1000 --output-dir runs/x
