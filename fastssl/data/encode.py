@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def encode_files(
     Raises:
         ShardError: ``output_dir`` holds shards of another tokenizer, other settings or other files.
         FileNotFoundError, ValueError: A file cannot be read; see ``read_documents``.
-        OSError: The disk is full; finished parts stay, and nothing half-written is left.
+        OSError: The disk is full, or a worker was killed; finished parts stay, and nothing half-written is left.
     """
     sources = _describe_sources(paths)
     if num_processes is not None and num_processes < 1:
@@ -92,10 +93,10 @@ def _describe_sources(paths: Sequence[str | Path]) -> tuple[SourceInfo, ...]:
     if isinstance(paths, (str, Path)) or not paths:
         raise ValueError(f"paths must be a list of at least one file, but is {paths!r}")
     resolved = [Path(path).resolve() for path in paths]
-    for path in resolved:
+    for path, count in Counter(resolved).items():
         check_file(path)
-        if resolved.count(path) > 1:
-            raise ValueError(f"{path} is given twice: expected each file once; leave one out")
+        if count > 1:
+            raise ValueError(f"{path} is given {count} times: expected each file once; leave the others out")
     return tuple(_describe_source(path) for path in resolved)
 
 

@@ -8,6 +8,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -78,19 +79,30 @@ class EncodingPool:
             self._executor.shutdown(cancel_futures=True)
 
     def map_documents(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, EncodedText]]:
-        """Iterate over the tasks with their encoded documents, in the order of the tasks, reading few tasks ahead."""
+        """Iterate over the tasks with their encoded documents, in the order of the tasks, reading few tasks ahead.
+
+        Raises:
+            OSError: A worker process was killed.
+        """
         if self._executor is None:
             for task in tasks:
                 yield task, encode_documents(task.documents, self._tokenizer, parallel=True)
             return
         waiting: deque[tuple[Task, Future[EncodedText]]] = deque()
-        for task in tasks:
-            waiting.append((task, self._executor.submit(_encode_in_worker, task.documents)))
-            if len(waiting) >= self._num_processes * _WAITING_PER_PROCESS:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for task, future in waiting:
-            yield task, future.result()
+        try:
+            for task in tasks:
+                waiting.append((task, self._executor.submit(_encode_in_worker, task.documents)))
+                if len(waiting) >= self._num_processes * _WAITING_PER_PROCESS:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for task, future in waiting:
+                yield task, future.result()
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a worker process of the encoding ended: expected it to live as long as there is text; if it ran out "
+                "of memory, use fewer with --num-processes; if a script started it, that script needs "
+                '`if __name__ == "__main__":`'
+            ) from error
 
 
 def available_cpus() -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastssl.data.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ShardPart:
     """One part file, memory-mapped; offsets count from the start of the part."""
 

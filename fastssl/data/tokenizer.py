@@ -18,6 +18,8 @@ from tokenizers import models
 
 from fastssl.data import wordpiece
 
+_TEXTS_AT_ONCE = 256
+
 _KNOWN_NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -140,12 +142,12 @@ class Tokenizer:
     def extend(self, texts: Iterable[str], new_tokens: int) -> Tokenizer:
         """Return a tokenizer with tokens learnt from new text behind the old ones, whose ids stay.
 
-        The pieces of a WordPiece vocabulary trained on ``texts`` alone are added in the order in which training found
-        them, most useful first, until ``new_tokens`` are new. Give the model as many rows with
-        ``resize_token_embeddings``.
+        A WordPiece vocabulary is trained on ``texts`` alone. Of its tokens, the new ones are added: first the
+        characters that the old vocabulary cannot spell, then the pieces by how often the text would use them if it
+        had them all. Give the model as many rows with ``resize_token_embeddings``.
 
         Args:
-            texts: The new text; read twice, a one-shot iterator is kept in memory.
+            texts: The new text; read three times, a one-shot iterator is kept in memory.
             new_tokens: Largest number of tokens to add.
 
         Raises:
@@ -156,19 +158,34 @@ class Tokenizer:
                 f"only a WordPiece vocabulary can be extended, and this one is a {type(self._backend.model).__name__}; "
                 "keep it as it is, or train a WordPiece tokenizer on the new text"
             )
+        texts = list(texts) if iter(texts) is texts else texts
         learnt = wordpiece.train_vocabulary(
             texts,
             vocab_size=self.vocab_size + new_tokens,
             normalizer=self._backend.normalizer,
             pre_tokenizer=self._backend.pre_tokenizer,
             min_frequency=2,
-            limit_alphabet=max(1, new_tokens // 3),
+            limit_alphabet=(self.vocab_size + new_tokens) // 3,
         )
+        known = {*self._backend.get_vocab(with_added_tokens=True), *wordpiece.BERT_SPECIAL_TOKENS}
+        candidates = [token for token in learnt if token not in known]
+        uses = self._with_tokens(candidates)._count_uses(texts)[self.vocab_size :]
+        useful = [i for i in np.argsort(-uses, kind="stable") if uses[i] > 0]
+        useful.sort(key=lambda i: len(candidates[i].removeprefix(wordpiece.CONTINUATION)) > 1)
+        return self._with_tokens([candidates[i] for i in useful[:new_tokens]])
+
+    def _with_tokens(self, tokens: Sequence[str]) -> Tokenizer:
         state = json.loads(self._backend.to_str())
-        known = self._backend.get_vocab(with_added_tokens=True)
-        fresh = [t for t in learnt if t not in known and t not in wordpiece.BERT_SPECIAL_TOKENS][:new_tokens]
-        state["model"]["vocab"].update({token: self.vocab_size + i for i, token in enumerate(fresh)})
+        state["model"]["vocab"].update({token: self.vocab_size + i for i, token in enumerate(tokens)})
         return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)), special_names=self.special_names)
+
+    def _count_uses(self, texts: Iterable[str]) -> np.ndarray:
+        """Return how often each id occurs in texts, ``(vocab_size)`` int64."""
+        uses, iterator = np.zeros(self.vocab_size, dtype=np.int64), iter(texts)
+        while batch := list(itertools.islice(iterator, _TEXTS_AT_ONCE)):
+            for ids, _ in self.encode_batch(batch):
+                uses += np.bincount(ids, minlength=self.vocab_size)
+        return uses
 
     def save(self, directory: str | Path, *, model_max_length: int | None = None) -> None:
         """Write the files from which ``transformers.AutoTokenizer`` gives the same ids.

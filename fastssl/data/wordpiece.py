@@ -88,7 +88,10 @@ def train_vocabulary(
     pieces = _trained(words, _counting(texts, normalizer, counts), vocab_size=0, min_frequency=2)
     characters = _frequent_characters(counts, set(pieces), min_frequency, limit_alphabet)
     if not characters:
-        raise ValueError("there is no text to train a tokenizer on: expected at least one word; give more text")
+        raise ValueError(
+            "there is no text to train a tokenizer on: expected words, with characters that occur at least "
+            f"{min_frequency} times; give more text"
+        )
     kept = set(characters)
     continuations = sorted(p for p in pieces if p.startswith(CONTINUATION) and p[len(CONTINUATION) :] in kept)
     fixed = [*special_tokens, *characters, *continuations]

@@ -57,7 +57,7 @@ def test_no_verb(capsys: pytest.CaptureFixture[str]):
     ("arguments", "message"),
     [
         (["dta"], "fastssl has no verb 'dta'; did you mean `fastssl data`?"),
-        (["xyzzy"], "fastssl has no verb 'xyzzy'; expected one of data"),
+        (["xyzzy"], f"fastssl has no verb 'xyzzy'; expected one of {', '.join(VERBS)}"),
         (["data", "encod"], "fastssl data has no verb 'encod'; did you mean `fastssl data encode`?"),
     ],
 )

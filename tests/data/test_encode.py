@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastssl.data import encode, shard_writer
+from fastssl.data import encode, encoding_pool, shard_writer
 from fastssl.data.corpus import read_documents
 from fastssl.data.encode import encode_files
 from fastssl.data.encoding_pool import encode_documents
@@ -176,7 +176,7 @@ def test_damaged_part_is_made_anew(words: Tokenizer, tmp_path: Path):
 def test_other_tokenizer_settings_or_files(words: Tokenizer, tmp_path: Path):
     first, second = (text_file(tmp_path / name, range(3)) for name in ("a.txt", "b.txt"))
     encode_files([first], words, tmp_path / "out", progress=False)
-    other = words.extend(["entirely different vocabulary"] * 3, 20)
+    other = words.extend(["entirely different vocabulary"] * 3, 40)
     with pytest.raises(ShardError, match=r"another tokenizer.*--overwrite"):
         encode_files([first], other, tmp_path / "out", progress=False)
     with pytest.raises(ShardError, match=r"other settings.*--overwrite"):
@@ -197,7 +197,7 @@ def test_source_that_changes_meanwhile(words: Tokenizer, tmp_path: Path, monkeyp
 
 def test_bad_requests(words: Tokenizer, tmp_path: Path):
     path = text_file(tmp_path / "a.txt", range(3))
-    with pytest.raises(ValueError, match="is given twice"):
+    with pytest.raises(ValueError, match="is given 2 times"):
         encode_files([path, path], words, tmp_path / "out", progress=False)
     with pytest.raises(ValueError, match="list of at least one file"):
         encode_files([], words, tmp_path / "out", progress=False)
@@ -220,6 +220,19 @@ def test_bad_byte_in_a_worker_process(words: Tokenizer, tmp_path: Path):
     path.write_bytes(gzip.compress(b"good line\n\nbad \xff line"))
     with pytest.raises(ValueError, match=r"a\.txt\.gz is not UTF-8: byte 0xff at byte 15"):
         encode_files([path], words, tmp_path / "out", progress=False, num_processes=2)
+
+
+def end_the_process(documents: list[str]) -> None:
+    os._exit(9)
+
+
+def test_killed_worker(words: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = text_file(tmp_path / "a.txt", range(9))
+    monkeypatch.setattr(encoding_pool, "_encode_in_worker", end_the_process)
+    with pytest.raises(OSError, match=r"a worker process of the encoding ended.*fewer with --num-processes"):
+        encode_files([path], words, tmp_path / "out", progress=False, num_processes=2)
+    monkeypatch.undo()
+    assert contents(encode_files([path], words, tmp_path / "out", progress=False)) == expected_contents([path], words)
 
 
 def test_disk_full(words: Tokenizer, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch):

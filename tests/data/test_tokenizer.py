@@ -210,6 +210,15 @@ def test_extension_keeps_the_old_ids(bert: Tokenizer, tmp_path: Path):
     assert len(theirs) == extended.vocab_size
 
 
+def test_extension_adds_what_the_text_uses(bert: Tokenizer, lines: list[str]):
+    extended = bert.extend(lines, 100)
+    before, after = (sum(len(ids) for ids, _ in t.encode_batch(lines)) for t in (bert, extended))
+    assert after < 0.97 * before
+    used = {i for ids, _ in extended.encode_batch(lines) for i in ids.tolist()}
+    assert used >= set(range(bert.vocab_size, extended.vocab_size))
+    assert extended.vocab_size == bert.vocab_size + 100
+
+
 def test_byte_pairs_cannot_be_extended(byte_level: Tokenizer):
     with pytest.raises(ValueError, match="only a WordPiece vocabulary can be extended, and this one is a BPE"):
         byte_level.extend(["text"], 5)
