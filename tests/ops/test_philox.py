@@ -1,5 +1,8 @@
 """Philox against the published test vectors, and the statistics of the masks."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,10 +10,13 @@ from fastssl.ops.philox import (
     attention_keep_mask,
     dropout_scale,
     dropout_threshold,
+    keep_mask,
     layer_norm_keep_mask,
     philox_4x32,
     resolve_seed,
 )
+
+README = Path(__file__).resolve().parents[2] / "fastssl" / "ops" / "README.md"
 
 # Known-answer vectors of the authors' Random123 distribution (kat_vectors, philox4x32, 10 rounds).
 KNOWN_ANSWERS = [
@@ -60,3 +66,15 @@ def test_seed_forms():
 def test_probability_outside_range_is_refused():
     with pytest.raises(ValueError, match="below 1"):
         dropout_threshold(1.0)
+
+
+def test_vectors_of_the_readme():
+    """The table that other implementations are written from."""
+    rows = re.findall(
+        r"^\| (-?\d+) \| ([\d ]+) \| ([0-9a-f ]+) \| ([01 ]+) \|$", README.read_text(), flags=re.MULTILINE
+    )
+    assert len(rows) == 4
+    for seed, counter, words, kept in rows:
+        counter = tuple(torch.tensor([int(word)]) for word in counter.split())
+        assert [f"{int(word):08x}" for word in philox_4x32(counter, int(seed))] == words.split()
+        assert keep_mask(counter, 8, 0.3, int(seed)).tolist() == [bool(int(bit)) for bit in kept.split()]

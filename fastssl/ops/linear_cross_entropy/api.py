@@ -66,7 +66,8 @@ def linear_cross_entropy(
             backend that cannot run the call.
 
     Numerics: the product's operands are in the autocast dtype where autocast is on, else in the wider dtype of
-    `hidden` and `weight`; softmax, loss and gradient accumulation are float32.
+    `hidden` and `weight`; softmax, loss and gradient accumulation are float32. A bfloat16 product rounds the logits
+    to bfloat16, as PyTorch's does, on machines with bfloat16 arithmetic, and leaves them float32 on others.
     Memory: with the native backend one chunk of logits beyond the gradients, which "sum" and "mean" compute in the
     forward; "none" recomputes the logits in the backward.
 

@@ -68,17 +68,19 @@ def forward_with_gradients(
     """
     rows = (targets != ignore_index).nonzero().squeeze(-1)
     everywhere = rows.numel() == targets.numel()
-    operand, wide_weight = (
-        tensor.to(product_dtype).float().contiguous() for tensor in (hidden if everywhere else hidden[rows], weight)
+    arithmetic = torch.bfloat16 if product_dtype == torch.bfloat16 and _has_bf16_arithmetic() else torch.float32
+    operand, matrix = (
+        tensor.to(product_dtype).to(arithmetic).contiguous()
+        for tensor in (hidden if everywhere else hidden[rows], weight)
     )
     losses, lse = hidden.new_empty((2, rows.numel()), dtype=torch.float32)
     correct = torch.empty(rows.numel(), dtype=torch.bool)
     grad_hidden = torch.empty_like(operand) if need_hidden else None
-    grad_weight = torch.empty_like(wide_weight) if need_weight else None
-    grad_bias = wide_weight.new_empty(weight.shape[0]) if need_bias else None
+    grad_weight = torch.empty_like(matrix, dtype=torch.float32) if need_weight else None
+    grad_bias = losses.new_empty(weight.shape[0]) if need_bias else None
     _run_chunks(
         operand,
-        wide_weight,
+        matrix,
         targets[rows],
         None if bias is None else bias.float().contiguous(),
         None if row_grads is None else row_grads[rows],
@@ -99,7 +101,7 @@ def forward_with_gradients(
 
 
 def _run_chunks(hidden, weight, targets, bias, row_grads, options, per_row, gradients) -> None:
-    """Fill `per_row` and the wanted `gradients`, all float32 and allocated by the caller, chunk by chunk."""
+    """Fill `per_row` and the wanted `gradients`, which the caller allocates, chunk by chunk."""
     num_rows, width = hidden.shape
     grad_hidden, grad_weight, grad_bias = gradients
     with_gradient = any(gradient is not None for gradient in gradients)
@@ -109,11 +111,12 @@ def _run_chunks(hidden, weight, targets, bias, row_grads, options, per_row, grad
                 gradient.zero_()
         return
     step = chunk_rows(num_rows, width)
-    logits = hidden.new_empty(step, weight.shape[0])
+    logits = hidden.new_empty(step, weight.shape[0], dtype=torch.float32)
     for begin in range(0, num_rows, step):
         rows = slice(begin, begin + step)
         operand = hidden[rows]
-        chunk = torch.mm(operand, weight.T, out=logits[: operand.shape[0]])
+        chunk = logits[: operand.shape[0]]
+        _multiply(operand, weight.T, chunk)
         torch.ops.fastssl.softmax_cross_entropy_(
             chunk,
             bias,
@@ -125,12 +128,27 @@ def _run_chunks(hidden, weight, targets, bias, row_grads, options, per_row, grad
             grad_bias,
             begin > 0,
         )
+        grad_logits = chunk.to(hidden.dtype) if with_gradient else chunk
         if grad_hidden is not None:
-            torch.mm(chunk, weight, out=grad_hidden[rows])
-        if grad_weight is not None and begin == 0:
-            torch.mm(chunk.T, operand, out=grad_weight)
-        elif grad_weight is not None:
-            grad_weight.addmm_(chunk.T, operand)
+            _multiply(grad_logits, weight, grad_hidden[rows])
+        if grad_weight is not None:
+            _multiply(grad_logits.T, operand, grad_weight, accumulate=begin > 0)
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor, accumulate: bool = False) -> None:
+    """Write left @ right to `out`, or add it; `out` may be wider than the operands."""
+    if out.dtype != left.dtype:
+        product = torch.mm(left, right)
+        _ = out.add_(product) if accumulate else out.copy_(product)
+    elif accumulate:
+        out.addmm_(left, right)
+    else:
+        torch.mm(left, right, out=out)
+
+
+def _has_bf16_arithmetic() -> bool:
+    # Without it PyTorch's bfloat16 product is emulated, several times slower than the float32 one.
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def _spread(gradient: Tensor | None, like: Tensor, rows: Tensor | None) -> Tensor:
