@@ -1,13 +1,13 @@
 """Pretraining, assembled: text files -> tokenizer -> shards -> batches -> model -> a Hugging Face directory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from fastssl.data.corpus import read_documents
+from fastssl.data.corpus import Corpus
 from fastssl.data.dataset import PretrainingData
 from fastssl.data.encode import encode_files
 from fastssl.data.held_out import ShardsView, hold_out
@@ -22,6 +22,7 @@ from fastssl.training import ModelCost, RunDirectoryError, Trainer, TrainingResu
 from fastssl.training.checkpoint import list_checkpoints
 
 BertForPretraining = BertForMaskedLM | BertForPreTraining
+_TOKENIZER_TRAINING_CHARACTERS = 200_000_000
 
 
 def _say_nothing(_: str) -> None:
@@ -189,25 +190,18 @@ def _tokenizer(
 
 def _learnt_tokenizer(config: PretrainingConfig, given: Path | None, say: Callable[[str], None]) -> Tokenizer:
     """Train a tokenizer on the training files, or extend the given one."""
-    wanted, texts = config.vocabulary, _Documents(config.corpus)
+    wanted = config.vocabulary
+    texts = Corpus(
+        paths=config.corpus.train_files,
+        text_field=config.corpus.text_field,
+        encoding_errors=config.corpus.encoding_errors,
+        max_characters=_TOKENIZER_TRAINING_CHARACTERS,
+    )
     if given is not None:
         say(f"extending the vocabulary of {given} by up to {wanted.new_tokens} tokens")
         return Tokenizer.load(given).extend(texts, wanted.new_tokens)
     say(f"training a tokenizer of up to {wanted.vocab_size:,} tokens")
     return Tokenizer.train_wordpiece(texts, vocab_size=wanted.vocab_size, lowercase=not wanted.cased)
-
-
-@dataclass(frozen=True)
-class _Documents:
-    """The documents of the training files, as often as they are asked for."""
-
-    corpus: CorpusConfig
-
-    def __iter__(self) -> Iterator[str]:
-        for path in self.corpus.train_files:
-            yield from read_documents(
-                path, text_field=self.corpus.text_field, encoding_errors=self.corpus.encoding_errors
-            )
 
 
 def _is_encoded(corpus: CorpusConfig) -> bool:
