@@ -82,6 +82,7 @@ class TrainingLoop:
         schedule = Schedule(config=self.config, total_steps=self.total_steps)
         model, stream = self.world.wrap(self.model), iter(batches)
         began = time.monotonic() - self.state.elapsed_seconds
+        self._evaluate_if_due()
         while (ended := self._agree_on_end(time.monotonic() - began)) is None:
             learning_rate = schedule.learning_rate(self.state.step, self.state.elapsed_seconds)
             taken = self._take(stream)
@@ -148,8 +149,7 @@ class TrainingLoop:
         if step % config.logging_steps == 0 or step == self.total_steps:
             self._log(last, learning_rate)
         pause = time.monotonic()
-        if config.eval_steps is not None and step % config.eval_steps == 0:
-            self._evaluate()
+        self._evaluate_if_due()
         if step % config.save_steps == 0:
             self._save()
         self._stopwatch.leave_out(time.monotonic() - pause)
@@ -183,6 +183,12 @@ class TrainingLoop:
         if self.config.time_budget_minutes is not None:
             ends.append(60 * self.config.time_budget_minutes - self.state.elapsed_seconds)
         return max(0.0, min(ends))
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate at multiples of eval_steps; after resuming too, where a signal had cut the evaluation short."""
+        step, every = self.state.step, self.config.eval_steps
+        if every is not None and step and step % every == 0 and self.state.evaluated_step != step:
+            self._evaluate()
 
     def _evaluate(self) -> None:
         if self.eval_data is None:

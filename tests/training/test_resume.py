@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from fastssl.training import Trainer, TrainingConfig
 from fastssl.training.checkpoint import list_checkpoints, verify_checkpoint
 from fastssl.training.log import read_metrics
 from tests.training.stand_in import (
@@ -165,6 +166,25 @@ def test_a_signal_saves_and_stops(tmp_path, number, code):
     make_trainer(tmp_path / "straight", **settings | {"max_steps": step_of(checkpoint)}).train()
     same = tmp_path / "straight" / checkpoint.name / "model.safetensors"
     assert (checkpoint / "model.safetensors").read_bytes() == same.read_bytes()
+
+
+def test_a_signal_cuts_an_evaluation_short_and_resuming_makes_up_for_it(tmp_path):
+    class Interrupting(StandInSource):
+        def batch(self, epoch, index):
+            assert index == 0, "the evaluation must end at the signal"
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().batch(epoch, index)
+
+    def run(name, held_out, resume=None):
+        settings = {"max_steps": 6, "eval_steps": 4, "learning_rate": 1e-2, "num_threads": 1, "logging_steps": 2}
+        config = TrainingConfig(output_dir=str(tmp_path / name), resume_from_checkpoint=resume, **settings)
+        return Trainer(StandInModel(), config, StandInSource(), eval_data=held_out).train()
+
+    run("straight", StandInSource(seed=1))
+    stopped = run("stopped", Interrupting(seed=1))
+    assert (stopped.step, stopped.exit_code, stopped.evaluation) == (4, 130, {})
+    run("stopped", StandInSource(seed=1), resume="last")
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped", 6)
 
 
 def test_a_second_signal_leaves_at_once(tmp_path):
