@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastssl.ops.attention import split_projection
 from fastssl.ops.attention.api import attention
 from fastssl.ops.attention.cases import EDGE_CASES, AttentionCase, offsets
 from tests.oracle import check_against_reference, gradients
@@ -64,16 +65,30 @@ def test_neighbours_and_padding_change_nothing(capability):
 
 
 @pytest.mark.native
-def test_slices_of_a_fused_projection_need_no_copy(capability):
-    case = AttentionCase(lengths_q=(40, 33), width=16, heads=3, key_heads=3)
-    fused = torch.randn(73, 3, 3, 16, requires_grad=True)
-    q, k, v = fused.unbind(1)
+@pytest.mark.parametrize("key_heads", [3, 1])
+def test_the_gradient_of_a_fused_projection_is_not_copied(key_heads):
+    case = AttentionCase(lengths_q=(40, 33), width=16, heads=3, key_heads=key_heads)
+    fused = torch.randn(73, 3 + 2 * key_heads, 16, requires_grad=True)
+    seen = []
+    q, k, v = split_projection(fused, 3, key_heads)
+    q.register_hook(lambda gradient: seen.append(gradient.data_ptr()))
     out = attention(q, k, v, **case.options(), backend="native")
-    expected = attention(q.clone(), k.clone(), v.clone(), **case.options(), backend="native")
-    assert torch.equal(out, expected)
-    grads = torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True)
-    assert [g.data_ptr() - grads[0].data_ptr() for g in grads] == [0, 3 * 16 * 4, 6 * 16 * 4]
-    assert torch.equal(torch.autograd.grad(out.sum(), fused)[0], torch.stack(grads, 1))
+    (gradient,) = torch.autograd.grad(out.square().sum(), fused)
+    assert seen == [gradient.data_ptr()]
+    split = fused.split((3, key_heads, key_heads), dim=1)
+    copied = attention(*(x.clone() for x in split), **case.options(), backend="native")
+    assert torch.equal(out, copied)
+    assert torch.equal(gradient, torch.autograd.grad(copied.square().sum(), fused)[0])
+
+
+def test_split_projection_takes_any_gradients():
+    fused = torch.randn(5, 8, 4, requires_grad=True)
+    q, k, _ = split_projection(fused, 4, 2)
+    (gradient,) = torch.autograd.grad(q.sum() + (3 * k).sum(), fused)
+    expected = torch.cat([torch.full((5, 4, 4), 1.0), torch.full((5, 2, 4), 3.0), torch.zeros(5, 2, 4)], dim=1)
+    assert torch.equal(gradient, expected)
+    with pytest.raises(ValueError, match=r"expected \(..., 12, D\) for 4 \+ 2 x 4 heads, got \(5, 8, 4\)"):
+        split_projection(fused, 4)
 
 
 @pytest.mark.native

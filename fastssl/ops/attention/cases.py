@@ -99,6 +99,7 @@ EDGE_CASES = {
     ),
     "dense": AttentionCase(lengths_q=(33, 33), dense=True, dropout_p=0.1),
     "dense, cross": AttentionCase(lengths_q=(20, 20), lengths_k=(45, 45), dense=True, causal=True, bias="own"),
+    "no sequences": AttentionCase(lengths_q=()),
     "no tokens": AttentionCase(lengths_q=(0, 0)),
     "no keys": AttentionCase(lengths_q=(3, 2), lengths_k=(0, 0)),
     "wide": AttentionCase(lengths_q=(20, 65), width=200, heads=1, key_heads=1),

@@ -24,6 +24,8 @@ def forward(
     Arguments are those of `fastssl.attention`, checked, with `causal` and `window` resolved to two numbers of keys.
     """
     packed = q.dim() == 3
+    if cu_seqlens_q.shape[0] == 1 if packed else q.shape[0] == 0:
+        return q.clone(), q[..., 0].transpose(-1, -2).float()
     cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     queries = q.split(cu_seqlens_q.diff().tolist()) if packed else q
     keys, values = (x.split(cu_seqlens_k.diff().tolist()) if packed else x for x in (k, v))

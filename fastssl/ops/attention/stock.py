@@ -32,7 +32,7 @@ def forward(
         one_bias = bias[index : index + 1] if bias is not None and bias.dim() == 4 else bias
         one_q, one_k, one_v = (x[None] for x in sequence)
         outs.append(_dense(one_q, one_k, one_v, one_bias, alibi_slopes, window_left, window_right, scale)[0])
-    return torch.cat(outs), None
+    return torch.cat(outs) if outs else q.clone(), None
 
 
 def _dense(q, k, v, bias, alibi_slopes, window_left, window_right, scale) -> Tensor:
