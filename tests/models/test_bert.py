@@ -316,6 +316,7 @@ def test_fresh_weights_are_berts():
     assert model.bert.embeddings.word.weight[0].abs().max() == 0
 
 
+@pytest.mark.native
 @pytest.mark.slow
 def test_compiled_step_is_the_eager_one():
     model = small_model(num_hidden_layers=1).train()
