@@ -62,7 +62,7 @@ def host() -> ModuleType | None:
     try:
         return importlib.import_module("fastssl._host")
     except ImportError as error:
-        _warn_missing("_host", f"batches are drawn by numpy, about ten times slower ({error})")
+        _warn_missing("_host", f"batches are drawn by numpy, about a hundred times slower ({error})")
         return None
 
 

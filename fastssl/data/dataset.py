@@ -10,6 +10,7 @@ import torch
 from fastssl.data.batch import PackedBatch
 from fastssl.data.host import host_code
 from fastssl.data.objectives import ObjectiveConfig, masking_rules
+from fastssl.data.packing import check_batch_size
 from fastssl.data.plan import EpochPlan, LengthIndex
 from fastssl.data.tokenizer import SpecialTokens
 
@@ -47,7 +48,7 @@ class PretrainingData:
             ValueError: for a batch without a size or with two, a corpus without text, next-sentence prediction with
                 one document, or special tokens outside the vocabulary.
         """
-        _check_batch_sizes(batch_size, tokens_per_batch, objective.max_seq_length)
+        check_batch_size(batch_size, tokens_per_batch, objective.max_seq_length)
         self.objective = objective
         self.seed = seed % 2**64
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
@@ -140,18 +141,3 @@ class PretrainingData:
                 f"{self.lengths.num_tokens} tokens: two segments need two tokens of one document; choose 'none'"
             )
         return plan
-
-
-def _check_batch_sizes(batch_size: int | None, tokens_per_batch: int | None, max_seq_length: int) -> None:
-    if (batch_size is None) == (tokens_per_batch is None):
-        raise ValueError(
-            f"give either batch_size or tokens_per_batch, got batch_size={batch_size}, "
-            f"tokens_per_batch={tokens_per_batch}"
-        )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if tokens_per_batch is not None and tokens_per_batch < max_seq_length:
-        raise ValueError(
-            f"tokens_per_batch must hold the longest sequence, max_seq_length={max_seq_length}, "
-            f"got {tokens_per_batch}; raise it, or lower max_seq_length"
-        )

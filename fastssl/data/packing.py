@@ -26,3 +26,19 @@ def packed_batches(bins: np.ndarray, bin_order: np.ndarray, order: np.ndarray) -
     batches = rank[bins]
     offsets = np.concatenate(([0], np.cumsum(np.bincount(batches, minlength=len(bin_order)))))
     return offsets.astype(np.int64), order[np.argsort(batches, kind="stable")]
+
+
+def check_batch_size(batch_size: int | None, tokens_per_batch: int | None, max_seq_length: int) -> None:
+    """Raise ValueError unless exactly one of the sizes is given, and holds a sequence of `max_seq_length` tokens."""
+    if (batch_size is None) == (tokens_per_batch is None):
+        raise ValueError(
+            f"give either batch_size or tokens_per_batch, got batch_size={batch_size}, "
+            f"tokens_per_batch={tokens_per_batch}"
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if tokens_per_batch is not None and tokens_per_batch < max_seq_length:
+        raise ValueError(
+            f"tokens_per_batch must hold the longest sequence, max_seq_length={max_seq_length}, "
+            f"got {tokens_per_batch}; raise it, or lower max_seq_length"
+        )

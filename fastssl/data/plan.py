@@ -12,7 +12,7 @@ import numpy as np
 from fastssl.data.host import host_code
 from fastssl.data.numpy_host import philox
 from fastssl.data.objectives import SENTENCE_OBJECTIVE_CODES, ObjectiveConfig, probability_threshold
-from fastssl.data.packing import consecutive_batches, packed_batches
+from fastssl.data.packing import check_batch_size, consecutive_batches, packed_batches
 
 if TYPE_CHECKING:
     from fastssl.data.shards import ShardPart, TokenShards
@@ -120,7 +120,11 @@ class EpochPlan:
             epoch: number of the pass over the corpus, below 2^32.
             batch_size: sequences per batch; the last batch of the epoch has what is left.
             tokens_per_batch: instead of `batch_size`: most tokens per batch, filled by best fit.
+
+        Raises:
+            ValueError: for no batch size or two, or a budget below the longest sequence.
         """
+        check_batch_size(batch_size, tokens_per_batch, objective.max_seq_length)
         code = host_code()
         segments, labels = code.plan_examples(
             lengths.piece_offsets,

@@ -12,11 +12,10 @@ import torch
 from fastssl import extension
 from fastssl.data import dataset, numpy_host
 from fastssl.data.dataset import PretrainingData
+from fastssl.data.encode import encode_files
 from fastssl.data.objectives import ObjectiveConfig
-from fastssl.data.shard_format import SourceInfo
-from fastssl.data.shard_writer import ShardWriter
-from fastssl.data.shards import ShardIndex, TokenShards
-from tests.data.in_memory_shards import SPECIAL, VOCAB_SIZE, InMemoryShards, make_part, make_shards
+from fastssl.data.tokenizer import Tokenizer
+from tests.data.in_memory_shards import SPECIAL, InMemoryPart, InMemoryShards, make_part, make_shards
 
 OBJECTIVES = [
     ObjectiveConfig(max_seq_length=48, sentence_objective=sentences, mask_strategy=strategy)
@@ -124,25 +123,30 @@ def test_without_the_compiled_code_the_batches_are_the_same(monkeypatch):
     assert digest(make_data(OBJECTIVES[1], tokens_per_batch=200), 1, 2) == expected
 
 
-def test_shards_on_disk_give_the_batches_of_shards_in_memory(tmp_path):
-    memory = make_shards(num_parts=3)
-    infos = []
-    for number, part in enumerate(memory.parts):
-        with ShardWriter(tmp_path / f"{number}.tokens", vocab_size=VOCAB_SIZE) as writer:
-            for first, last in zip(part.document_offsets[:-1], part.document_offsets[1:], strict=True):
-                bounds = part.sentence_offsets[first : last + 1]
-                writer.add_document(
-                    part.tokens[bounds[0] : bounds[-1]], part.word_starts[bounds[0] : bounds[-1]], np.diff(bounds)
-                )
-            infos.append(writer.finish(source=0, documents_read=writer.num_documents))
-    source = SourceInfo(path="a.txt", size_bytes=1, modified_ns=1, sha256="0", complete=True)
-    ShardIndex(
-        vocab_size=VOCAB_SIZE, tokenizer_fingerprint="f", complete=True, sources=(source,), parts=tuple(infos)
-    ).write(tmp_path)
-    on_disk = make_data(OBJECTIVES[2], shards=TokenShards.open(tmp_path))
-    in_memory = make_data(OBJECTIVES[2], shards=memory)
-    for index in range(in_memory.num_batches(0)):
-        assert_same(on_disk.batch(0, index), in_memory.batch(0, index))
+def test_shards_on_disk_in_many_parts_are_one_corpus(test_data, tmp_path):
+    tokenizer = Tokenizer.load(test_data / "tokenizers" / "bert-base-uncased")
+    for name, text in (("kjv", (100, 90_000)), ("wikitext2.valid", (0, 60_000))):
+        content = (test_data / "corpus" / f"{name}.txt").read_text(encoding="utf-8")
+        (tmp_path / f"{name}.txt").write_text(content[slice(*text)], encoding="utf-8")
+    files = sorted(tmp_path.glob("*.txt"))
+    on_disk = encode_files(files, tokenizer, tmp_path / "shards", num_processes=1, progress=False, tokens_per_part=7000)
+    assert len(on_disk.parts) > 1
+    sentences, documents = on_disk.sentence_lengths(), on_disk.document_lengths()
+    offsets = np.concatenate(([0], np.cumsum(sentences)))
+    in_memory = InMemoryPart(
+        tokens=np.concatenate([part.tokens for part in on_disk.parts]),
+        word_starts=np.concatenate([part.word_starts for part in on_disk.parts]),
+        sentence_offsets=offsets,
+        document_offsets=np.searchsorted(offsets, np.concatenate(([0], np.cumsum(documents)))),
+    )
+    together = InMemoryShards(parts=[in_memory], vocab_size=tokenizer.vocab_size)
+    for objective in OBJECTIVES:
+        split, whole = (
+            PretrainingData(shards, tokenizer.special, objective, seed=0, tokens_per_batch=500)
+            for shards in (on_disk, together)
+        )
+        for index in range(0, whole.num_batches(0), 5):
+            assert_same(split.batch(0, index), whole.batch(0, index))
 
 
 def test_only_the_last_plans_are_kept_and_their_counts_remembered():

@@ -27,6 +27,11 @@ def test_packing_fills_what_padding_wastes():
     assert statistics.histogram()[0].sum() == statistics.num_examples
 
 
+def test_a_budget_below_the_longest_sequence_is_refused():
+    with pytest.raises(ValueError, match="tokens_per_batch must hold the longest sequence, max_seq_length=128, got 64"):
+        length_statistics(make_shards(), ObjectiveConfig(), tokens_per_batch=64)
+
+
 def test_fixed_batches_have_no_budget_and_an_empty_corpus_no_examples():
     assert length_statistics(make_shards(), ObjectiveConfig(), batch_size=4).batch_fill is None
     empty = length_statistics(InMemoryShards(parts=[]), ObjectiveConfig(), tokens_per_batch=128)

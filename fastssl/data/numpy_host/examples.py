@@ -84,7 +84,10 @@ class _Planner:
             first = after
 
     def next_sentence_pairs(self) -> Iterator[tuple[Segments, int]]:
-        """Yield pairs whose second segment is the true continuation or comes from another document."""
+        """Yield pairs whose second segment is the true continuation, or comes from another document.
+
+        One half of each; a lone piece has no continuation and always gets a random one, as published.
+        """
         first = self.begin
         while first < self.end:
             target = self._target_length()
