@@ -1,9 +1,9 @@
 """Self-attention over packed sequences."""
 
-import torch
 from torch import Tensor, nn
 
 from fastssl.ops.attention.api import attention
+from fastssl.ops.attention.projection import split_projection
 
 
 class SelfAttention(nn.Module):
@@ -67,31 +67,4 @@ class SelfAttention(nn.Module):
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
         heads = self.qkv(hidden_states).unflatten(-1, (3 * self.num_heads, -1))
-        if torch.compiler.is_compiling():
-            return heads.split(self.num_heads, dim=-2)
-        return _SplitHeads.apply(heads)
-
-
-class _SplitHeads(torch.autograd.Function):
-    """Split (N, 3H, D) into three (N, H, D) views, whose gradients often already lie side by side in memory.
-
-    The native attention writes them so; then the gradient of the whole is that memory, where PyTorch's own split would
-    copy it.
-    """
-
-    @staticmethod
-    def forward(ctx, heads: Tensor) -> tuple[Tensor, ...]:
-        return heads.split(heads.shape[-2] // 3, dim=-2)
-
-    @staticmethod
-    def backward(ctx, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> Tensor:
-        num_tokens, num_heads, width = grad_q.shape
-        row = (3 * num_heads * width, width, 1)
-        parts = (grad_q, grad_k, grad_v)
-        side_by_side = all(
-            part.stride() == row
-            and part.untyped_storage().data_ptr() == grad_q.untyped_storage().data_ptr()
-            and part.storage_offset() == grad_q.storage_offset() + index * num_heads * width
-            for index, part in enumerate(parts)
-        )
-        return grad_q.as_strided((num_tokens, 3 * num_heads, width), row) if side_by_side else torch.cat(parts, dim=-2)
+        return split_projection(heads, self.num_heads)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fastssl.nn.attention import SelfAttention, _SplitHeads
+from fastssl.nn.attention import SelfAttention
 
 
 def test_it_is_multi_head_attention_within_each_sequence():
@@ -21,21 +21,3 @@ def test_it_is_multi_head_attention_within_each_sequence():
         torch.testing.assert_close(one, expected[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(weights, expected_weights[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-
-
-def test_gradients_side_by_side_are_not_copied():
-    whole = torch.randn(5, 6, 4)
-    together = _SplitHeads.backward(None, *whole.split(2, dim=-2))
-    assert torch.equal(together, whole)
-    assert together.data_ptr() == whole.data_ptr()
-    apart = _SplitHeads.backward(None, *(part.clone() for part in whole.split(2, dim=-2)))
-    assert torch.equal(apart, whole)
-    swapped = _SplitHeads.backward(None, *whole.split(2, dim=-2)[::-1])
-    assert torch.equal(swapped, torch.cat(whole.split(2, dim=-2)[::-1], dim=-2))
-
-
-def test_splitting_heads_has_the_gradient_of_a_split():
-    heads = torch.randn(5, 6, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda x: torch.cat([(i + 1) * part for i, part in enumerate(_SplitHeads.apply(x))]), heads
-    )
