@@ -27,9 +27,7 @@ class TrainingConfig:
     learning_rate: float = 5e-4
     """Peak learning rate."""
     lr_scheduler_type: SchedulerName = "auto"
-    """Shape of the learning rate: linear or cosine decay to zero, constant, wsd (warm-up, stable, linear decay),
-    time_budget (linear decay over the minutes of the budget); auto takes time_budget where the budget alone ends the
-    run, else linear."""
+    """linear, cosine, constant, wsd (stable, then decay), time_budget (by the clock); auto suits how the run ends."""
     warmup_steps: int = 0
     """Steps of linear warm-up from zero; it wins over warmup_ratio."""
     warmup_ratio: float = 0.0

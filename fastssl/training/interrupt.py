@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_CODES = {number.name: 128 + number for number in _SIGNALS}
+"""Exit codes of a process that a signal ended, by custom: SIGINT 130, SIGTERM 143."""
 
 
 class StopRequest:

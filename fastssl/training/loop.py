@@ -1,6 +1,7 @@
 """The training loop: step, report, evaluate, save, until the end."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from fastssl.training.checkpoint import rotate_checkpoints, write_checkpoint
 from fastssl.training.config import TrainingConfig
 from fastssl.training.distributed import World
 from fastssl.training.evaluation import evaluate
-from fastssl.training.interrupt import StopRequest
+from fastssl.training.interrupt import EXIT_CODES, StopRequest
 from fastssl.training.log import Sink
 from fastssl.training.metrics import MetricSums
 from fastssl.training.optimizer import clip_gradients
@@ -23,8 +24,6 @@ from fastssl.training.schedule import Schedule
 from fastssl.training.source import Batch, BatchSource, InterleavedSource
 from fastssl.training.state import TrainingState
 from fastssl.training.step import NonFiniteError, NumberedBatch, accumulate_gradients, make_report, step_seed
-
-SIGNAL_NAMES = {2: "SIGINT", 15: "SIGTERM"}
 
 
 @dataclass(kw_only=True)
@@ -88,7 +87,7 @@ class TrainingLoop:
             taken = self._take(stream)
             self._step(model, taken, learning_rate)
             self._after_step(taken[-1], learning_rate)
-        if ended not in SIGNAL_NAMES.values() and self.state.evaluated_step != self.state.step:
+        if ended not in EXIT_CODES and self.state.evaluated_step != self.state.step:
             self._evaluate()
         self.state.elapsed_seconds = time.monotonic() - began
         if self.last_checkpoint is None or self.last_checkpoint.name != f"checkpoint-{self.state.step}":
@@ -107,7 +106,7 @@ class TrainingLoop:
         if self.total_steps is not None and self.state.step >= self.total_steps:
             return "max_steps"
         if signal_number:
-            return SIGNAL_NAMES[int(signal_number)]
+            return signal.Signals(int(signal_number)).name
         if budget is not None and elapsed_seconds >= 60 * budget:
             return "time_budget"
         return None

@@ -17,7 +17,7 @@ from fastssl.training.checkpoint import checkpoint_to_resume, list_checkpoints
 from fastssl.training.config import TrainingConfig
 from fastssl.training.cost import ModelCost, RunCost, estimate_run_cost
 from fastssl.training.distributed import World
-from fastssl.training.interrupt import StopRequest
+from fastssl.training.interrupt import EXIT_CODES, StopRequest
 from fastssl.training.log import Sink, default_sinks
 from fastssl.training.loop import TrainingLoop
 from fastssl.training.optimizer import make_optimizer
@@ -53,7 +53,7 @@ class TrainingResult:
     @property
     def exit_code(self) -> int:
         """The process's exit code by custom: 0, 130 after SIGINT, 143 after SIGTERM."""
-        return {"SIGINT": 130, "SIGTERM": 143}.get(self.stopped_by, 0)
+        return EXIT_CODES.get(self.stopped_by, 0)
 
 
 class Trainer:

@@ -208,6 +208,11 @@ def test_a_killed_save_is_cleaned_up_at_the_next_start(tmp_path, capsys):
     assert "deleted unfinished .checkpoint-5.tmp" in capsys.readouterr().err
 
 
+def test_a_plateau_is_told_once_and_does_not_stop_the_run(tmp_path, capsys):
+    assert make_trainer(tmp_path, max_steps=60, learning_rate=0.0, plateau_steps=20).train().step == 60
+    assert capsys.readouterr().err.count("the loss has been on a plateau") == 1
+
+
 def test_no_data_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no batch in epoch 0"):
         make_trainer(tmp_path, data=StandInSource(0))
