@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastssl.ops.backend import choose
 from fastssl.ops.layer_norm import native, reference, stock
@@ -59,40 +60,37 @@ def layer_norm(
     }
     name = choose("layer_norm", backend, BACKENDS, x.device, x.dtype, facts)
     seed = resolve_seed(seed) if dropout_p > 0 else None
-    if name == "native" and torch.is_grad_enabled() and _needs_gradient(x, weight, bias, residual):
-        y, total = _NativeLayerNorm.apply(x, weight, bias, residual, eps, dropout_p, seed)
-    else:
+    if name != "native" or not torch.is_grad_enabled() or not _needs_gradient(x, weight, bias, residual):
         y, total = BACKENDS[name].forward(x, weight, bias, residual, eps=eps, dropout_p=dropout_p, seed=seed)
-    return (y, total) if return_sum else y
+        return (y, total) if return_sum else y
+    if not return_sum:
+        return _NativeLayerNorm.apply(x, weight, bias, residual, eps, dropout_p, seed, False)
+    if residual is None and seed is None:
+        return _NativeLayerNorm.apply(x, weight, bias, None, eps, 0.0, None, False), x
+    return _NativeLayerNorm.apply(x, weight, bias, residual, eps, dropout_p, seed, True)
 
 
 class _NativeLayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, eps, dropout_p, seed):
+    def forward(ctx, x, weight, bias, residual, eps, dropout_p, seed, return_sum):
         y, total, mean, rstd = native.forward_saving(x, weight, bias, residual, eps, dropout_p, seed)
         ctx.save_for_backward(total, weight, mean, rstd, seed)
-        ctx.dropout_p = dropout_p
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (weight, bias, residual, x)]
+        ctx.dropout_p, ctx.x_dtype = dropout_p, x.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.set_materialize_grads(False)
-        return y, total
+        return (y, total) if return_sum else y
 
     @staticmethod
-    def backward(ctx, grad_y, grad_total):
+    @once_differentiable
+    def backward(ctx, grad_y, grad_total=None):
         total, weight, mean, rstd, seed = ctx.saved_tensors
-        weight_dtype, bias_dtype, residual_dtype, x_dtype = ctx.dtypes
-        grad_y = torch.zeros(total.shape, dtype=x_dtype) if grad_y is None else grad_y
+        grad_y = total.new_zeros(total.shape, dtype=ctx.x_dtype) if grad_y is None else grad_y
         grad_x, grad_residual, grad_weight, grad_bias = native.backward(
             grad_y, grad_total, total, weight, mean, rstd, dropout_p=ctx.dropout_p, seed=seed
         )
-        return (
-            grad_x,
-            grad_weight.to(weight_dtype),
-            None if bias_dtype is None else grad_bias.to(bias_dtype),
-            None if residual_dtype is None else grad_residual,
-            None,
-            None,
-            None,
-        )
+        grad_bias = None if ctx.bias_dtype is None else grad_bias.to(ctx.bias_dtype)
+        grad_residual = grad_residual if ctx.needs_input_grad[3] else None
+        return grad_x, grad_weight.to(weight.dtype), grad_bias, grad_residual, None, None, None, None
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
