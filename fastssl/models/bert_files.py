@@ -59,7 +59,7 @@ def load(model_class: type[Model], directory: str | Path, dtype: torch.dtype = t
     Weights come from model.safetensors or pytorch_model.bin, whole or in shards; tensor names with or without the
     ``bert.`` prefix, ``gamma`` and ``beta`` for the norms. Position-id buffers, tied copies and heads that the class
     does not have are skipped; a head that the file does not have starts fresh, with a warning. Both are listed in the
-    model's `load_report`.
+    model's `load_report`. As in Hugging Face, the model comes in eval mode.
 
     Args:
         model_class: `BertModel`, `BertForMaskedLM` or `BertForPreTraining`.
@@ -77,7 +77,7 @@ def load(model_class: type[Model], directory: str | Path, dtype: torch.dtype = t
     model.load_report = load_weights(
         model, directory, file_layout(model), dtype=dtype, fresh_std=config.initializer_range
     )
-    return model
+    return model.eval()
 
 
 def save(model: nn.Module, directory: str | Path) -> None:

@@ -109,10 +109,8 @@ def load_weights(
     _check_names(found, expected, layout, directory)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     _check_shapes(found, expected, shapes, directory)
-    state = {
-        parameter: (found[names[0]] if len(names) == 1 else torch.cat([found[name] for name in names])).to(dtype)
-        for parameter, names in expected.items()
-    }
+    # Concatenation copies: tensors of a pickle may share their memory, which parameters must not.
+    state = {parameter: torch.cat([found[n] for n in names]).to(dtype) for parameter, names in expected.items()}
     model.load_state_dict(state, strict=False, assign=True)
     fresh = tuple(name for name in layout.tensors if name not in expected)
     _draw_fresh(model, fresh, dtype, fresh_std)

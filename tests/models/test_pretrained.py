@@ -73,6 +73,30 @@ def test_a_body_gets_a_fresh_head_and_says_so(minilm_directory):
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_heads_are_added_and_left_out(saved, tmp_path):
+    model, directory, _ = saved
+    masked = BertForMaskedLM.from_pretrained(directory)
+    assert not masked.training
+    assert "cls.seq_relationship.weight" in masked.load_report.skipped
+    masked.save_pretrained(tmp_path / "masked")
+    with pytest.warns(UserWarning, match="bert.pooler.dense.weight"):
+        whole = BertForPreTraining.from_pretrained(tmp_path / "masked")
+    assert set(whole.load_report.fresh) == {
+        "bert.pooler.dense.weight", "bert.pooler.dense.bias", "sentence_head.weight", "sentence_head.bias",
+    }  # fmt: skip
+    assert torch.equal(whole.masked_lm_head.bias, model.masked_lm_head.bias)
+
+
+def test_tensors_that_share_memory_in_a_pickle(saved):
+    _, directory, tensors = saved
+    (directory / "model.safetensors").unlink()
+    tensors["cls.predictions.decoder.weight"] = tensors[WORD]
+    torch.save(tensors, directory / "pytorch_model.bin")
+    change_config(directory, tie_word_embeddings=False)
+    model = BertForMaskedLM.from_pretrained(directory)
+    assert model.masked_lm_head.decoder.weight.data_ptr() != model.bert.embeddings.word.weight.data_ptr()
+
+
 def test_historic_names(saved):
     model, directory, tensors = saved
     old = {
