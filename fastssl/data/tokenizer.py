@@ -16,17 +16,10 @@ import numpy as np
 import tokenizers
 from tokenizers import models
 
-from fastssl.data import wordpiece
+from fastssl.data import tokenizer_files, wordpiece
+from fastssl.data.tokenizer_files import KNOWN_NAMES
 
 _TEXTS_AT_ONCE = 256
-
-_KNOWN_NAMES = {
-    "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +67,7 @@ class Tokenizer:
         # Published tokenizer files often carry the padding of some application, which would end up in the corpus.
         self._backend.no_padding()
         self._backend.no_truncation()
-        self.special_names = {kind: self._find_special(kind, special_names or {}) for kind in _KNOWN_NAMES}
+        self.special_names = {kind: self._find_special(kind, special_names or {}) for kind in KNOWN_NAMES}
         self.special = SpecialTokens(**{k: self._backend.token_to_id(v) for k, v in self.special_names.items()})
         self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -89,13 +82,8 @@ class Tokenizer:
             FileNotFoundError: There is no such file, or the directory holds neither of the two files.
             ValueError: A file is damaged, or a special token is missing.
         """
-        path = Path(path)
-        file = path if path.is_file() else _tokenizer_file(path)
-        config = _read_options(file.parent)
-        names = {kind: _spelling(config[f"{kind}_token"]) for kind in _KNOWN_NAMES if config.get(f"{kind}_token")}
-        if file.suffix == ".json":
-            return cls(_backend_from_json(file), special_names=names)
-        return cls(_backend_from_vocabulary(file, config, names), special_names=names)
+        backend, special_names = tokenizer_files.read(Path(path))
+        return cls(backend, special_names=special_names)
 
     @classmethod
     def train_wordpiece(
@@ -128,7 +116,7 @@ class Tokenizer:
             "strip_accents": strip_accents,
             "split_chinese": split_chinese,
         }
-        blank = wordpiece.bert_tokenizer(_numbered(wordpiece.BERT_SPECIAL_TOKENS), **options)
+        blank = wordpiece.bert_tokenizer(wordpiece.numbered(wordpiece.BERT_SPECIAL_TOKENS), **options)
         vocabulary = wordpiece.train_vocabulary(
             texts,
             vocab_size=vocab_size,
@@ -137,7 +125,7 @@ class Tokenizer:
             min_frequency=min_frequency,
             limit_alphabet=max(1, vocab_size // 3) if limit_alphabet is None else limit_alphabet,
         )
-        return cls(wordpiece.bert_tokenizer(_numbered(vocabulary), **options))
+        return cls(wordpiece.bert_tokenizer(wordpiece.numbered(vocabulary), **options))
 
     def extend(self, texts: Iterable[str], new_tokens: int) -> Tokenizer:
         """Return a tokenizer with tokens learnt from new text behind the old ones, whose ids stay.
@@ -195,19 +183,9 @@ class Tokenizer:
                 ``special_tokens_map.json`` and, for WordPiece, ``vocab.txt``.
             model_max_length: Longest sequence of the model in tokens; Hugging Face warns of longer ones.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        specials = {f"{kind}_token": name for kind, name in self.special_names.items()}
-        state = json.loads(self._backend.to_str())
-        config = {**specials, **_class_options(state), "clean_up_tokenization_spaces": False}
-        if model_max_length is not None:
-            config["model_max_length"] = model_max_length
-        self._backend.save(str(directory / "tokenizer.json"))
-        _write_json(directory / "tokenizer_config.json", config)
-        _write_json(directory / "special_tokens_map.json", specials)
-        if state["model"]["type"] == "WordPiece":
-            rows = [self.id_to_token(i) or f"[unused-{i}]" for i in range(self.vocab_size)]
-            (directory / "vocab.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        tokenizer_files.write(
+            self._backend, Path(directory), special_names=self.special_names, model_max_length=model_max_length
+        )
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text in which special tokens may be spelt out ("a [MASK] b"); none are added."""
@@ -263,7 +241,7 @@ class Tokenizer:
         self.__init__(tokenizers.Tokenizer.from_str(state["definition"]), special_names=state["special_names"])
 
     def _find_special(self, kind: str, names: Mapping[str, str]) -> str:
-        candidates = (names[kind],) if kind in names else _KNOWN_NAMES[kind]
+        candidates = (names[kind],) if kind in names else KNOWN_NAMES[kind]
         for name in candidates:
             if self._backend.token_to_id(name) is not None:
                 return name
@@ -276,88 +254,3 @@ class Tokenizer:
 def _word_starts(word_ids: list[int | None]) -> np.ndarray:
     changes = map(operator.ne, word_ids, itertools.chain((-1,), word_ids))
     return np.fromiter(changes, dtype=bool, count=len(word_ids))
-
-
-def _tokenizer_file(directory: Path) -> Path:
-    for name in ("tokenizer.json", "vocab.txt"):
-        if (directory / name).is_file():
-            return directory / name
-    reason = (
-        "the directory has neither tokenizer.json nor vocab.txt" if directory.is_dir() else "there is nothing there"
-    )
-    raise FileNotFoundError(f"no tokenizer at {directory}: {reason}; give the directory that a tokenizer was saved to")
-
-
-def _read_options(directory: Path) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        file = directory / name
-        if file.is_file():
-            options.update(_read_json(file))
-    return options
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged: expected JSON, but {error}; fetch or save the tokenizer again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged: expected a JSON object; fetch or save the tokenizer again")
-    return content
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _spelling(token: str | Mapping[str, Any]) -> str:
-    return token if isinstance(token, str) else token["content"]
-
-
-def _numbered(tokens: Iterable[str]) -> dict[str, int]:
-    return {token: i for i, token in enumerate(tokens)}
-
-
-def _backend_from_json(file: Path) -> tokenizers.Tokenizer:
-    state = _read_json(file)
-    if not isinstance(state.get("model"), dict):
-        raise ValueError(f'{file} is no tokenizer: expected a "model" in it; give a tokenizer.json or a vocab.txt')
-    return tokenizers.Tokenizer.from_str(json.dumps(state))
-
-
-def _backend_from_vocabulary(file: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> tokenizers.Tokenizer:
-    try:
-        rows = file.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no vocabulary: not UTF-8 at byte {error.start}; give a BERT vocab.txt") from error
-    tokens = [row.rstrip("\r") for row in (rows[:-1] if rows[-1] == "" else rows)]
-    vocabulary = _numbered(tokens)
-    if len(vocabulary) != len(tokens):
-        repeated = next(token for i, token in enumerate(tokens) if vocabulary[token] != i)
-        raise ValueError(f"{file} is damaged: the token {repeated!r} is there twice; fetch the vocabulary again")
-    specials = tuple(names.get(kind, known[0]) for kind, known in _KNOWN_NAMES.items())
-    missing = [name for name in specials if name not in vocabulary]
-    if missing:
-        raise ValueError(f"{file} is no BERT vocabulary: it lacks {', '.join(missing)}; add them, or give another file")
-    cased = any(token != token.lower() for token in tokens if not token.startswith("["))
-    return wordpiece.bert_tokenizer(
-        vocabulary,
-        lowercase=config.get("do_lower_case", not cased),
-        strip_accents=config.get("strip_accents"),
-        split_chinese=config.get("tokenize_chinese_chars", True),
-        special_tokens=specials,
-    )
-
-
-def _class_options(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the class that Hugging Face is to use, with the options from which it may rebuild a BERT tokenizer."""
-    normalizer = state["normalizer"] or {}
-    if state["model"]["type"] != "WordPiece" or normalizer.get("type") != "BertNormalizer":
-        return {"tokenizer_class": "PreTrainedTokenizerFast"}
-    return {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": normalizer["lowercase"],
-        "strip_accents": normalizer["strip_accents"],
-        "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
-    }

@@ -50,6 +50,11 @@ def bert_tokenizer(
     return tokenizer
 
 
+def numbered(tokens: Iterable[str]) -> dict[str, int]:
+    """Return token -> id for tokens in the order of their ids."""
+    return {token: i for i, token in enumerate(tokens)}
+
+
 def train_vocabulary(
     texts: Iterable[str],
     *,

@@ -1,0 +1,139 @@
+"""The files of a tokenizer: a Hugging Face directory, a ``tokenizer.json``, a BERT ``vocab.txt``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from fastssl.data import wordpiece
+
+KNOWN_NAMES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+"""The special tokens by kind, as BERT and as RoBERTa spell them."""
+
+
+def read(path: Path) -> tuple[Tokenizer, dict[str, str]]:
+    """Read a tokenizer and the spelling of those special tokens that its files name.
+
+    Args:
+        path: A directory with ``tokenizer.json`` or else ``vocab.txt``, or one of these files.
+
+    Raises:
+        FileNotFoundError: There is no such file, or the directory holds neither of the two.
+        ValueError: A file is damaged.
+    """
+    file = path if path.is_file() else _tokenizer_file(path)
+    options = _read_options(file.parent)
+    names = {kind: _spelling(options[f"{kind}_token"]) for kind in KNOWN_NAMES if options.get(f"{kind}_token")}
+    if file.suffix == ".json":
+        return _from_json(file), names
+    return _from_vocabulary(file, options, names), names
+
+
+def write(
+    tokenizer: Tokenizer, directory: Path, *, special_names: Mapping[str, str], model_max_length: int | None
+) -> None:
+    """Write the files from which ``transformers.AutoTokenizer`` gives the same ids; see ``data.tokenizer``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    specials = {f"{kind}_token": name for kind, name in special_names.items()}
+    state = json.loads(tokenizer.to_str())
+    options = {**specials, **_class_options(state), "clean_up_tokenization_spaces": False}
+    if model_max_length is not None:
+        options["model_max_length"] = model_max_length
+    tokenizer.save(str(directory / "tokenizer.json"))
+    _write_json(directory / "tokenizer_config.json", options)
+    _write_json(directory / "special_tokens_map.json", specials)
+    if state["model"]["type"] == "WordPiece":
+        tokens = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+        rows = [tokens.get(i, f"[unused-{i}]") for i in range(max(tokens) + 1)]
+        (directory / "vocab.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
+
+def _tokenizer_file(directory: Path) -> Path:
+    for name in ("tokenizer.json", "vocab.txt"):
+        if (directory / name).is_file():
+            return directory / name
+    reason = (
+        "the directory has neither tokenizer.json nor vocab.txt" if directory.is_dir() else "there is nothing there"
+    )
+    raise FileNotFoundError(f"no tokenizer at {directory}: {reason}; give the directory that a tokenizer was saved to")
+
+
+def _read_options(directory: Path) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = directory / name
+        if file.is_file():
+            options.update(_read_json(file))
+    return options
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged: expected JSON, but {error}; fetch or save the tokenizer again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: expected a JSON object; fetch or save the tokenizer again")
+    return content
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _spelling(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _from_json(file: Path) -> Tokenizer:
+    state = _read_json(file)
+    if not isinstance(state.get("model"), dict):
+        raise ValueError(f'{file} is no tokenizer: expected a "model" in it; give a tokenizer.json or a vocab.txt')
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _from_vocabulary(file: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> Tokenizer:
+    try:
+        rows = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no vocabulary: not UTF-8 at byte {error.start}; give a BERT vocab.txt") from error
+    tokens = [row.rstrip("\r") for row in (rows[:-1] if rows[-1] == "" else rows)]
+    vocabulary = wordpiece.numbered(tokens)
+    if len(vocabulary) != len(tokens):
+        repeated = next(token for i, token in enumerate(tokens) if vocabulary[token] != i)
+        raise ValueError(f"{file} is damaged: the token {repeated!r} is there twice; fetch the vocabulary again")
+    specials = tuple(names.get(kind, known[0]) for kind, known in KNOWN_NAMES.items())
+    missing = [name for name in specials if name not in vocabulary]
+    if missing:
+        raise ValueError(f"{file} is no BERT vocabulary: it lacks {', '.join(missing)}; add them, or give another file")
+    cased = any(token != token.lower() for token in tokens if not token.startswith("["))
+    return wordpiece.bert_tokenizer(
+        vocabulary,
+        lowercase=config.get("do_lower_case", not cased),
+        strip_accents=config.get("strip_accents"),
+        split_chinese=config.get("tokenize_chinese_chars", True),
+        special_tokens=specials,
+    )
+
+
+def _class_options(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the class that Hugging Face is to use, with the options from which it may rebuild a BERT tokenizer."""
+    normalizer = state["normalizer"] or {}
+    if state["model"]["type"] != "WordPiece" or normalizer.get("type") != "BertNormalizer":
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": normalizer["lowercase"],
+        "strip_accents": normalizer["strip_accents"],
+        "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
+    }
