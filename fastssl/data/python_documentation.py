@@ -54,3 +54,7 @@ def _is_prose(line: str) -> bool:
         return False
     letters = sum(character.isalpha() or character == " " for character in stripped)
     return len(stripped) > 3 and letters >= 0.8 * len(stripped)
+
+
+if __name__ == "__main__":
+    print("\n\n".join(python_documentation()))
