@@ -58,7 +58,7 @@ def draw_examples(
         stream = Stream(seed, MASKING, epoch, example)
         chosen = _choose(ids, starts, stream, rules)
         masked, originals = _replace(ids, chosen, stream, rules)
-        places += [sum(lengths) + place for place in masked]
+        places += [len(drawn) + place for place in masked]
         labels += originals
         drawn += ids
         types += segment

@@ -190,3 +190,42 @@ def test_masks_belong_to_the_example_and_not_to_the_batch(seed, epoch, strategy)
     together, cu_seqlens = draw_some([2, 0, 1])[:2]
     for place, number in enumerate([2, 0, 1]):
         assert np.array_equal(draw_some([number])[0], together[cu_seqlens[place] : cu_seqlens[place + 1]])
+
+
+def draw_pair(word_starts: list[int], segments: list[list[int]]) -> list[list[int]]:
+    """The two segments of a sentence-order example over the tokens 10, 11, 12, ..."""
+    tokens = np.arange(10, 10 + len(word_starts), dtype=np.uint16)
+    rules = masking_rules(
+        ObjectiveConfig(sentence_objective="sop", mask_token_rate=0.0, random_token_rate=0.0), SPECIAL, 99
+    )
+    ids, _, _, types, _, _ = host_code().draw_examples(
+        [tokens],
+        [np.array(word_starts, dtype=np.uint8)],
+        np.array([0, len(tokens)]),
+        np.array([segments]),
+        np.array([0]),
+        seed=0,
+        epoch=0,
+        rules=rules,
+    )
+    return [ids[types == 0][1:-1].tolist(), ids[types == 1][:-1].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("word_starts", "boundary", "expected"),
+    [
+        ([1, 1, 0, 0, 1], 1, 1),  # already between two words
+        ([1, 1, 0, 0, 1], 3, 1),  # back to the beginning of the word
+        ([1, 0, 0, 1, 1], 2, 3),  # no word begins before it: on to the next
+        ([1, 0, 0, 0, 0], 2, 2),  # one word alone is cut
+    ],
+)
+def test_a_boundary_inside_a_word_moves_lest_it_tell_the_order(word_starts, boundary, expected):
+    first, second = [0, boundary], [boundary, 5]
+    texts = list(range(10, 10 + expected)), list(range(10 + expected, 15))
+    assert draw_pair(word_starts, [first, second]) == [texts[0], texts[1]]
+    assert draw_pair(word_starts, [second, first]) == [texts[1], texts[0]]
+
+
+def test_boundaries_of_truncated_segments_stay():
+    assert draw_pair([1, 0, 0, 0, 1, 1], [[0, 2], [3, 6]]) == [[10, 11], [13, 14, 15]]
