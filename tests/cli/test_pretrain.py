@@ -1,0 +1,84 @@
+"""The verbs `pretrain` and `demo`, as a person calls them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastssl.cli.main import main
+from tests.tasks.test_pretraining import write_text
+
+SIZES = ["--preset", "bert-tiny", "--vocab-size", "120", "--max-seq-length", "32", "--per-device-train-batch-size", "4"]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write_text(tmp_path / "text.txt")
+
+
+def test_pretrain_then_fill_mask(text: Path, tmp_path: Path, capsys):
+    run = str(tmp_path / "run")
+    flags = ["--mask-strategy", "word", "--sentence-objective", "sop", "--max-steps", "3", "--output-dir", run]
+    assert main(["pretrain", "--train-files", str(text), *SIZES, *flags]) == 0
+    assert "fill-mask --model" in capsys.readouterr().out
+    assert main(["fill-mask", "--model", run, "The [MASK] sees a bird.", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)[0]["masks"][0]) == 5
+
+
+def test_dry_run_prints_the_cost_and_trains_nothing(text: Path, tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    arguments = ["pretrain", "--train-files", str(text), *SIZES, "--max-steps", "3", "--output-dir", str(run)]
+    assert main([*arguments, "--dry-run"]) == 0
+    printed = capsys.readouterr().err
+    for word in ("embeddings", "parameters", "steps", "tokens", "FLOPs", "memory", "time"):
+        assert word in printed
+    assert not (run / "metrics.jsonl").exists()
+    assert not list(run.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        (b"", [], "is empty"),
+        (b"\x00\x01\x02\xff" * 400, [], "text"),
+        ("caf\u00e9 is late. ".encode() * 5 + b"\xff\xfe end", [], "byte"),
+        (b"\n \n\n", [], "document"),
+        (b"One document. It has two sentences.", ["--sentence-objective", "nsp"], "2 documents"),
+        (b"Some text.\n\nMore text.", ["--max-seq-length", "1024"], "positions"),
+        (b"Some text.\n\nMore text.", ["--preset", "bert-tinny"], "bert-tiny"),
+        (b"Some text.\n\nMore text.", ["--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(tmp_path: Path, capsys, content: bytes, flags: list[str], message: str):
+    text = tmp_path / "bad.txt"
+    text.write_bytes(content)
+    run = ["--vocab-size", "60", "--max-steps", "1", "--output-dir", str(tmp_path / "run")]
+    assert main(["pretrain", "--train-files", str(text), *run, *flags]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastssl: error:")]
+    assert len(error) == 1
+    assert message in error[0]
+
+
+def test_encoding_errors_can_be_replaced(tmp_path: Path):
+    text = tmp_path / "latin.txt"
+    text.write_bytes(b"\n\n".join([b"the caf\xe9 is near the river. it is old."] * 8))
+    run = ["--max-steps", "1", "--output-dir", str(tmp_path / "run"), "--encoding-errors", "replace"]
+    assert main(["pretrain", "--train-files", str(text), *SIZES, *run]) == 0
+
+
+def test_unknown_flag_suggests_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", "--train-files", "a.txt", "--output-dir", "x", "--lerning-rate", "1"])
+    assert stopped.value.code == 2
+    assert "--learning-rate" in capsys.readouterr().err
+
+
+def test_demo_needs_nothing(tmp_path: Path):
+    command = [sys.executable, "-m", "fastssl", "demo", "--max-steps", "3", "--output-dir", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    for expected in ("before", "after", "filled correctly", "curves.png", "fastssl fill-mask --model demo"):
+        assert expected in done.stdout
+    assert (tmp_path / "demo" / "model.safetensors").exists()
