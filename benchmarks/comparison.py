@@ -24,9 +24,11 @@ class Comparison:
     check: Callable[[], None]
     """Raises AssertionError unless every contender that claims the same mathematics gives the same numbers."""
     work: float = 0.0
-    """What one launch must do at least, in the unit of `limit`: useful FLOPs, or bytes read and written once."""
+    """What one launch must do at least: useful FLOPs, bytes read and written once, or tokens."""
+    unit: str = ""
+    """ "FLOP", "B" or "token"; empty where nothing is counted."""
     limit: Limit | None = None
-    """What the machine gives for such work; None where neither FLOPs nor bytes describe it."""
+    """What the machine gives for such work, in the same unit; None where the machine has no rate for it."""
     memory: Mapping[str, Callable[[], Mapping[str, Tensor]]] = field(default_factory=dict)
     """Name -> work whose peak memory is to be reported as well."""
     effort: Effort | None = None
@@ -53,9 +55,9 @@ class Row:
     work: float = 0.0
     """As in `Comparison`."""
     unit: str = ""
-    """ "FLOP" or "B"; empty where there is no limit."""
+    """As in `Comparison`."""
     limit_work: float = 0.0
-    """Work of one launch of the limit."""
+    """Work of one launch of the limit; 0 where there is none."""
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
     """Contender -> peak memory beyond what was there before its launch and what it returns."""
     remark: str = ""
@@ -75,11 +77,11 @@ class Row:
         return ratios(self.seconds[peer], self.seconds[OURS])
 
     def rate(self, contender: str) -> float | None:
-        """Work per second at the median time; None without a limit."""
+        """Work per second at the median time; None where nothing is counted."""
         return self.work / self.time(contender).median if self.unit else None
 
     def share(self, contender: str) -> float | None:
         """Rate of a contender as a share of the machine's, which was measured in the same rounds; None without."""
-        if not self.unit:
+        if not self.limit_work:
             return None
         return ratios(self.seconds[LIMIT], self.seconds[contender]).median * self.work / self.limit_work

@@ -1,35 +1,45 @@
-"""How fast batches are planned and drawn, on one core: `python -m benchmarks.data_loader`.
+"""How fast an epoch is planned, and batches are drawn from it, in tokens per second.
 
 The corpus is synthetic (sentences of about 25 tokens, words of about 1.3 pieces, 30,000 ids) and lies in memory, so the
-numbers tell what the code costs and not what the disk does. Before anything is timed, the compiled code is checked
-against its numpy twin. A rate counts every token of a batch, special ones included. Rates are the best of several runs.
+numbers tell what the code costs and not what the disk does. Every token of a batch counts, special ones included.
 """
 
-import argparse
-import csv
-import importlib.util
 import itertools
-import platform
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache, partial
 from types import ModuleType
 
 import numpy as np
-import torch
 
-from fastssl import extension
+from benchmarks.comparison import OURS, Comparison
+from benchmarks.peers import hugging_face
+from benchmarks.suites import Run
+from benchmarks.timing import timed
 from fastssl.data import numpy_host
 from fastssl.data.dataset import PretrainingData
+from fastssl.data.host import host_code
 from fastssl.data.loader import Loader
 from fastssl.data.objectives import ObjectiveConfig
 from fastssl.data.tokenizer import SpecialTokens
 
-VOCAB_SIZE, TOKENS_PER_BATCH, MAX_SEQ_LENGTH = 30_000, 16_384, 128
+VOCAB_SIZE, CORPUS_TOKENS, TOKENS_PER_BATCH, MAX_SEQ_LENGTH = 30_000, 10_000_000, 16_384, 128
+BATCHES = 16
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
-TARGET_TOKENS_PER_S = 1_000_000
+OBJECTIVES = {
+    f"{strategy}, {sentences}": ObjectiveConfig(
+        mask_strategy=strategy, sentence_objective=sentences, max_seq_length=MAX_SEQ_LENGTH
+    )
+    for strategy, sentences in (("token", "none"), ("word", "sop"), ("ngram", "nsp"), ("span", "none"))
+}
+
+
+def cases(run: Run) -> Mapping[str, Callable[[], Comparison]]:
+    """Return the drawing of batches, and the planning of an epoch, for combinations of objectives."""
+    objectives = dict(itertools.islice(OBJECTIVES.items(), 1)) if run.quick else OBJECTIVES
+    drawn = {f"draw, {name}": partial(drawing, objective) for name, objective in objectives.items()}
+    planned = {f"plan, {name}": partial(planning, objective) for name, objective in objectives.items()}
+    return drawn | planned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +60,8 @@ class SyntheticShards:
     vocab_size: int = VOCAB_SIZE
 
 
-def synthetic_shards(num_tokens: int) -> SyntheticShards:
+@cache
+def synthetic_shards(num_tokens: int = CORPUS_TOKENS) -> SyntheticShards:
     """Return a corpus of about `num_tokens` tokens in documents of about 25 sentences."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 50, num_tokens // 25)
@@ -65,127 +76,64 @@ def synthetic_shards(num_tokens: int) -> SyntheticShards:
     return SyntheticShards(parts=[part])
 
 
-def best_rate(batches: Callable[[], Iterator], repeats: int = 5) -> float:
-    """Return tokens/s of drawing an iterator of batches to its end, best of `repeats`."""
-    rates = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        tokens = sum(batch.num_tokens for batch in batches())
-        rates.append(tokens / (time.perf_counter() - start))
-    return max(rates)
+def planning(objective: ObjectiveConfig) -> Comparison:
+    """Measure the plan of an epoch, best-fit packing included; nothing else plans so."""
+    plan = _data(objective).plan(0)
+    fill = plan.num_tokens / (plan.num_batches * TOKENS_PER_BATCH)
+
+    def check() -> None:
+        assert plan.batch_tokens().max() <= TOKENS_PER_BATCH, "a batch above its budget"
+
+    return Comparison(
+        contenders={OURS: timed(lambda: _data(objective).plan(0))},
+        check=check,
+        work=plan.num_tokens,
+        unit="token",
+        finish=lambda: f"batches fill {fill:.2%} of their budget of {TOKENS_PER_BATCH} tokens",
+    )
 
 
-def draw_first_batch(code: ModuleType, shards: SyntheticShards, data: PretrainingData) -> tuple[np.ndarray, ...]:
-    """Draw the first batch with the compiled code or with its numpy twin."""
-    part, numbers = shards.parts[0], data.plan(0).examples_of_batch(0)
-    arrays = [part.tokens], [part.word_starts], np.array([0, len(part.tokens)]), data.plan(0).segments[numbers], numbers
+def drawing(objective: ObjectiveConfig) -> Comparison:
+    """Compare drawing with the background loader, the numpy twin, and (masking single tokens) Hugging Face's collator.
+
+    Hugging Face gets examples that are cut already, and masks and pads them.
+    """
+    data = _data(objective)
+    numbers = [data.plan(0).examples_of_batch(index) for index in range(BATCHES)]
+    batches = [data.batch(0, index) for index in range(BATCHES)]
+    contenders: dict[str, Callable[[], object]] = {
+        OURS: lambda: [data.batch(0, index) for index in range(BATCHES)],
+        "own loader thread": lambda: _through_the_loader(data),
+        "own numpy twin": lambda: [_draw(numpy_host, data, examples) for examples in numbers],
+    }
+    if objective.mask_strategy == "token":
+        collate = hugging_face.masking_collator(VOCAB_SIZE)
+        examples = [hugging_face.unmasked_examples(batch) for batch in batches]
+        contenders["HF collator"] = lambda: [collate(batch) for batch in examples]
+
+    def check() -> None:
+        for drawn, twin in zip(*(_draw(code, data, numbers[0]) for code in (host_code(), numpy_host)), strict=True):
+            np.testing.assert_array_equal(drawn, twin)
+
+    return Comparison(
+        contenders={name: timed(work) for name, work in contenders.items()},
+        check=check,
+        work=sum(batch.num_tokens for batch in batches),
+        unit="token",
+    )
+
+
+def _data(objective: ObjectiveConfig) -> PretrainingData:
+    return PretrainingData(synthetic_shards(), SPECIAL, objective, seed=0, tokens_per_batch=TOKENS_PER_BATCH)
+
+
+def _draw(code: ModuleType, data: PretrainingData, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+    part, segments = synthetic_shards().parts[0], data.plan(0).segments[numbers]
+    arrays = [part.tokens], [part.word_starts], np.array([0, len(part.tokens)]), segments, numbers
     return code.draw_examples(*arrays, seed=data.seed, epoch=0, rules=data.rules)
 
 
-def check_against_twin(shards: SyntheticShards, data: PretrainingData) -> None:
-    """Stop unless the compiled code and numpy draw the same batch."""
-    drawn = [draw_first_batch(code, shards, data) for code in (extension.host(), numpy_host)]
-    if not all(np.array_equal(ours, twin) for ours, twin in zip(*drawn, strict=True)):
-        sys.exit("the compiled code and its numpy twin disagree; no numbers")
-
-
-def measure(shards: SyntheticShards, strategy: str, sentences: str) -> dict[str, object]:
-    """Plan an epoch, draw 200 batches, draw them through the background loader."""
-    objective = ObjectiveConfig(mask_strategy=strategy, sentence_objective=sentences, max_seq_length=MAX_SEQ_LENGTH)
-    data = PretrainingData(shards, SPECIAL, objective, seed=0, tokens_per_batch=TOKENS_PER_BATCH)
-    start = time.perf_counter()
-    plan = data.plan(0)
-    plan_s = time.perf_counter() - start
-    check_against_twin(shards, data)
-    count = min(200, plan.num_batches)
-
-    def through_the_loader() -> Iterator:
-        with Loader(data) as loader:
-            yield from (batch for _, _, batch in itertools.islice(loader, count))
-
-    return {
-        "strategy": strategy,
-        "sentences": sentences,
-        "plan_s": round(plan_s, 3),
-        "plan_tokens_per_s": round(plan.num_tokens / plan_s),
-        "budget_fill": round(plan.num_tokens / (plan.num_batches * TOKENS_PER_BATCH), 4),
-        "draw_tokens_per_s": round(best_rate(lambda: (data.batch(0, index) for index in range(count)))),
-        "loader_tokens_per_s": round(best_rate(through_the_loader)),
-    }
-
-
-def twin_rate(shards: SyntheticShards) -> float:
-    """Return tokens/s of the numpy twin, whole-word masking."""
-    objective = ObjectiveConfig(mask_strategy="word", max_seq_length=MAX_SEQ_LENGTH)
-    data = PretrainingData(shards, SPECIAL, objective, seed=0, tokens_per_batch=TOKENS_PER_BATCH)
-    data.plan(0)
-    start = time.perf_counter()
-    input_ids = draw_first_batch(numpy_host, shards, data)[0]
-    return len(input_ids) / (time.perf_counter() - start)
-
-
-def hugging_face_rate(shards: SyntheticShards) -> float | None:
-    """Return real tokens/s of transformers' masked-LM collator (token masking, padded), None where not installed."""
-    if importlib.util.find_spec("transformers") is None:
-        return None
-    from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
-
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCAB_SIZE - 5))]
-    tokenizer = BertTokenizerFast(vocab={name: i for i, name in enumerate(names)})
-    collate = DataCollatorForLanguageModeling(tokenizer)
-    objective = ObjectiveConfig(max_seq_length=MAX_SEQ_LENGTH)
-    data = PretrainingData(shards, SPECIAL, objective, seed=0, tokens_per_batch=TOKENS_PER_BATCH)
-    examples = []
-    for index in range(4):
-        batch = data.batch(0, index)
-        ids = batch.input_ids.clone()
-        ids[batch.masked_positions] = batch.masked_labels
-        examples.append([{"input_ids": part.tolist()} for part in ids.split(batch.cu_seqlens.diff().tolist())])
-    collate(examples[0])
-    start = time.perf_counter()
-    tokens = sum(int(collate(batch)["attention_mask"].sum()) for batch in examples)
-    return tokens / (time.perf_counter() - start)
-
-
-def main() -> None:
-    """Measure, print a table, and write it as CSV where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=20_000_000, help="size of the synthetic corpus")
-    parser.add_argument("--csv", type=Path, help="also write the table to this file")
-    options = parser.parse_args()
-    if extension.host() is None:
-        sys.exit("build the compiled data code first: python setup.py build_ext --inplace")
-    torch.set_num_threads(1)
-    shards = synthetic_shards(options.tokens)
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
-    print(
-        f"corpus of {len(shards.parts[0].tokens):,} tokens, {TOKENS_PER_BATCH:,} per batch, length {MAX_SEQ_LENGTH}\n"
-    )
-    rows = [
-        measure(shards, strategy, sentences)
-        for sentences in ("none", "nsp", "sop")
-        for strategy in ("token", "word", "ngram", "span")
-    ]
-    print(f"{'sentences':<10}{'masking':<8}{'plan s':>8}{'fill':>8}{'draw Mtok/s':>13}{'loader Mtok/s':>15}")
-    for row in rows:
-        rates = row["draw_tokens_per_s"] / 1e6, row["loader_tokens_per_s"] / 1e6
-        print(
-            f"{row['sentences']:<10}{row['strategy']:<8}{row['plan_s']:>8.2f}{row['budget_fill']:>8.3f}"
-            f"{rates[0]:>13.1f}{rates[1]:>15.1f}"
-        )
-    print(f"\nnumpy twin, word masking: {twin_rate(shards) / 1e6:.2f} Mtok/s")
-    peer = hugging_face_rate(shards)
-    if peer is not None:
-        print(f"transformers' masked-LM collator (token masking, padded output): {peer / 1e6:.2f} Mtok/s")
-    slowest = min(row["loader_tokens_per_s"] for row in rows)
-    verdict = "reached" if slowest >= TARGET_TOKENS_PER_S else "missed"
-    print(f"target {TARGET_TOKENS_PER_S / 1e6:.0f} Mtok/s per core: {verdict}, slowest {slowest / 1e6:.1f}")
-    if options.csv is not None:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-if __name__ == "__main__":
-    main()
+def _through_the_loader(data: PretrainingData) -> None:
+    with Loader(data) as loader:
+        for _ in itertools.islice(loader, BATCHES):
+            pass

@@ -13,10 +13,8 @@ from benchmarks.timing import Launch, timed
 class Limit:
     """A launch of plain work whose amount is known."""
 
-    unit: str
-    """ "FLOP" or "B"."""
     work: float
-    """Amount of work in one launch."""
+    """Amount of work in one launch, FLOPs or bytes."""
     launch: Launch
     """Does it."""
 
@@ -43,7 +41,7 @@ class LinearShape:
 def square_sgemm(size: int = 1024) -> Limit:
     """Return the limit of work that has no library product of its own: one square fp32 product."""
     a, b, out = (torch.rand(size, size) for _ in range(3))
-    return Limit(unit="FLOP", work=2.0 * size**3, launch=timed(lambda: torch.mm(a, b, out=out)))
+    return Limit(work=2.0 * size**3, launch=timed(lambda: torch.mm(a, b, out=out)))
 
 
 def sgemm_of(shapes: Sequence[LinearShape]) -> Limit:
@@ -67,7 +65,7 @@ def sgemm_of(shapes: Sequence[LinearShape]) -> Limit:
             seconds += count * (time.perf_counter() - start)
         return seconds
 
-    return Limit(unit="FLOP", work=sum(shape.flops for shape in shapes), launch=launch)
+    return Limit(work=sum(shape.flops for shape in shapes), launch=launch)
 
 
 def copy_of(num_bytes: int) -> Limit:
@@ -77,4 +75,4 @@ def copy_of(num_bytes: int) -> Limit:
     """
     source = torch.rand(max(num_bytes // 8, 1))
     target = torch.empty_like(source)
-    return Limit(unit="B", work=8.0 * source.numel(), launch=timed(lambda: target.copy_(source)))
+    return Limit(work=8.0 * source.numel(), launch=timed(lambda: target.copy_(source)))

@@ -101,14 +101,13 @@ def _measured(case: Case, comparison: Comparison, effort: Effort) -> Row:
     seconds = comparison.measure(effort)
     memory_bytes = {name: peak_bytes(work) for name, work in comparison.memory.items()}
     remark = comparison.finish()
-    limit = comparison.limit
     return Row(
         suite=case.suite,
         case=case.name,
         seconds=seconds,
         work=comparison.work,
-        unit=limit.unit if limit else "",
-        limit_work=limit.work if limit else 0.0,
+        unit=comparison.unit,
+        limit_work=comparison.limit.work if comparison.limit else 0.0,
         memory_bytes=memory_bytes,
         remark=remark,
     )

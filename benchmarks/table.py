@@ -23,9 +23,13 @@ def table_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     peers = list(dict.fromkeys(peer for row in rows for peer in row.peers))
     header, lines = ["case", OURS], [[row.case, format_seconds(row.time(OURS).median)] for row in rows]
     if any(row.unit for row in rows):
-        header += ["useful work", "share of machine"]
+        header.append("useful work")
         for row, line in zip(rows, lines, strict=True):
-            line += [_format_rate(row), _format_share(row)]
+            line.append(_format_rate(row))
+    if any(row.limit_work for row in rows):
+        header.append("share of machine")
+        for row, line in zip(rows, lines, strict=True):
+            line.append(_format_share(row))
     for peer in peers:
         header.append(f"x {peer}")
         for row, line in zip(rows, lines, strict=True):
@@ -107,7 +111,7 @@ def csv_fields(row: Row, contender: str) -> dict[str, object]:
         "work": f"{row.limit_work if limited else row.work:.6g}" if row.unit else "",
         "unit": row.unit,
         "rate_per_second": "" if rate is None else f"{rate:.6g}",
-        "share_of_machine": "" if limited or not row.unit else f"{row.share(contender):.4f}",
+        "share_of_machine": "" if limited or row.share(contender) is None else f"{row.share(contender):.4f}",
         "speedup": "" if limited else f"{speedup.median:.4f}",
         "speedup_low": "" if limited else f"{speedup.low:.4f}",
         "speedup_high": "" if limited else f"{speedup.high:.4f}",
@@ -123,8 +127,7 @@ def by_suite(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 def summary_line(row: Row) -> str:
     """Return one row in one line, to be shown as soon as it is measured."""
     parts = [f"{row.suite} {row.case}: {format_seconds(row.time(OURS).median)}"]
-    if row.unit:
-        parts.append(f"{_format_rate(row)}, {_format_share(row)}")
+    parts += [text for text in (_format_rate(row), _format_share(row)) if text]
     parts += [f"{_format_ratio(row.speedup(peer))} {peer}" for peer in row.peers]
     return "; ".join([*parts, row.remark] if row.remark else parts)
 
@@ -139,7 +142,9 @@ def format_seconds(seconds: float) -> str:
 
 def _format_rate(row: Row) -> str:
     rate = row.rate(OURS)
-    return "" if rate is None else f"{rate / 1e9:.3g} G{row.unit}/s"
+    if rate is None:
+        return ""
+    return f"{rate / 1e6:.3g} M{row.unit}/s" if row.unit == "token" else f"{rate / 1e9:.3g} G{row.unit}/s"
 
 
 def _format_share(row: Row) -> str:

@@ -86,6 +86,7 @@ def comparison(
         contenders={name: timed(step) for name, step in steps.items()},
         check=check,
         work=sum(useful_flops(config, batch) for batch in packed) / len(packed),
+        unit="FLOP",
         limit=sgemm_of(linear_shapes(config, packed)),
         effort=effort,
     )

@@ -137,5 +137,6 @@ def _comparison(launches: Mapping, check: Callable[[], None], *, useful_scores: 
         contenders={name: timed(launch) for name, launch in launches.items()},
         check=check,
         work=3.5 * 4 * WIDTH * useful_scores,
+        unit="FLOP",
         limit=square_sgemm(),
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from benchmarks.comparison import OURS, Comparison
 from benchmarks.limits import copy_of
@@ -12,70 +13,53 @@ from benchmarks.peers import torch_compile, torch_eager
 from benchmarks.suites import Run
 from benchmarks.timing import timed
 from fastssl.ops.layer_norm.api import layer_norm
+from fastssl.ops.layer_norm.cases import BENCHMARK_CASES, LayerNormCase
 
-ROWS, WIDTHS, QUICK_WIDTHS = 4096, (384, 768, 1024, 4096), (768,)
-DROPOUT, SEED, EPS = 0.1, 11, 1e-12
+QUICK = ("4096 x 768", "4096 x 768 + residual, dropout")
+SEED = 11
+PLAIN_TENSORS = 5
+"""Forward: x read, y written. Backward: x and dy read, dx written."""
+FUSED_TENSORS = 8
+"""Forward: x and residual read, their sum and y written. Backward: the sum and dy read, dx and dresidual written."""
 
 
 def cases(run: Run) -> Mapping[str, Callable[[], Comparison]]:
-    """Return the plain cases, then those with dropout and residual."""
-    widths = QUICK_WIDTHS if run.quick else WIDTHS
-    plain = {f"{ROWS}x{width}": partial(plain_case, width) for width in widths}
-    fused = {f"{ROWS}x{width}, dropout + residual": partial(fused_case, width) for width in widths}
-    return plain | fused
+    """Return the shapes of BERT, alone and behind dropout and a residual."""
+    names = QUICK if run.quick else BENCHMARK_CASES
+    return {name: partial(comparison, BENCHMARK_CASES[name]) for name in names}
 
 
-def plain_case(width: int) -> Comparison:
-    """Compare y = LN(x) with F.layer_norm."""
-    inputs, cotangent = _inputs(width, residual=False)
-    launches = {
-        OURS: forward_backward(partial(layer_norm, eps=EPS), inputs, cotangent),
-        "F.layer_norm": forward_backward(partial(torch_eager.layer_norm, eps=EPS), inputs, cotangent),
-    }
-    reference = partial(layer_norm, eps=EPS, backend="reference")
+def comparison(case: LayerNormCase) -> Comparison:
+    """Compare with F.layer_norm, or with its composition, eager and compiled, where there is a residual.
 
-    def check() -> None:
-        exact = forward_backward(reference, widened(inputs), cotangent.double())()
-        assert_agreement(launches, forward_backward(reference, inputs, cotangent)(), exact)
-
-    # Forward: x read, y written. Backward: x and dy read, dx written.
-    return _comparison(launches, check, tensors=5, width=width)
-
-
-def fused_case(width: int) -> Comparison:
-    """Compare y = LN(residual + dropout(x)) with its composition; the masks differ, so only ours is checked."""
-    inputs, cotangent = _inputs(width, residual=True)
-    ours = partial(layer_norm, eps=EPS, dropout_p=DROPOUT, seed=SEED)
-    composed = partial(torch_eager.dropout_add_layer_norm, eps=EPS, dropout_p=DROPOUT)
-    launches = {
-        OURS: forward_backward(ours, inputs, cotangent),
-        "composed": forward_backward(composed, inputs, cotangent),
-        "torch.compile": forward_backward(torch_compile.compiled(composed), inputs, cotangent),
-    }
+    With dropout the masks differ, so only ours is checked, against its definition.
+    """
+    inputs = case.inputs(torch.float32)
+    cotangent = torch.randn(case.shape, generator=torch.Generator().manual_seed(SEED))
+    ours = partial(layer_norm, eps=case.eps, dropout_p=case.dropout_p, seed=SEED)
+    functions = {OURS: ours} | (_composed(case) if case.residual else {"F.layer_norm": _stock(case)})
+    launches = {name: forward_backward(function, inputs, cotangent) for name, function in functions.items()}
+    comparable = {OURS: launches[OURS]} if case.dropout_p else launches
     reference = partial(ours, backend="reference")
 
     def check() -> None:
         exact = forward_backward(reference, widened(inputs), cotangent.double())()
-        assert_agreement({OURS: launches[OURS]}, forward_backward(reference, inputs, cotangent)(), exact)
+        assert_agreement(comparable, forward_backward(reference, inputs, cotangent)(), exact)
 
-    # Forward: x and residual read, their sum and y written. Backward: the sum and dy read, dx and dresidual written.
-    return _comparison(launches, check, tensors=8, width=width)
-
-
-def _inputs(width: int, *, residual: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    generator = torch.Generator().manual_seed(width)
-    random = partial(torch.randn, generator=generator)
-    inputs = {"x": random(ROWS, width), "weight": random(width), "bias": random(width)}
-    if residual:
-        inputs["residual"] = random(ROWS, width)
-    return inputs, random(ROWS, width)
-
-
-def _comparison(launches: Mapping, check: Callable[[], None], *, tensors: int, width: int) -> Comparison:
-    num_bytes = tensors * ROWS * width * 4
+    num_bytes = (FUSED_TENSORS if case.residual else PLAIN_TENSORS) * inputs["x"].nbytes
     return Comparison(
         contenders={name: timed(launch) for name, launch in launches.items()},
         check=check,
         work=num_bytes,
+        unit="B",
         limit=copy_of(num_bytes),
     )
+
+
+def _stock(case: LayerNormCase) -> Callable[..., Tensor]:
+    return partial(torch_eager.layer_norm, eps=case.eps)
+
+
+def _composed(case: LayerNormCase) -> dict[str, Callable[..., Tensor]]:
+    composed = partial(torch_eager.dropout_add_layer_norm, eps=case.eps, dropout_p=case.dropout_p)
+    return {"composed": composed, "torch.compile": torch_compile.compiled(composed)}

@@ -1,7 +1,6 @@
 """The softmax over the vocabulary fused with its linear map, forward and backward: time and peak memory."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,40 +13,30 @@ from benchmarks.peers import torch_compile, torch_eager
 from benchmarks.suites import Run
 from benchmarks.timing import timed
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
+from fastssl.ops.linear_cross_entropy.cases import BENCHMARK_CASES, LinearCrossEntropyCase
 
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Sizes of one case."""
-
-    rows: int
-    width: int
-    vocabulary: int
-    predicted: int
-    """Rows that carry a label; the others are ignored."""
-
-
-SHAPES = {
-    "1024x768x30522, 15% predicted": Shape(rows=1024, width=768, vocabulary=30522, predicted=154),
-    "1024x768x50257, all predicted": Shape(rows=1024, width=768, vocabulary=50257, predicted=1024),
-}
+QUICK = ("bert-mini",)
 
 
 def cases(run: Run) -> Mapping[str, Callable[[], Comparison]]:
-    """Return the masked-LM case, and in a whole run the causal one."""
-    names = list(SHAPES)[:1] if run.quick else SHAPES
-    return {name: partial(case, SHAPES[name]) for name in names}
+    """Return masked LM, where few rows carry a label, and causal LM, where all do."""
+    names = QUICK if run.quick else BENCHMARK_CASES
+    return {name: partial(comparison, BENCHMARK_CASES[name]) for name in names}
 
 
-def case(shape: Shape) -> Comparison:
-    """Compare with the plain form on all rows, on labelled rows, compiled, and with PyTorch's own fused operator."""
-    inputs, targets = _inputs(shape)
+def comparison(case: LinearCrossEntropyCase) -> Comparison:
+    """Compare with the plain form on all rows, on labelled rows, compiled, and with PyTorch's own fused operator.
+
+    Of the fused operator's options, the fastest of a sweep is taken.
+    """
+    inputs = case.inputs(torch.float32)
+    targets = inputs.pop("targets")
     functions = {
         OURS: linear_cross_entropy,
         "F.cross_entropy(F.linear)": torch_eager.linear_then_cross_entropy,
         "torch.compile": torch_compile.compiled(torch_eager.linear_then_cross_entropy),
     }
-    if shape.predicted < shape.rows:
+    if case.labelled < 1:
         functions["labelled rows first"] = torch_eager.labelled_rows_first
     launches = {name: forward_backward(partial(f, targets=targets), inputs) for name, f in functions.items()}
     swept = {
@@ -62,25 +51,13 @@ def case(shape: Shape) -> Comparison:
         exact = forward_backward(reference, widened(inputs))()
         assert_agreement(launches, forward_backward(reference, inputs)(), exact)
 
-    product = LinearShape(rows=shape.predicted, inputs=shape.width, outputs=shape.vocabulary)
+    num_labelled = int((targets != -100).sum())
+    product = LinearShape(rows=num_labelled, inputs=case.width, outputs=case.vocab_size)
     return Comparison(
         contenders={name: timed(launch) for name, launch in launches.items()},
         check=check,
         work=product.flops,
+        unit="FLOP",
         limit=sgemm_of([product]),
         memory=launches if memory.can_measure() else {},
     )
-
-
-def _inputs(shape: Shape) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    generator = torch.Generator().manual_seed(shape.rows)
-    random = partial(torch.randn, generator=generator)
-    targets = torch.full((shape.rows,), -100)
-    labelled = torch.randperm(shape.rows, generator=generator)[: shape.predicted]
-    targets[labelled] = torch.randint(shape.vocabulary, (shape.predicted,), generator=generator)
-    inputs = {
-        "hidden": random(shape.rows, shape.width),
-        "weight": random(shape.vocabulary, shape.width) * 0.02,
-        "bias": random(shape.vocabulary) * 0.1,
-    }
-    return inputs, targets

@@ -1,6 +1,6 @@
 """Hugging Face transformers: its models on its padded tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -35,3 +35,19 @@ def inputs(batch: PackedBatch) -> dict[str, Tensor]:
 def loss(model: nn.Module, padded: Mapping[str, Tensor]) -> Tensor:
     """Return the masked-LM loss."""
     return model(**padded).loss
+
+
+def masking_collator(vocab_size: int) -> Callable[[list[dict]], Mapping[str, Tensor]]:
+    """Return the collator that masks single tokens and pads, over a vocabulary of made-up words."""
+    from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    names = special + [f"w{number}" for number in range(vocab_size - len(special))]
+    return DataCollatorForLanguageModeling(BertTokenizerFast(vocab={name: i for i, name in enumerate(names)}))
+
+
+def unmasked_examples(batch: PackedBatch) -> list[dict[str, list[int]]]:
+    """Return the sequences of a batch as the collator takes them, with their original tokens."""
+    ids = batch.input_ids.clone()
+    ids[batch.masked_positions] = batch.masked_labels
+    return [{"input_ids": sequence.tolist()} for sequence in ids.split(batch.cu_seqlens.diff().tolist())]

@@ -52,12 +52,12 @@ def dropout_add_layer_norm(
     return F.layer_norm(residual + F.dropout(x, dropout_p), x.shape[-1:], weight, bias, eps)
 
 
-def linear_then_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, *, targets: Tensor) -> Tensor:
+def linear_then_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy over logits of all rows, as Hugging Face models compute it."""
     return F.cross_entropy(F.linear(hidden, weight, bias), targets)
 
 
-def labelled_rows_first(hidden: Tensor, weight: Tensor, bias: Tensor, *, targets: Tensor) -> Tensor:
+def labelled_rows_first(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, targets: Tensor) -> Tensor:
     """Return the same loss from logits of the rows that carry a label alone: the best that a careful user writes."""
     labelled = (targets != -100).nonzero().flatten()
     return F.cross_entropy(F.linear(hidden[labelled], weight, bias), targets[labelled])
@@ -72,7 +72,7 @@ def fused_linear_cross_entropies() -> dict[str, Callable[..., Tensor]]:
         options[f"{rows} rows"] = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
 
     def with_options(chosen) -> Callable[..., Tensor]:
-        def loss(hidden: Tensor, weight: Tensor, bias: Tensor, *, targets: Tensor) -> Tensor:
+        def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, targets: Tensor) -> Tensor:
             return F.linear_cross_entropy(hidden, weight, targets, linear_bias=bias, options=chosen)
 
         return loss

@@ -71,7 +71,7 @@ def test_markdown_names_origin_and_every_case(rows: list[Row]):
 
 
 def test_summary_line(rows: list[Row]):
-    assert summary_line(rows[0]) == "attention 8x128: 1 ms; 200 GFLOP/s, 50% of sgemm; 3.00 [3.00-3.00] SDPA"
+    assert summary_line(rows[0]) == "attention 8x128: 1 ms; 200 GFLOP/s; 50% of sgemm; 3.00 [3.00-3.00] SDPA"
 
 
 @pytest.mark.parametrize(

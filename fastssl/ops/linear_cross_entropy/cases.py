@@ -60,7 +60,7 @@ EDGE_CASES = {
 }
 
 BENCHMARK_CASES = {
-    "masked LM, 15 % predicted": LinearCrossEntropyCase(num_rows=4096, width=768, vocab_size=30522, labelled=0.15),
+    "masked LM, 15 % predicted": LinearCrossEntropyCase(num_rows=1024, width=768, vocab_size=30522, labelled=0.15),
     "all predicted": LinearCrossEntropyCase(num_rows=1024, width=768, vocab_size=30522, labelled=1.0),
     "bert-mini": LinearCrossEntropyCase(num_rows=4096, width=256, vocab_size=30522, labelled=0.15),
     "GPT-2 vocabulary": LinearCrossEntropyCase(num_rows=1024, width=768, vocab_size=50257, labelled=1.0, bias=False),
