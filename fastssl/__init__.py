@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastssl.data.batch import PackedBatch
+    from fastssl.data.dataset import PretrainingData
+    from fastssl.data.loader import Loader
+    from fastssl.data.objectives import ObjectiveConfig
     from fastssl.data.shards import TokenShards
     from fastssl.data.tokenizer import Tokenizer
     from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
@@ -28,7 +31,10 @@ __all__ = [
     "BertForPreTraining",
     "BertModel",
     "FillMask",
+    "Loader",
+    "ObjectiveConfig",
     "PackedBatch",
+    "PretrainingData",
     "TokenShards",
     "Tokenizer",
     "attention",
@@ -39,6 +45,9 @@ __all__ = [
 
 _HOMES = {
     "fastssl.data.batch": ("PackedBatch",),
+    "fastssl.data.dataset": ("PretrainingData",),
+    "fastssl.data.loader": ("Loader",),
+    "fastssl.data.objectives": ("ObjectiveConfig",),
     "fastssl.data.shards": ("TokenShards",),
     "fastssl.data.tokenizer": ("Tokenizer",),
     "fastssl.models.bert": ("BertForMaskedLM", "BertForPreTraining", "BertModel"),
