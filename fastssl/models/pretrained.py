@@ -263,7 +263,8 @@ def _check_shapes(
 
 
 def _draw_fresh(model: nn.Module, fresh: Iterable[str], dtype: torch.dtype, std: float) -> None:
-    for owner in {name.rpartition(".")[0] for name in fresh}:
+    # In the order of the parameters, so that one seed of the generator always gives the same weights.
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in fresh):
         module = model.get_submodule(owner)
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu", dtype=dtype)))

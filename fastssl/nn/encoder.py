@@ -1,7 +1,7 @@
 """A stack of transformer blocks, from normed embeddings to the last hidden states."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class DropoutSeeds:
 
     embeddings: Tensor | None
     """0-d int64, or None for no dropout."""
-    blocks: Sequence[BlockSeeds] = field(default_factory=list)
+    blocks: Sequence[BlockSeeds]
     """One per block."""
 
     @classmethod
