@@ -37,9 +37,9 @@ class World:
         """Return the model, with gradients averaged over the processes where there are several."""
         return model if self.size == 1 else DistributedDataParallel(model)
 
-    def gradients_stay_local(self, model: nn.Module) -> AbstractContextManager:
-        """Return the context of a backward pass whose gradients are not yet exchanged."""
-        return nullcontext() if self.size == 1 else model.no_sync()
+    def exchanging_gradients(self, model: nn.Module, now: bool) -> AbstractContextManager:
+        """Return the context of a forward and backward pass after which gradients are exchanged, or not yet."""
+        return nullcontext() if self.size == 1 or now else model.no_sync()
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return the sums over all processes; every process gives the same keys."""

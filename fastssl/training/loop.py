@@ -82,6 +82,7 @@ class TrainingLoop:
         model, stream = self.world.wrap(self.model), iter(batches)
         began = time.monotonic() - self.state.elapsed_seconds
         self._evaluate_if_due()
+        self._stopwatch.read()
         while (ended := self._agree_on_end(time.monotonic() - began)) is None:
             learning_rate = schedule.learning_rate(self.state.step, self.state.elapsed_seconds)
             taken = self._take(stream)

@@ -81,8 +81,7 @@ def accumulate_gradients(
     denominators = total_target_counts(batches, world)
     losses, metrics = [], {}
     for number, numbered in enumerate(batches, start=1):
-        exchange = number == len(batches)
-        with world.gradients_stay_local(model) if not exchange else torch.enable_grad():
+        with world.exchanging_gradients(model, now=number == len(batches)):
             with autocast(device, dtype):
                 output = model(numbered.batch.to(device), loss_denominators=denominators)
             # DistributedDataParallel averages gradients over processes where the step's loss is their sum.
