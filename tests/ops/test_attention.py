@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastssl.ops.attention.api import BACKENDS, attention
 from fastssl.ops.attention.cases import EDGE_CASES, AttentionCase
@@ -235,3 +237,23 @@ def test_the_gradient_of_the_bias_is_zero_outside(capability, poisoned_memory):
     assert (gradient[0, :, 70:] == 0).all() and (gradient[0, :, :, 40:] == 0).all()
     assert (gradient[1, :, 12:] == 0).all() and (gradient[1, :, :, 150:] == 0).all()
     assert (gradient[1, :, 11, :119] == 0).all() and (gradient[1, :, :12, :150] != 0).any()
+
+
+@pytest.mark.native
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 150)), min_size=1, max_size=4),
+    heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]),
+    width=st.integers(1, 40),
+    causal=st.booleans(),
+    window=st.none() | st.tuples(st.none() | st.integers(0, 100), st.none() | st.integers(0, 100)),
+    alibi=st.booleans(),
+    bias=st.sampled_from([None, "shared", "own"]),
+    dropout_p=st.sampled_from([0.0, 0.25]),
+)
+def test_any_combination(lengths, heads, width, **options):
+    lengths_q, lengths_k = zip(*lengths, strict=True)
+    case = AttentionCase(
+        lengths_q=lengths_q, lengths_k=lengths_k, heads=heads[0], key_heads=heads[1], width=width, **options
+    )
+    check(case, case.inputs(torch.float32))
