@@ -29,8 +29,11 @@ class CountedBatches:
         return (epoch, index)
 
 
-def loader_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fastssl-loader")]
+@pytest.fixture
+def own_threads():
+    """The loader threads that the test started and that still run."""
+    others = set(threading.enumerate())
+    return lambda: [t for t in threading.enumerate() if t not in others and t.name.startswith("fastssl-loader")]
 
 
 SEQUENCE = [(0, 0), (0, 1), (0, 2), (1, 0), (3, 0), (3, 1), (3, 2), (3, 3), (4, 0), (4, 1)]
@@ -78,14 +81,14 @@ def test_resuming_anywhere_gives_the_uninterrupted_sequence(objective):
                 assert_same(again[2], batch)
 
 
-def test_an_error_comes_where_its_batch_would_and_closes_the_loader():
+def test_an_error_comes_where_its_batch_would_and_closes_the_loader(own_threads):
     loader = Loader(CountedBatches(fail_at=(1, 0)))
     assert [next(loader)[:2] for _ in range(3)] == SEQUENCE[:3]
     with pytest.raises(OSError, match="disk gone"):
         next(loader)
     with pytest.raises(ValueError, match="closed"):
         next(loader)
-    assert not loader_threads()
+    assert not own_threads()
 
 
 def test_an_error_in_planning_is_told():
@@ -97,30 +100,29 @@ def test_an_error_in_planning_is_told():
         next(Loader(Unplannable()))
 
 
-def test_closing_leaves_no_thread_and_can_be_repeated():
+def test_closing_leaves_no_thread_and_can_be_repeated(own_threads):
     loader = Loader(CountedBatches())
     next(loader)
     loader.close()
     loader.close()
-    assert not loader_threads()
+    assert not own_threads()
     with pytest.raises(ValueError, match="closed"):
         next(loader)
 
 
-def test_a_forgotten_loader_ends_its_thread():
+def test_a_forgotten_loader_ends_its_thread(own_threads):
     Loader(CountedBatches())
     gc.collect()
     deadline = time.monotonic() + 10
-    while loader_threads() and time.monotonic() < deadline:
+    while own_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not loader_threads()
+    assert not own_threads()
 
 
-def test_batches_are_drawn_in_the_background():
+def test_batches_are_drawn_in_the_background(own_threads):
     with Loader(make_data()) as loader:
-        main = threading.get_ident()
-        assert all(thread.ident != main for thread in loader_threads()) and loader_threads()
         assert isinstance(next(loader)[2].input_ids, torch.Tensor)
+        assert len(own_threads()) == 1
 
 
 @pytest.mark.parametrize(("change", "message"), [({"start_batch": -1}, "start_batch"), ({"prefetch": 0}, "prefetch")])
