@@ -31,7 +31,8 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "int window_right, int dropout_threshold, Tensor? seed, float scale, bool bias_needs_grad) "
       "-> (Tensor grad_q, Tensor grad_kv, Tensor grad_bias)");
 
-  // Losses of a chunk of logits, which become their own gradient; all float32. `grad_bias` is added to or written.
+  // Losses of a chunk of logits, which become their own gradient; logits float32 or bfloat16, the rest float32.
+  // `grad_bias` is added to (`accumulate`) or written.
   m.def(
       "softmax_cross_entropy_(Tensor(a!) logits, Tensor? bias, Tensor targets, Tensor? row_grads, "
       "float label_smoothing, float z_loss, float softcap, bool with_gradient, Tensor(b!) losses, Tensor(c!) lse, "

@@ -203,6 +203,15 @@ FASTSSL_INLINE void store_scalar(Storage16* p, float x) {
   store(p, broadcast(x), 1);
 }
 
+// x, rounded as a store to `p` would round it.
+FASTSSL_INLINE VecF rounded(VecF x, const float* /*p*/) {
+  return x;
+}
+template <class Storage16>
+FASTSSL_INLINE VecF rounded(VecF x, const Storage16* /*p*/) {
+  return widen(narrow(x, Storage16{}), Storage16{});
+}
+
 // ---- the remainder of a row: loops call one body with Whole vectors, then at most once with a Part ----
 
 struct Whole {};

@@ -20,14 +20,6 @@ FASTSSL_INLINE VecF drop(VecF x, const Dropout& dropout, const uint16_t* random)
   return __builtin_convertvector(elements, VecU) >= dropout.threshold ? x * dropout.scale : VecF{};
 }
 
-FASTSSL_INLINE VecF rounded(VecF x, const float*) {
-  return x;
-}
-template <class Storage16>
-FASTSSL_INLINE VecF rounded(VecF x, const Storage16*) {
-  return widen(narrow(x, Storage16{}), Storage16{});
-}
-
 // sum = residual + dropout(x), rounded as it is stored; returns the total of the rounded values.
 template <bool kDropout, bool kResidual, class X, class Sum>
 float form_sum(const X* x, const Sum* residual, Sum* sum, int64_t width, const Dropout& dropout,
@@ -87,11 +79,11 @@ void forward_rows(const LayerNormForward& a, int64_t begin, int64_t end, uint16_
 // With n = (sum - mean) * rstd and g = grad_y * weight:
 // grad_sum = rstd * (g - mean(g) - n * mean(g * n)), plus what comes in through the returned sum.
 template <class X, class Sum>
-void backward_row(const LayerNormBackward& a, int64_t i, float* grad_weight, float* grad_bias, uint16_t* random) {
-  const int64_t width = a.width, at = i * width;
+void backward_row(const LayerNormBackward& a, int64_t row, float* grad_weight, float* grad_bias, uint16_t* random) {
+  const int64_t width = a.width, at = row * width;
   const X* grad_y = static_cast<const X*>(a.grad_y) + at;
   const Sum* sum = static_cast<const Sum*>(a.sum) + at;
-  const float mean = a.mean[i], rstd = a.rstd[i];
+  const float mean = a.mean[row], rstd = a.rstd[row];
   VecF product{};
   const float total = sum_over_row(width, [&](int64_t j, auto part) {
     const VecF dy = load(grad_y + j, part), n = (load(sum + j, part) - mean) * rstd;
@@ -108,7 +100,7 @@ void backward_row(const LayerNormBackward& a, int64_t i, float* grad_weight, flo
   Sum* grad_residual = a.grad_residual ? static_cast<Sum*>(a.grad_residual) + at : nullptr;
   X* grad_x = static_cast<X*>(a.grad_x) + at;
   const bool dropped = a.dropout.threshold != 0;
-  if (dropped) draw_row(a.dropout, i, width, random);
+  if (dropped) draw_row(a.dropout, row, width, random);
   for_each_vector(width, [&](int64_t j, auto part) {
     const VecF g = load(grad_y + j, part) * load(a.weight + j, part);
     const VecF n = (load(sum + j, part) - mean) * rstd;
@@ -128,7 +120,7 @@ void backward_blocks(const LayerNormBackward& a, int64_t begin, int64_t end, uin
     std::memset(grad_bias, 0, sizeof(float) * static_cast<uint64_t>(a.width));
     const int64_t first = block * a.rows_per_block;
     const int64_t last = first + a.rows_per_block < a.rows ? first + a.rows_per_block : a.rows;
-    for (int64_t i = first; i < last; ++i) backward_row<X, Sum>(a, i, grad_weight, grad_bias, random);
+    for (int64_t row = first; row < last; ++row) backward_row<X, Sum>(a, row, grad_weight, grad_bias, random);
   }
 }
 

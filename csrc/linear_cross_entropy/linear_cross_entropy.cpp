@@ -38,12 +38,15 @@ void softmax_cross_entropy_(Tensor logits, const std::optional<Tensor>& bias, co
                             const std::optional<Tensor>& grad_bias, bool accumulate) {
   const int64_t rows = logits.size(0), classes = logits.size(1);
   check_targets(targets, classes);
+  STD_TORCH_CHECK(logits.is_contiguous() &&
+                      (logits.scalar_type() == ScalarType::Float || logits.scalar_type() == ScalarType::BFloat16),
+                  "softmax_cross_entropy_: logits");
   const int64_t rows_per_block = std::max<int64_t>(1, (rows + kMaxRowBlocks - 1) / kMaxRowBlocks);
   const int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
   const bool sums_bias = with_gradient && grad_bias;
   Tensor partials = torch::stable::new_empty(losses, {sums_bias ? blocks * classes : 0});
   const SoftmaxCrossEntropy args{
-      .logits = checked<float>(logits, rows * classes),
+      .logits = logits.mutable_data_ptr(),
       .bias = bias ? checked<float>(*bias, classes) : nullptr,
       .targets = checked<int64_t>(targets, rows),
       .row_grads = row_grads ? checked<float>(*row_grads, rows) : nullptr,
@@ -57,6 +60,7 @@ void softmax_cross_entropy_(Tensor logits, const std::optional<Tensor>& bias, co
       .label_smoothing = static_cast<float>(label_smoothing),
       .z_loss = static_cast<float>(z_loss),
       .softcap = static_cast<float>(softcap),
+      .bfloat16_logits = logits.scalar_type() == ScalarType::BFloat16,
       .with_gradient = with_gradient,
   };
   const auto kernel = FASTSSL_KERNEL(softmax_cross_entropy);

@@ -10,7 +10,7 @@ namespace fastssl {
 // One chunk of rows. With l = logits + bias, or softcap * tanh((logits + bias) / softcap):
 // loss = lse - (1 - label_smoothing) * l[target] - label_smoothing * mean(l) + z_loss * lse^2.
 struct SoftmaxCrossEntropy {
-  float* logits;           // (rows, classes): becomes the gradient of row_grads . losses, or scratch without gradient
+  void* logits;            // (rows, classes): becomes the gradient of row_grads . losses, or scratch without gradient
   const float* bias;       // (classes), or null
   const int64_t* targets;  // (rows), each in [0, classes)
   const float* row_grads;  // (rows), or null for ones
@@ -23,7 +23,8 @@ struct SoftmaxCrossEntropy {
   int64_t classes;
   float label_smoothing;
   float z_loss;
-  float softcap;  // 0: none
+  float softcap;         // 0: none
+  bool bfloat16_logits;  // else float32
   bool with_gradient;
 };
 

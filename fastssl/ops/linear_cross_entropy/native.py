@@ -76,7 +76,8 @@ def forward_with_gradients(
     losses, lse = hidden.new_empty((2, rows.numel()), dtype=torch.float32)
     correct = torch.empty(rows.numel(), dtype=torch.bool)
     grad_hidden = torch.empty_like(operand) if need_hidden else None
-    grad_weight = torch.empty_like(matrix, dtype=torch.float32) if need_weight else None
+    one_chunk = rows.numel() <= chunk_rows(rows.numel(), hidden.shape[1])
+    grad_weight = torch.empty_like(matrix, dtype=arithmetic if one_chunk else torch.float32) if need_weight else None
     grad_bias = losses.new_empty(weight.shape[0]) if need_bias else None
     _run_chunks(
         operand,
@@ -111,12 +112,11 @@ def _run_chunks(hidden, weight, targets, bias, row_grads, options, per_row, grad
                 gradient.zero_()
         return
     step = chunk_rows(num_rows, width)
-    logits = hidden.new_empty(step, weight.shape[0], dtype=torch.float32)
+    logits = hidden.new_empty(step, weight.shape[0])
     for begin in range(0, num_rows, step):
         rows = slice(begin, begin + step)
         operand = hidden[rows]
-        chunk = logits[: operand.shape[0]]
-        _multiply(operand, weight.T, chunk)
+        chunk = torch.mm(operand, weight.T, out=logits[: operand.shape[0]])
         torch.ops.fastssl.softmax_cross_entropy_(
             chunk,
             bias,
@@ -128,22 +128,19 @@ def _run_chunks(hidden, weight, targets, bias, row_grads, options, per_row, grad
             grad_bias,
             begin > 0,
         )
-        grad_logits = chunk.to(hidden.dtype) if with_gradient else chunk
         if grad_hidden is not None:
-            _multiply(grad_logits, weight, grad_hidden[rows])
+            torch.mm(chunk, weight, out=grad_hidden[rows])
         if grad_weight is not None:
-            _multiply(grad_logits.T, operand, grad_weight, accumulate=begin > 0)
+            _add_product(grad_weight, chunk.T, operand, first=begin == 0)
 
 
-def _multiply(left: Tensor, right: Tensor, out: Tensor, accumulate: bool = False) -> None:
-    """Write left @ right to `out`, or add it; `out` may be wider than the operands."""
-    if out.dtype != left.dtype:
-        product = torch.mm(left, right)
-        _ = out.add_(product) if accumulate else out.copy_(product)
-    elif accumulate:
-        out.addmm_(left, right)
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
+    """Add left @ right to `total`, which may be wider than the operands; the first product is written instead."""
+    if total.dtype == left.dtype:
+        _ = torch.mm(left, right, out=total) if first else total.addmm_(left, right)
     else:
-        torch.mm(left, right, out=out)
+        product = torch.mm(left, right)
+        _ = total.copy_(product) if first else total.add_(product)
 
 
 def _has_bf16_arithmetic() -> bool:
