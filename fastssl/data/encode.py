@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections import Counter
@@ -14,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastssl.data.corpus import check_file, read_documents
-from fastssl.data.encoding_pool import EncodedText, EncodingPool, available_cpus
+from fastssl.data.encoding_pool import EncodingPool, available_cpus
+from fastssl.data.encoding_worker import EncodedText
 from fastssl.data.files import sha256_of_file
 from fastssl.data.sentences import RULES_VERSION
 from fastssl.data.shard_format import INDEX_NAME, PartInfo, ShardError, ShardIndex, SourceInfo
@@ -52,8 +54,7 @@ def encode_files(
         paths: The files, in the formats of ``read_documents``; no file twice.
         tokenizer: Makes the ids.
         output_dir: Made where missing.
-        num_processes: Worker processes; None takes one per CPU, and none for less than 8 MiB. Workers import the
-            caller's main module, so a script needs ``if __name__ == "__main__":``.
+        num_processes: Worker processes; None takes one per CPU, and none for less than 8 MiB.
         text_field, encoding_errors: As in ``read_documents``.
         progress: Show a bar on standard error.
         overwrite: Replace shards of other files, settings or tokenizers in ``output_dir`` instead of raising.
@@ -206,12 +207,12 @@ class _Encoding:
 
     def run(self, pool: EncodingPool) -> None:
         """Encode what is left, part by part."""
-        results = pool.map_documents(self._tasks())
-        while not self._index.complete:
-            path = self._directory / f"part-{len(self._index.parts):05d}.tokens"
-            with ShardWriter(path, vocab_size=self._index.vocab_size) as writer:
-                self._fill(writer, results)
-                self._finish_part(writer)
+        with contextlib.closing(pool.map_documents(self._tasks())) as results:
+            while not self._index.complete:
+                path = self._directory / f"part-{len(self._index.parts):05d}.tokens"
+                with ShardWriter(path, vocab_size=self._index.vocab_size) as writer:
+                    self._fill(writer, results)
+                    self._finish_part(writer)
 
     def _tasks(self) -> Iterator[_Task]:
         skip = self._next_document

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import os
-import signal
+import pickle
+import queue
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple, Protocol, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
-import numpy as np
-
-from fastssl.data.sentences import split_sentences
-from fastssl.data.shard_format import token_dtype
+from fastssl.data.encoding_worker import EncodedText, encode_documents
 from fastssl.data.tokenizer import Tokenizer
 
 _WAITING_PER_PROCESS = 3
-
-
-class EncodedText(NamedTuple):
-    """Documents as arrays, in the form that ``ShardWriter.add_documents`` takes."""
-
-    tokens: np.ndarray
-    """``(n)`` ids in the type of ``token_dtype``."""
-    word_starts: np.ndarray
-    """``(n)`` bool."""
-    sentence_lengths: np.ndarray
-    """``(s)`` int64, tokens."""
-    document_lengths: np.ndarray
-    """``(d)`` int64, sentences."""
+_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from fastssl.data.encoding_worker import serve; serve()"
 
 
 class DocumentTask(Protocol):
@@ -42,41 +29,29 @@ class DocumentTask(Protocol):
 Task = TypeVar("Task", bound=DocumentTask)
 
 
-def encode_documents(documents: list[str], tokenizer: Tokenizer, *, parallel: bool) -> EncodedText:
-    """Split documents into sentences and those into tokens, the latter with the library's threads if ``parallel``."""
-    sentences = [split_sentences(document) for document in documents]
-    encoded = tokenizer.encode_batch([sentence for document in sentences for sentence in document], parallel=parallel)
-    dtype = token_dtype(tokenizer.vocab_size)
-    return EncodedText(
-        tokens=np.concatenate([np.zeros(0, dtype), *(ids for ids, _ in encoded)], dtype=dtype, casting="unsafe"),
-        word_starts=np.concatenate([np.zeros(0, bool), *(starts for _, starts in encoded)]),
-        sentence_lengths=np.array([len(ids) for ids, _ in encoded], dtype=np.int64),
-        document_lengths=np.array([len(document) for document in sentences], dtype=np.int64),
-    )
-
-
 class EncodingPool:
-    """Encodes tasks in order, by worker processes or, with one process, by the calling one."""
+    """Encodes tasks in order, by worker processes or, with one process, by the calling one.
+
+    The workers are programs of their own instead of ``multiprocessing``'s: those would import the caller's main module
+    again, and so ask every script for ``if __name__ == "__main__":``, or inherit locks of running threads by a fork.
+    """
 
     def __init__(self, tokenizer: Tokenizer, num_processes: int):
         self._tokenizer = tokenizer
-        self._num_processes = num_processes
-        self._executor: ProcessPoolExecutor | None = None
+        self._workers = [_Worker() for _ in range(num_processes)] if num_processes > 1 else []
 
     def __enter__(self) -> EncodingPool:
-        if self._num_processes > 1:
-            self._executor = ProcessPoolExecutor(
-                self._num_processes,
-                # A forked child would inherit the locks of the tokenizer's and torch's threads in whatever state.
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start_worker,
-                initargs=(self._tokenizer,),
-            )
+        try:
+            for worker in self._workers:
+                worker.send(self._tokenizer)
+        except OSError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
 
     def map_documents(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, EncodedText]]:
         """Iterate over the tasks with their encoded documents, in the order of the tasks, reading few tasks ahead.
@@ -84,25 +59,63 @@ class EncodingPool:
         Raises:
             OSError: A worker process was killed.
         """
-        if self._executor is None:
+        if not self._workers:
             for task in tasks:
                 yield task, encode_documents(task.documents, self._tokenizer, parallel=True)
             return
+        idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            idle.put(worker)
         waiting: deque[tuple[Task, Future[EncodedText]]] = deque()
+        executor = ThreadPoolExecutor(len(self._workers))
         try:
             for task in tasks:
-                waiting.append((task, self._executor.submit(_encode_in_worker, task.documents)))
-                if len(waiting) >= self._num_processes * _WAITING_PER_PROCESS:
+                waiting.append((task, executor.submit(_encode_by_any, idle, task.documents)))
+                if len(waiting) >= len(self._workers) * _WAITING_PER_PROCESS:
                     first, future = waiting.popleft()
                     yield first, future.result()
             for task, future in waiting:
                 yield task, future.result()
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a worker process of the encoding ended: expected it to live as long as there is text; if it ran out "
-                "of memory, use fewer with --num-processes; if a script started it, that script needs "
-                '`if __name__ == "__main__":`'
-            ) from error
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """A process that runs ``encoding_worker.serve``."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Ctrl-C reaches every process of the terminal's session; the parent alone decides.
+            start_new_session=True,
+        )
+
+    def send(self, message: object) -> None:
+        try:
+            pickle.dump(message, self.process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._death() from error
+
+    def receive(self) -> EncodedText:
+        try:
+            return pickle.load(self.process.stdout)
+        except (EOFError, pickle.UnpicklingError) as error:
+            raise self._death() from error
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+    def _death(self) -> OSError:
+        return OSError(
+            f"a worker process of the encoding ended with code {self.process.wait()}: expected it to live as long as "
+            "there is text; if it ran out of memory, use fewer with --num-processes"
+        )
 
 
 def available_cpus() -> int:
@@ -112,15 +125,10 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-_worker_tokenizer: Tokenizer
-
-
-def _start_worker(tokenizer: Tokenizer) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = tokenizer
-    # Ctrl-C reaches every process of the terminal; the parent alone decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _encode_in_worker(documents: list[str]) -> EncodedText:
-    return encode_documents(documents, _worker_tokenizer, parallel=False)
+def _encode_by_any(idle: queue.SimpleQueue[_Worker], documents: list[str]) -> EncodedText:
+    worker = idle.get()
+    try:
+        worker.send(documents)
+        return worker.receive()
+    finally:
+        idle.put(worker)

@@ -97,8 +97,9 @@ def _spelling(token: str | Mapping[str, Any]) -> str:
 
 def _from_json(file: Path) -> Tokenizer:
     state = _read_json(file)
-    if not isinstance(state.get("model"), dict):
-        raise ValueError(f'{file} is no tokenizer: expected a "model" in it; give a tokenizer.json or a vocab.txt')
+    model = state.get("model")
+    if not isinstance(model, dict) or not model.get("vocab"):
+        raise ValueError(f'{file} is no tokenizer: expected a "model" with a "vocab"; give another file')
     return Tokenizer.from_str(json.dumps(state))
 
 

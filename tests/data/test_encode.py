@@ -3,6 +3,7 @@
 import errno
 import gzip
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 from fastssl.data import encode, encoding_pool, shard_writer
 from fastssl.data.corpus import read_documents
 from fastssl.data.encode import encode_files
-from fastssl.data.encoding_pool import encode_documents
+from fastssl.data.encoding_pool import EncodingPool
+from fastssl.data.encoding_worker import encode_documents
 from fastssl.data.sentences import split_sentences
 from fastssl.data.shard_format import ShardError, ShardIndex
 from fastssl.data.shards import TokenShards
@@ -222,21 +224,45 @@ def test_bad_byte_in_a_worker_process(words: Tokenizer, tmp_path: Path):
         encode_files([path], words, tmp_path / "out", progress=False, num_processes=2)
 
 
-def end_the_process(documents: list[str]) -> None:
-    os._exit(9)
-
-
 def test_killed_worker(words: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = text_file(tmp_path / "a.txt", range(9))
-    monkeypatch.setattr(encoding_pool, "_encode_in_worker", end_the_process)
-    with pytest.raises(OSError, match=r"a worker process of the encoding ended.*fewer with --num-processes"):
+    message = r"a worker process of the encoding ended with code -?9.*fewer with --num-processes"
+    with EncodingPool(words, 2) as pool, pytest.raises(OSError, match=message):
+        for worker in pool._workers:
+            worker.process.kill()
+        list(pool.map_documents(iter([encode._Task(0, ["text"])])))
+    monkeypatch.setattr(encoding_pool, "_PROGRAM", "raise SystemExit(9)")
+    with pytest.raises(OSError, match=message):
         encode_files([path], words, tmp_path / "out", progress=False, num_processes=2)
     monkeypatch.undo()
     assert contents(encode_files([path], words, tmp_path / "out", progress=False)) == expected_contents([path], words)
 
 
-def test_disk_full(words: Tokenizer, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch):
+def test_a_script_needs_no_main_guard(words: Tokenizer, tmp_path: Path):
+    text_file(tmp_path / "a.txt", range(9))
+    words.save(tmp_path / "tokenizer")
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(_ROOT)!r})\n"
+        "from fastssl.data.encode import encode_files; from fastssl.data.tokenizer import Tokenizer\n"
+        "tokenizer = Tokenizer.load('tokenizer')\n"
+        "print(encode_files(['a.txt'], tokenizer, 'out', num_processes=2, progress=False).num_documents)\n"
+    )
+    for arguments, program in (([str(script)], None), (["-"], script.read_text())):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        result = subprocess.run(
+            [sys.executable, *arguments], input=program, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert result.stdout == "9\n"
+        assert result.stderr == ""
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_disk_full(
+    words: Tokenizer, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch, num_processes: int
+):
     path = text_file(tmp_path / "a.txt", range(40))
+    options = {"progress": False, "tokens_per_part": 60, "num_processes": num_processes}
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -247,10 +273,10 @@ def test_disk_full(words: Tokenizer, tmp_path: Path, small_chunks: None, monkeyp
             shard_writer, "replace_file", lambda *a: full() if len(calls) == 2 else (calls.append(a), replace_file(*a))
         )
         with pytest.raises(OSError, match="No space left"):
-            encode_files([path], words, tmp_path / "out", progress=False, tokens_per_part=60)
+            encode_files([path], words, tmp_path / "out", **options)
     assert len(ShardIndex.read(tmp_path / "out").parts) == 2
     assert not list((tmp_path / "out").glob(".*"))
-    shards = encode_files([path], words, tmp_path / "out", progress=False, tokens_per_part=60)
+    shards = encode_files([path], words, tmp_path / "out", **options)
     assert contents(shards) == expected_contents([path], words)
 
 

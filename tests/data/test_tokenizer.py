@@ -260,7 +260,8 @@ def test_missing_files(tmp_path: Path):
     [
         ("tokenizer.json", '{"model": ', "is damaged: expected JSON"),
         ("tokenizer.json", "[]", "expected a JSON object"),
-        ("tokenizer.json", "{}", 'expected a "model"'),
+        ("tokenizer.json", "{}", 'expected a "model" with a "vocab"'),
+        ("tokenizer.json", '{"model": {"type": "WordPiece"}}', 'expected a "model" with a "vocab"'),
         ("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\nword\n", r"lacks \[MASK\]"),
         ("vocab.txt", "[PAD]\n[UNK]\nword\nword\n", "'word' is there twice"),
     ],
