@@ -7,11 +7,13 @@ import re
 _CLOSERS = r"\"'”’»)\]}」』）》〉】］"
 
 _WIDE = "。！？｡।॥؟۔։።៕။"
+_NARROW = ".!?…‼⁇⁈⁉"
 
-# Marks of scripts that need no space behind a sentence, and marks that only count before white space.
+# Marks of scripts that need no space behind a sentence, and marks that only count before white space. A match begins
+# where a run of marks begins, or else a long run that ends no sentence would be tried from each of its characters.
 _BOUNDARY = re.compile(
-    rf"(?P<wide>[{_WIDE}]+[{_CLOSERS}]*(?![{_WIDE}{_CLOSERS}，、；：,;]))"
-    rf"|(?P<narrow>[.!?…‼⁇⁈⁉]+[{_CLOSERS}]*)(?=\s)"
+    rf"(?P<wide>(?<![{_WIDE}])[{_WIDE}]+[{_CLOSERS}]*(?![{_WIDE}{_CLOSERS}，、；：,;]))"
+    rf"|(?P<narrow>(?<![{_NARROW}])[{_NARROW}]+[{_CLOSERS}]*)(?=\s)"
 )
 _NEXT_WORD = re.compile(r"\s+[\"'“‘«(\[{「『（《¡¿—–-]*\s*(?P<word>\w[\w’']*)?")
 _LAST_WORD = re.compile(r"[^\s(\[{\"“‘「『（]*\Z")

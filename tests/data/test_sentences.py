@@ -86,6 +86,13 @@ def test_line_ends_are_boundaries():
     ]
 
 
+@pytest.mark.parametrize("end", ["x", "，"])
+def test_long_runs_of_marks_take_linear_time(end: str):
+    for mark in ".!。？":
+        text = mark * 200_000 + end
+        assert "".join(split_sentences(text)) == text
+
+
 def test_nothing():
     assert split_sentences(" \n\u3000\t ") == []
 
