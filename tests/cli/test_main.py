@@ -77,14 +77,14 @@ def test_unknown_flag_suggests_the_nearest(capsys: pytest.CaptureFixture[str]):
 
 
 def test_user_error_is_one_line_without_traceback(tmp_path: Path):
-    result = run("data", "stats", str(tmp_path / "absent.txt"))
+    result = run("data", "encode", str(tmp_path / "absent.txt"), "--output-dir", str(tmp_path))
     assert result.returncode == 1
     assert result.stderr == f"fastssl: error: there is no file {tmp_path / 'absent.txt'}; check its name\n"
     assert result.stdout == ""
 
 
 def test_traceback_on_request(tmp_path: Path):
-    result = run("--traceback", "data", "stats", str(tmp_path / "absent.txt"))
+    result = run("--traceback", "data", "encode", str(tmp_path / "absent.txt"), "--output-dir", str(tmp_path))
     assert result.returncode == 1
     assert "Traceback" in result.stderr
 
