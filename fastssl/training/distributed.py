@@ -1,5 +1,6 @@
 """Several processes started by torchrun: who am I, sums over all, and the wrapped model."""
 
+import atexit
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class World:
             return cls()
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # A group that outlives the interpreter can abort the process: its threads are still running then.
+            atexit.register(dist.destroy_process_group)
         return cls(rank=dist.get_rank(), size=dist.get_world_size())
 
     @property
