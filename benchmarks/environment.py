@@ -37,6 +37,8 @@ class Environment:
     """Commit of this project; "+" where files differ from it."""
     date: str
     """Day and minute, UTC."""
+    load: float
+    """Processes that wanted to run in the minute before; times are to be trusted only where this is near 0."""
     sgemm_gflops: float
     """Rate of a square fp32 product, GFLOP/s."""
     copy_gbytes: float
@@ -62,6 +64,7 @@ def describe() -> Environment:
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         versions={name: found for name in PACKAGES if (found := _version(name))},
         commit=commit(),
+        load=round(os.getloadavg()[0], 1),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         sgemm_gflops=round(measured_matmul_flops() / 1e9, 1),
         copy_gbytes=round(measured_copy_bandwidth() / 1e9, 1),

@@ -11,6 +11,9 @@ from benchmarks.comparison import LIMIT, OURS, Row
 from benchmarks.environment import Environment
 from benchmarks.timing import Spread
 
+BUSY = 0.7
+"""Load from which a machine of two cores does not give its full rate."""
+
 NOTES = (
     "A ratio is a peer's time over fastssl's, the median of the rounds (quartiles in brackets): above 1, fastssl is "
     "faster. The share compares useful work per second with the machine's own rate for such work (sgemm, or a copy of "
@@ -63,7 +66,7 @@ def markdown(rows: Sequence[Row], environment: Environment) -> str:
         "",
         f"Commit {environment.commit}, {environment.date}. {environment.system}; {versions}.",
         f"Measured before the rows: sgemm {environment.sgemm_gflops:.0f} GFLOP/s, copy {environment.copy_gbytes:.1f} "
-        f"GB/s (read + written); {environment.memory_gib:.0f} GiB of memory.",
+        f"GB/s (read + written); {environment.memory_gib:.0f} GiB of memory; {load_text(environment)}.",
         "",
         NOTES,
     ]
@@ -74,6 +77,13 @@ def markdown(rows: Sequence[Row], environment: Environment) -> str:
         lines += [_markdown_line(line) for line in cells]
         lines += [f"\n{row.case}: {row.remark}" for row in of_suite if row.remark]
     return "\n".join(lines) + "\n"
+
+
+def load_text(environment: Environment) -> str:
+    """Return how busy the machine was with other work, and what that means for the numbers."""
+    if environment.load < BUSY:
+        return "the machine was quiet"
+    return f"{environment.load:g} other processes were running: ratios are rough, and times are of no use"
 
 
 CSV_FIELDS = (

@@ -1,4 +1,4 @@
-"""Attention, forward and backward, beside scaled_dot_product_attention: dense, packed, dropped, biased."""
+"""Attention, forward and backward, beside scaled_dot_product_attention: equal and mixed lengths, dropped, biased."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,135 +8,114 @@ from torch import Tensor
 
 from benchmarks.comparison import OURS, Comparison
 from benchmarks.limits import square_sgemm
-from benchmarks.ops.agreement import assert_agreement, forward_backward, widened
+from benchmarks.ops.agreement import Outputs, assert_agreement, forward_backward, widened
 from benchmarks.peers import torch_eager
 from benchmarks.suites import Run
 from benchmarks.timing import timed
 from fastssl.ops.attention.api import attention
+from fastssl.ops.attention.cases import BENCHMARK_CASES, AttentionCase
 
-HEADS, WIDTH = 12, 64
-DENSE = {"32x32": (32, 32), "8x128": (8, 128), "4x512": (4, 512), "1x2048": (1, 2048)}
-"""Name -> (sequences, length)."""
-QUICK = ("8x128", "4x512")
-MIXED_LENGTHS = (512, 384, 256, 256, 192, 160, 128, 128, 96, 96, 64, 64, 48, 32, 24, 16, 12, 8)
-"""Lengths of a packed batch, as documents cut at 512 have them."""
-DROPOUT, SEED = 0.1, 13
+QUICK = ("8 x 128 x 12 x 64", "8 x 128 x 12 x 64, dropout", "packed 8..512")
+CAUSAL = ("4 x 512 x 12 x 64, causal", "1 x 2048 x 12 x 64, causal")
+BFLOAT16 = "8 x 128 x 12 x 64"
 LARGEST_DEFINED_SCORES = 16 * 2**20
 """Scores up to which the dropout of the definition (every score and its random number, in float64) is checked."""
 
 
 def cases(run: Run) -> Mapping[str, Callable[[], Comparison]]:
-    """Return dense cases, packed ones, additive bias, and 16-bit storage."""
-    shapes = {name: DENSE[name] for name in (QUICK if run.quick else DENSE)}
-    found: dict[str, Callable[[], Comparison]] = {}
-    for name, shape in shapes.items():
-        found[name] = partial(dense_case, *shape)
-        found[f"{name}, dropout"] = partial(dense_case, *shape, dropout_p=DROPOUT)
-    found["packed 8..512"] = packed_case
-    found["packed 8..512, dropout"] = partial(packed_case, dropout_p=DROPOUT)
-    found["4x512, bias with gradient"] = partial(dense_case, 4, 512, biased=True)
+    """Return the shapes of BERT, and 16-bit storage."""
+    whole = [name for name, case in BENCHMARK_CASES.items() if not case.causal or name in CAUSAL]
+    found = {name: partial(comparison, BENCHMARK_CASES[name]) for name in (QUICK if run.quick else whole)}
     if not run.quick:
-        found["4x512, causal"] = partial(dense_case, 4, 512, causal=True)
-        found["8x128, bf16 storage"] = partial(bfloat16_case, 8, 128)
+        found[f"{BFLOAT16}, bf16 storage"] = partial(comparison, BENCHMARK_CASES[BFLOAT16], torch.bfloat16)
     return found
 
 
-def dense_case(
-    sequences: int, length: int, *, dropout_p: float = 0.0, biased: bool = False, causal: bool = False
-) -> Comparison:
-    """Compare on (B, T, H, D); with dropout also with our own time without."""
-    inputs, cotangent = _inputs((sequences, length))
-    if biased:
-        inputs["bias"] = torch.randn(HEADS, length, length, generator=torch.Generator().manual_seed(5))
-    ours = partial(attention, causal=causal)
-    launches = {
-        OURS: forward_backward(partial(ours, dropout_p=dropout_p, seed=SEED), inputs, cotangent),
-        "SDPA": forward_backward(partial(torch_eager.attention, causal=causal, dropout_p=dropout_p), inputs, cotangent),
-    }
-    if dropout_p:
-        launches["own, no dropout"] = forward_backward(ours, inputs, cotangent)
-    reference = partial(ours, dropout_p=dropout_p, seed=SEED, backend="reference")
-    scores = sequences * HEADS * length * length
-    # SDPA draws another mask, and "own, no dropout" none: only ours is comparable then.
-    same_mathematics = {OURS: launches[OURS]} if dropout_p else launches
-    too_large = dropout_p > 0 and scores > LARGEST_DEFINED_SCORES
-    check = _check(same_mathematics, reference, inputs, cotangent, skip=too_large)
-    return _comparison(launches, check, useful_scores=scores / 2 if causal else scores)
+def comparison(case: AttentionCase, dtype: torch.dtype = torch.float32) -> Comparison:
+    """Compare with SDPA; with dropout also with our own time without, in 16 bits also with our own in 32.
 
-
-def packed_case(*, dropout_p: float = 0.0) -> Comparison:
-    """Compare packed mixed lengths with SDPA on padded tensors and a key mask, and with one call per sequence."""
-    lengths = torch.tensor(MIXED_LENGTHS)
-    cu_seqlens = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0))).int()
-    inputs, cotangent = _inputs((int(lengths.sum()),))
-    key_mask = torch.arange(int(lengths.max())) < lengths[:, None]
-
-    def padded(packed: Tensor) -> Tensor:
-        return packed.new_zeros(*key_mask.shape, HEADS, WIDTH).index_put((key_mask,), packed)
-
-    ours = partial(attention, cu_seqlens_q=cu_seqlens, max_seqlen_q=int(lengths.max()))
-    on_padded = forward_backward(
-        partial(torch_eager.attention, key_mask=key_mask, dropout_p=dropout_p),
-        {name: padded(tensor) for name, tensor in inputs.items()},
-        padded(cotangent),
+    With dropout the masks differ, so only ours is checked, against its definition.
+    """
+    inputs = _inputs(case, dtype)
+    cotangent = torch.randn(inputs["q"].shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    options = case.options()
+    ours = partial(attention, **options, max_seqlen_q=max(case.lengths_q))
+    launches = {OURS: forward_backward(ours, inputs, cotangent)} | _peers(case, inputs, cotangent)
+    comparable = (
+        {OURS: launches[OURS]} if case.dropout_p else {name: _packed(case, launches[name]) for name in launches}
     )
-    one_by_one = partial(torch_eager.attention_per_sequence, lengths=MIXED_LENGTHS, dropout_p=dropout_p)
-    launches = {
-        OURS: forward_backward(partial(ours, dropout_p=dropout_p, seed=SEED), inputs, cotangent),
-        "SDPA padded": on_padded,
-        "SDPA per sequence": forward_backward(one_by_one, inputs, cotangent),
-    }
-    comparable = {
-        OURS: launches[OURS],
-        "SDPA padded": lambda: {name: tensor[key_mask] for name, tensor in on_padded().items()},
-        "SDPA per sequence": launches["SDPA per sequence"],
-    }
-    if dropout_p:
-        launches["own, no dropout"] = forward_backward(ours, inputs, cotangent)
-        comparable = {OURS: launches[OURS]}
-    reference = partial(ours, dropout_p=dropout_p, seed=SEED, backend="reference")
-    check = _check(comparable, reference, inputs, cotangent)
-    return _comparison(launches, check, useful_scores=HEADS * int(lengths.square().sum()))
+    if case.dropout_p:
+        launches["own, no dropout"] = forward_backward(partial(ours, dropout_p=0.0), inputs, cotangent)
+    if dtype != torch.float32:
+        launches["own fp32"] = forward_backward(ours, _inputs(case, torch.float32), cotangent.float())
+    reference = partial(ours, backend="reference")
+    scores = case.heads * sum(length**2 for length in case.lengths_q)
 
-
-def bfloat16_case(sequences: int, length: int) -> Comparison:
-    """Compare bf16 storage with our own fp32 on the same numbers."""
-    wide, wide_cotangent = _inputs((sequences, length))
-    inputs = {name: tensor.bfloat16() for name, tensor in wide.items()}
-    cotangent = wide_cotangent.bfloat16()
-    launches = {
-        OURS: forward_backward(attention, inputs, cotangent),
-        "own fp32": forward_backward(attention, wide, wide_cotangent),
-        "SDPA": forward_backward(torch_eager.attention, inputs, cotangent),
-    }
-    comparable = {name: launch for name, launch in launches.items() if name != "own fp32"}
-    check = _check(comparable, partial(attention, backend="reference"), inputs, cotangent)
-    return _comparison(launches, check, useful_scores=sequences * HEADS * length * length)
-
-
-def _inputs(rows: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
-    generator = torch.Generator().manual_seed(sum(rows))
-    q, k, v, cotangent = (torch.randn(*rows, HEADS, WIDTH, generator=generator) for _ in range(4))
-    return {"q": q, "k": k, "v": v}, cotangent
-
-
-def _check(comparable: Mapping, reference: Callable, inputs: Mapping, cotangent: Tensor, *, skip: bool = False):
     def check() -> None:
-        if skip:
+        if case.dropout_p and scores > LARGEST_DEFINED_SCORES:
             return
-        same = forward_backward(reference, inputs, cotangent)()
         exact = forward_backward(reference, widened(inputs), cotangent.double())()
-        assert_agreement(comparable, same, exact)
+        assert_agreement(comparable, forward_backward(reference, inputs, cotangent)(), exact)
 
-    return check
-
-
-def _comparison(launches: Mapping, check: Callable[[], None], *, useful_scores: float) -> Comparison:
     # Two products forward (4 FLOPs a score and width), and 2.5 times as much backward, the recomputation included.
     return Comparison(
         contenders={name: timed(launch) for name, launch in launches.items()},
         check=check,
-        work=3.5 * 4 * WIDTH * useful_scores,
+        work=3.5 * 4 * case.width * scores * (0.5 if case.causal else 1.0),
         unit="FLOP",
         limit=square_sgemm(),
     )
+
+
+def _inputs(case: AttentionCase, dtype: torch.dtype) -> dict[str, Tensor]:
+    inputs = case.inputs(dtype)
+    if case.bias:
+        length = max(case.lengths_q)
+        inputs["bias"] = inputs["bias"][..., :length, :length].contiguous()
+    return inputs
+
+
+def _peers(case: AttentionCase, inputs: Mapping[str, Tensor], cotangent: Tensor) -> dict[str, Callable[[], Outputs]]:
+    """Return SDPA on equal lengths; on mixed ones, on padded tensors with a key mask, and one call per sequence."""
+    sdpa = partial(torch_eager.attention, dropout_p=case.dropout_p)
+    if len(set(case.lengths_q)) == 1:
+        sizes = (len(case.lengths_q), case.lengths_q[0])
+
+        def on_equal_lengths(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+            dense = (x.unflatten(0, sizes) for x in (q, k, v))
+            return sdpa(*dense, bias, causal=case.causal).flatten(0, 1)
+
+        return {"SDPA": forward_backward(on_equal_lengths, inputs, cotangent)}
+    one_by_one = partial(torch_eager.attention_per_sequence, lengths=case.lengths_q, dropout_p=case.dropout_p)
+    return {
+        "SDPA padded": _on_padded(sdpa, case, inputs, cotangent),
+        "SDPA per sequence": forward_backward(one_by_one, inputs, cotangent),
+    }
+
+
+def _on_padded(
+    sdpa: Callable[..., Tensor], case: AttentionCase, inputs: Mapping[str, Tensor], cotangent: Tensor
+) -> Callable[[], Outputs]:
+    """Return SDPA on tensors that are padded beforehand and stay padded."""
+    key_mask = _key_mask(case)
+
+    def padded(packed: Tensor) -> Tensor:
+        return packed.new_zeros(*key_mask.shape, *packed.shape[1:]).index_put((key_mask,), packed)
+
+    padded_inputs = {name: padded(tensor) for name, tensor in inputs.items()}
+    return forward_backward(partial(sdpa, key_mask=key_mask), padded_inputs, padded(cotangent))
+
+
+def _packed(case: AttentionCase, launch: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    """Return the launch with results packed where they are padded."""
+    key_mask = _key_mask(case)
+
+    def pack(x: Tensor) -> Tensor:
+        return x[key_mask] if x.shape[:2] == key_mask.shape else x
+
+    return lambda: {name: pack(result) for name, result in launch().items()}
+
+
+def _key_mask(case: AttentionCase) -> Tensor:
+    lengths = torch.tensor(case.lengths_q)
+    return torch.arange(int(lengths.max())) < lengths[:, None]

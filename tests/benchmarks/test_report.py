@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ ENVIRONMENT = Environment(
     versions={"torch": "2.13"},
     commit="abc123",
     date="2026-01-02",
+    load=0.1,
     sgemm_gflops=250.0,
     copy_gbytes=20.0,
 )
@@ -68,6 +70,11 @@ def test_markdown_names_origin_and_every_case(rows: list[Row]):
     text = markdown(rows, ENVIRONMENT)
     for expected in ("abc123", "2026-01-02", "torch 2.13", "## attention", "| 8x128 |", "## imports", "250 GFLOP/s"):
         assert expected in text
+
+
+def test_a_busy_machine_is_said_aloud(rows: list[Row]):
+    assert "the machine was quiet" in markdown(rows, ENVIRONMENT)
+    assert "times are of no use" in markdown(rows, replace(ENVIRONMENT, load=5.2))
 
 
 def test_summary_line(rows: list[Row]):

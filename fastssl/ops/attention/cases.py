@@ -105,6 +105,9 @@ EDGE_CASES = {
     "wide": AttentionCase(lengths_q=(20, 65), width=200, heads=1, key_heads=1),
 }
 
+_MIXED_LENGTHS = (512, 384, 256, 256, 192, 160, 128, 128, 96, 96, 64, 64, 48, 32, 24, 16, 12, 8)
+_BERT_BASE = {"heads": 12, "key_heads": 12, "width": 64}
+
 BENCHMARK_CASES = {
     f"{batch} x {length} x {heads} x {width}{suffix}": AttentionCase(
         lengths_q=(length,) * batch, heads=heads, key_heads=heads, width=width, **options
@@ -118,5 +121,9 @@ BENCHMARK_CASES = {
         (4, 512, 6, 128),
     )
     for suffix, options in (("", {}), (", causal", {"causal": True}), (", dropout", {"dropout_p": 0.1}))
+} | {
+    "packed 8..512": AttentionCase(lengths_q=_MIXED_LENGTHS, **_BERT_BASE),
+    "packed 8..512, dropout": AttentionCase(lengths_q=_MIXED_LENGTHS, dropout_p=0.1, **_BERT_BASE),
+    "4 x 512 x 12 x 64, bias": AttentionCase(lengths_q=(512,) * 4, bias="shared", **_BERT_BASE),
 }
-"""Sequences x length x heads x width."""
+"""Sequences x length x heads x width; mixed lengths as documents cut at 512 have them."""
