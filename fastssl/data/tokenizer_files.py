@@ -100,7 +100,10 @@ def _from_json(file: Path) -> Tokenizer:
     model = state.get("model")
     if not isinstance(model, dict) or not model.get("vocab"):
         raise ValueError(f'{file} is no tokenizer: expected a "model" with a "vocab"; give another file')
-    return Tokenizer.from_str(json.dumps(state))
+    try:
+        return Tokenizer.from_str(json.dumps(state))
+    except Exception as error:  # the library raises nothing more specific
+        raise ValueError(f"{file} is damaged: {error}; fetch or save the tokenizer again") from error
 
 
 def _from_vocabulary(file: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> Tokenizer:

@@ -259,6 +259,7 @@ def test_missing_files(tmp_path: Path):
     ("name", "content", "message"),
     [
         ("tokenizer.json", '{"model": ', "is damaged: expected JSON"),
+        ("tokenizer.json", '{"model": {"type": "NoSuchModel", "vocab": {"a": 0}}}', "is damaged: data did not match"),
         ("tokenizer.json", "[]", "expected a JSON object"),
         ("tokenizer.json", "{}", 'expected a "model" with a "vocab"'),
         ("tokenizer.json", '{"model": {"type": "WordPiece"}}', 'expected a "model" with a "vocab"'),
