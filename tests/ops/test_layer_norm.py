@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastssl.ops.layer_norm.api import layer_norm
 from fastssl.ops.layer_norm.cases import EDGE_CASES, LayerNormCase
@@ -63,6 +65,21 @@ def test_native_against_the_definition(capability, name, dtype):
     if name == "1e4" and dtype == torch.float16:
         pytest.skip("1e4 times a normal deviate overflows float16")
     check(EDGE_CASES[name], EDGE_CASES[name].inputs(dtype))
+
+
+@pytest.mark.native
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(0, 70),
+    width=st.integers(2, 300),
+    bias=st.booleans(),
+    residual=st.booleans(),
+    dropout_p=st.sampled_from([0.0, 0.1, 0.7]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_any_shape(rows, width, bias, residual, dropout_p, dtype):
+    case = LayerNormCase(shape=(rows, width), bias=bias, residual=residual, dropout_p=dropout_p, eps=1e-3)
+    check(case, case.inputs(dtype))
 
 
 @pytest.mark.native

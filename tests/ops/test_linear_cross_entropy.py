@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastssl.ops.linear_cross_entropy import native
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
@@ -79,6 +81,31 @@ def test_native_against_the_definition(capability, name, reduction, dtype):
     if name == "all ignored" and reduction == "mean":
         pytest.skip("a test of its own")
     check(case, case.inputs(dtype), reduction=reduction)
+
+
+@pytest.mark.native
+@settings(max_examples=40, deadline=None)
+@given(
+    num_rows=st.integers(0, 300),
+    width=st.integers(1, 40),
+    vocab_size=st.integers(1, 300),
+    labelled=st.floats(0.01, 1.0),
+    bias=st.booleans(),
+    label_smoothing=st.sampled_from([0.0, 0.3]),
+    z_loss=st.sampled_from([0.0, 1e-2]),
+    softcap=st.sampled_from([None, 4.0]),
+    reduction=st.sampled_from(REDUCTIONS),
+)
+def test_any_shape(num_rows, width, vocab_size, labelled, bias, label_smoothing, z_loss, softcap, reduction):
+    case = LinearCrossEntropyCase(
+        num_rows=num_rows,
+        width=width,
+        vocab_size=vocab_size,
+        labelled=labelled,
+        bias=bias,
+        options={"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap},
+    )
+    check(case, case.inputs(torch.float32), reduction=reduction)
 
 
 @pytest.mark.native

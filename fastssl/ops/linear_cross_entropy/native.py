@@ -73,7 +73,7 @@ def forward_with_gradients(
         tensor.to(product_dtype).to(arithmetic).contiguous()
         for tensor in (hidden if everywhere else hidden[rows], weight)
     )
-    losses, lse = hidden.new_empty((2, rows.numel()), dtype=torch.float32)
+    losses, lse = (hidden.new_empty(rows.numel(), dtype=torch.float32) for _ in range(2))
     correct = torch.empty(rows.numel(), dtype=torch.bool)
     grad_hidden = torch.empty_like(operand) if need_hidden else None
     one_chunk = rows.numel() <= chunk_rows(rows.numel(), hidden.shape[1])
@@ -92,8 +92,8 @@ def forward_with_gradients(
     if not everywhere:
         losses, lse = (torch.zeros(targets.shape).index_copy_(0, rows, tensor) for tensor in (losses, lse))
     return (
-        losses.clone(),
-        lse.clone(),
+        losses,
+        lse,
         correct.sum(),
         _spread(grad_hidden, hidden, None if everywhere else rows),
         hidden.new_empty(0) if grad_weight is None else grad_weight.to(weight.dtype),
