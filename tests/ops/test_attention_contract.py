@@ -221,6 +221,15 @@ def test_seeds():
     assert torch.equal(fixed, attention(**inputs, **options, seed=torch.tensor(1 - 2**63)))
 
 
+@pytest.mark.native
+def test_a_second_derivative_is_refused_by_name():
+    inputs = {name: x.requires_grad_() for name, x in CASE.inputs(torch.float32).items()}
+    out = attention(**inputs, **CASE.options())
+    (gradient,) = torch.autograd.grad(out.square().sum(), inputs["q"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_float64_falls_back():
     inputs = CASE.inputs(torch.float64)
     assert attention(**inputs, **CASE.options()).dtype == torch.float64

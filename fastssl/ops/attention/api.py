@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastssl.ops.attention import native, reference, stock
 from fastssl.ops.attention.checks import check_lengths, check_tensors, resolve_window
@@ -60,6 +61,7 @@ def attention(
         ValueError: for shapes, dtypes, lengths or options that do not fit, or a backend that cannot run the call.
 
     Accumulation is in fp32. Memory beyond the output and lse is linear in the lengths (native), also in the backward.
+    The native backend is differentiable once; the others as often as PyTorch's own operators.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762) §3.2.1; Dao 2023 (arXiv 2307.08691) for lse and the backward; Press,
     Smith and Lewis 2021 (arXiv 2108.12409) §3 for ALiBi; Salmon et al. 2011 for the dropout's generator.
@@ -74,70 +76,44 @@ def attention(
     window_left, window_right = resolve_window(causal, window)
     dropped = dropout_threshold(dropout_p) > 0
     name = _choose(backend, q, dropped, return_lse)
-    options = {
-        "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_k": None if cu_seqlens_k is cu_seqlens_q else cu_seqlens_k,
-        "bias": bias,
-        "alibi_slopes": None if alibi_slopes is None else alibi_slopes.float(),
-        "seed": resolve_seed(seed) if dropped else None,
-        "window_left": window_left,
-        "window_right": window_right,
-        "dropout_p": dropout_p if dropped else 0.0,
-        "scale": q.shape[-1] ** -0.5 if scale is None else float(scale),
-    }
+    tensors = (
+        bias,
+        cu_seqlens_q,
+        None if cu_seqlens_k is cu_seqlens_q else cu_seqlens_k,
+        None if alibi_slopes is None else alibi_slopes.float(),
+        resolve_seed(seed) if dropped else None,
+    )
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    numbers = (window_left, window_right, dropout_p if dropped else 0.0, scale)
     if name == "native" and torch.is_grad_enabled():
         if torch.compiler.is_compiling():  # its autograd.Function takes no tensor twice; a view is another tensor
             k, v = k.view_as(k), v.view_as(v)
-        out, lse = _NativeAttention.apply(q, k, v, *options.values())
+        out, lse = _NativeAttention.apply(q, k, v, *tensors, *numbers)
     else:
-        out, lse = BACKENDS[name].forward(q, k, v, **options)
+        out, lse = BACKENDS[name].forward(q, k, v, *tensors, *numbers)
     return (out, lse) if return_lse else out
 
 
 class _NativeAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, q, k, v, cu_seqlens_q, cu_seqlens_k, bias, alibi_slopes, seed, window_left, window_right, dropout_p, scale
-    ):
-        ctx.numbers = {
-            "window_left": window_left,
-            "window_right": window_right,
-            "dropout_p": dropout_p,
-            "scale": scale,
-        }
-        tensors = {
-            "cu_seqlens_q": cu_seqlens_q,
-            "cu_seqlens_k": cu_seqlens_k,
-            "bias": bias,
-            "alibi_slopes": alibi_slopes,
-            "seed": seed,
-        }
-        out, lse = native.forward(q, k, v, **tensors, **ctx.numbers)
-        ctx.save_for_backward(q, k, v, out, lse, *tensors.values())
+    def forward(ctx, q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers):
+        tensors = (bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed)
+        out, lse = native.forward(q, k, v, *tensors, *numbers)
+        ctx.save_for_backward(q, k, v, out, lse, *tensors)
+        ctx.numbers = numbers
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_out, grad_lse):
-        q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, bias, alibi_slopes, seed = ctx.saved_tensors
-        grad_q, grad_k, grad_v, grad_bias = native.backward(
-            torch.zeros_like(out) if grad_out is None else grad_out,
-            grad_lse,
-            q,
-            k,
-            v,
-            out,
-            lse,
-            cu_seqlens_q=cu_seqlens_q,
-            cu_seqlens_k=cu_seqlens_k,
-            bias=bias,
-            alibi_slopes=alibi_slopes,
-            seed=seed,
-            bias_needs_grad=ctx.needs_input_grad[5],
-            **ctx.numbers,
+        q, k, v, out, lse, bias, *others = ctx.saved_tensors
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        *grads, grad_bias = native.backward(
+            grad_out, grad_lse, q, k, v, out, lse, bias, *others, *ctx.numbers, ctx.needs_input_grad[3]
         )
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return (grad_q, grad_k, grad_v, None, None, grad_bias) + (None,) * 6
+        return *grads, grad_bias, *(None,) * (len(others) + len(ctx.numbers))
 
 
 def _choose(requested: str, q: Tensor, dropped: bool, return_lse: bool) -> str:

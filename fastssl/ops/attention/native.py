@@ -11,19 +11,18 @@ SUPPORTS = Supports(devices=("cpu",), dtypes=(torch.float32, torch.bfloat16, tor
 
 
 def forward(
-    q, k, v, *, cu_seqlens_q=None, cu_seqlens_k=None, window_left, window_right,
-    bias=None, alibi_slopes=None, dropout_p=0.0, scale, seed=None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale
+) -> tuple[Tensor, Tensor]:
     """Return the output, shaped like q, and lse, (H, N) for packed and (B, H, T) for dense input; no graph."""
+    threshold = dropout_threshold(dropout_p)
     return torch.ops.fastssl.attention_forward(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, bias, alibi_slopes, window_left, window_right,
-        dropout_threshold(dropout_p), seed, scale,
-    )  # fmt: skip
+        q, k, v, cu_seqlens_q, cu_seqlens_k, bias, alibi_slopes, window_left, window_right, threshold, seed, scale
+    )
 
 
 def backward(
-    grad_out, grad_lse, q, k, v, out, lse, *, cu_seqlens_q=None, cu_seqlens_k=None, window_left, window_right,
-    bias=None, alibi_slopes=None, dropout_p=0.0, scale, seed=None, bias_needs_grad=False,
+    grad_out, grad_lse, q, k, v, out, lse, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left,
+    window_right, dropout_p, scale, bias_needs_grad,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return the gradients of q, k, v and bias (float32, or None where it is not wanted).
 

@@ -16,9 +16,8 @@ SUPPORTS = Supports(
 
 
 def forward(
-    q, k, v, *, cu_seqlens_q=None, cu_seqlens_k=None, window_left, window_right,
-    bias=None, alibi_slopes=None, dropout_p=0.0, scale, seed=None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale
+) -> tuple[Tensor, Tensor]:
     """Return the output, shaped like q, and lse, (H, N) for packed and (B, H, T) for dense input.
 
     Arguments are those of `fastssl.attention`, checked, with `causal` and `window` resolved to two numbers of keys.

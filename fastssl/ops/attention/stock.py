@@ -18,9 +18,8 @@ SUPPORTS = Supports(
 
 
 def forward(
-    q, k, v, *, cu_seqlens_q=None, cu_seqlens_k=None, window_left, window_right,
-    bias=None, alibi_slopes=None, dropout_p=0.0, scale, seed=None,
-) -> tuple[Tensor, None]:  # fmt: skip
+    q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale
+) -> tuple[Tensor, None]:
     """Return the output, shaped like q, and None in the place of lse. Packed input runs one sequence at a time."""
     if q.dim() == 4:
         return _dense(q, k, v, bias, alibi_slopes, window_left, window_right, scale), None
