@@ -162,9 +162,10 @@ void attention_backward(const Arguments& args, const Item& item, float* memory) 
             args.width);
   std::memset(s.grad_keys, 0, bytes);
   std::memset(s.grad_values, 0, bytes);
+  const int64_t step = query_tile(args, item);
   for (int64_t i = 0; i < args.heads_per_key; ++i) {
-    for (int64_t query = 0; query < item.num_queries; query += kQueryTile) {
-      const int64_t left = item.num_queries - query, count = left < kQueryTile ? left : kQueryTile;
+    for (int64_t query = 0; query < item.num_queries; query += step) {
+      const int64_t left = item.num_queries - query, count = left < step ? left : step;
       backward_tile(s, args, item, {query, count, 0, 0, attention::padded(count), item.head * args.heads_per_key + i});
     }
   }

@@ -147,8 +147,9 @@ void attention_forward(const Arguments& args, const Item& item, float* memory) {
   const int64_t num_keys = keys.end - keys.begin;
   load_rows(s.keys, args.storage, args.k, args.k.offset(item.sequence, row, key_head), num_keys, args.width);
   load_rows(s.values, args.storage, args.v, args.v.offset(item.sequence, row, key_head), num_keys, args.width);
-  for (int64_t query = item.query_begin; query < item.query_end; query += kQueryTile) {
-    const int64_t left = item.query_end - query, count = left < kQueryTile ? left : kQueryTile;
+  const int64_t step = query_tile(args, item);
+  for (int64_t query = item.query_begin; query < item.query_end; query += step) {
+    const int64_t left = item.query_end - query, count = left < step ? left : step;
     forward_tile(s, args, item, {query, count, 0, 0, attention::padded(count), item.head}, keys.begin);
   }
 }

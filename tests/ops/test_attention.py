@@ -72,6 +72,7 @@ def test_gradcheck_of_the_reference(name):
         AttentionCase(lengths_q=(33, 33), dense=True, causal=True, scale=0.7),
         AttentionCase(lengths_q=(20,), lengths_k=(45,), dense=True, causal=True),
         AttentionCase(lengths_q=(45,), lengths_k=(45,), window=(7, 2)),
+        AttentionCase(lengths_q=(1,), lengths_k=(45,), causal=True),
     ],
 )
 def test_parity_with_pytorch(backend, case):

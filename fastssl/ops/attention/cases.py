@@ -80,6 +80,8 @@ EDGE_CASES = {
     "cross": AttentionCase(**_UNEQUAL),
     "cross, causal": AttentionCase(**_UNEQUAL, causal=True),
     "more queries than keys, causal": AttentionCase(lengths_q=(140, 9), lengths_k=(33, 2), causal=True),
+    "equal lengths": AttentionCase(lengths_q=(30, 30), lengths_k=(70, 70), causal=True, bias="own"),
+    "long, causal": AttentionCase(lengths_q=(600,), heads=1, key_heads=1, causal=True),
     "window": AttentionCase(lengths_q=(150, 40), window=(20, 3)),
     "window far apart, causal": AttentionCase(lengths_q=(30,), lengths_k=(400,), window=(9, None), causal=True),
     "grouped": AttentionCase(lengths_q=(40, 90), heads=6, key_heads=2, causal=True),

@@ -20,17 +20,22 @@ SUPPORTS = Supports(
 def forward(
     q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale
 ) -> tuple[Tensor, None]:
-    """Return the output, shaped like q, and None in the place of lse. Packed input runs one sequence at a time."""
+    """Return the output, shaped like q, and None in the place of lse.
+
+    Packed sequences of unequal lengths run one at a time.
+    """
     if q.dim() == 4:
         return _dense(q, k, v, bias, alibi_slopes, window_left, window_right, scale), None
-    queries = q.split(cu_seqlens_q.diff().tolist())
-    lengths_k = (cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k).diff().tolist()
-    keys, values = k.split(lengths_k), v.split(lengths_k)
+    lengths_q = cu_seqlens_q.diff().tolist()
+    lengths_k = lengths_q if cu_seqlens_k is None else cu_seqlens_k.diff().tolist()
+    options = (alibi_slopes, window_left, window_right, scale)
+    if len(set(lengths_q)) == len(set(lengths_k)) == 1:
+        dense = (x.unflatten(0, (len(lengths_q), len(x) // len(lengths_q))) for x in (q, k, v))
+        return _dense(*dense, bias, *options).flatten(0, 1), None
     outs = []
-    for index, sequence in enumerate(zip(queries, keys, values, strict=True)):
+    for index, sequence in enumerate(zip(q.split(lengths_q), k.split(lengths_k), v.split(lengths_k), strict=True)):
         one_bias = bias[index : index + 1] if bias is not None and bias.dim() == 4 else bias
-        one_q, one_k, one_v = (x[None] for x in sequence)
-        outs.append(_dense(one_q, one_k, one_v, one_bias, alibi_slopes, window_left, window_right, scale)[0])
+        outs.append(_dense(*(x[None] for x in sequence), one_bias, *options)[0])
     return torch.cat(outs) if outs else q.clone(), None
 
 
