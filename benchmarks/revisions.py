@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.comparison import Comparison
 from benchmarks.environment import ROOT
 from benchmarks.suites import Case
@@ -34,6 +36,13 @@ def checked_out(revision: str) -> Iterator[Path]:
         shutil.rmtree(folder.parent, ignore_errors=True)
 
 
+def check_revision(revision: str) -> None:
+    """Raise ValueError unless this checkout knows `revision`."""
+    command = ["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
+    if subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode != 0:
+        raise ValueError(f"--base: this checkout has no revision {revision!r}; expected a commit, branch or tag")
+
+
 class Worker:
     """A process that imports fastssl from one source tree and runs its side of a comparison on request."""
 
@@ -55,8 +64,10 @@ class Worker:
         self._process.wait()
 
     def build(self, case: Case) -> None:
-        """Let the process build and check a case."""
-        self._ask({"do": "build", "suite": case.suite, "case": case.name, "quick": self._quick})
+        """Let the process build and check a case; skip it where the process had to."""
+        reply = self._ask({"do": "build", "suite": case.suite, "case": case.name, "quick": self._quick})
+        if reply["skipped"] is not None:
+            pytest.skip(reply["skipped"])
 
     def launch(self) -> float:
         """Launch fastssl's side of the case once and return its seconds, as the process measured them."""

@@ -12,7 +12,7 @@ from benchmarks.comparison import OURS, Comparison, Row
 from benchmarks.environment import ROOT, describe
 from benchmarks.memory import peak_bytes
 from benchmarks.recording import write_results
-from benchmarks.revisions import Worker, checked_out, compare_revisions
+from benchmarks.revisions import Worker, check_revision, checked_out, compare_revisions
 from benchmarks.suites import Case, Run, select
 from benchmarks.table import NOTES, load_text, rich_tables, summary_line
 from benchmarks.timing import Effort
@@ -46,6 +46,8 @@ class BenchmarkSession:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        if options.base:
+            check_revision(options.base)
         self.environment = describe()
         default = RECORDED_RESULTS / self.environment.machine if options.whole else PARTIAL_RESULTS
         self.run = Run(quick=options.quick, output_dir=(options.output_dir or default).resolve())

@@ -14,6 +14,7 @@ SUITES = {
     "linear_cross_entropy": "benchmarks.ops.linear_cross_entropy",
     "pretraining_step": "benchmarks.models.pretraining_step",
     "pretraining_run": "benchmarks.models.pretraining_run",
+    "threads": "benchmarks.threads",
     "data_loader": "benchmarks.data_loader",
     "import_time": "benchmarks.import_time",
 }

@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 import fastssl
 from benchmarks.comparison import OURS, Comparison
 from benchmarks.suites import Case, Run, select
@@ -25,10 +27,13 @@ def main(tree: Path) -> None:
         for line in sys.stdin:
             request = json.loads(line)
             if request["do"] == "build":
-                comparison = None
-                comparison = _find(request).build()
-                comparison.check()
-                answer = "built"
+                comparison, skipped = None, None
+                try:
+                    comparison = _find(request).build()
+                    comparison.check()
+                except pytest.skip.Exception as reason:
+                    skipped = str(reason)
+                answer = {"skipped": skipped}
             else:
                 answer = comparison.contenders[OURS]()
             replies.write(json.dumps(answer) + "\n")

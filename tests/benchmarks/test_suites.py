@@ -37,6 +37,10 @@ def test_contenders_that_disagree_are_not_timed():
     assert_agreement({OURS: double}, double(), exact)
     with pytest.raises(AssertionError, match="peer: output"):
         assert_agreement({OURS: double, "peer": wrong}, double(), exact)
+    inexact = forward_backward(lambda x: (2 + 1e-5) * x, inputs, cotangent)
+    assert_agreement({"peer": inexact}, double(), exact)
+    with pytest.raises(AssertionError, match="fastssl: output"):
+        assert_agreement({OURS: inexact}, double(), exact)
 
 
 def test_a_worker_launches_a_case_of_a_source_tree():
@@ -64,6 +68,19 @@ def test_one_suite_from_the_command_line(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "after import torch" in done.stdout
     assert "import_time" in (tmp_path / "results.csv").read_text()
+
+
+def test_an_unknown_revision_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--base", "no-such-revision"])
+    assert main() == 2
+    assert "no revision 'no-such-revision'" in capsys.readouterr().err
+
+
+def test_a_worker_skips_what_its_data_does_not_allow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("FASTSSL_TEST_DATA", str(tmp_path))
+    case = next(case for case in select(["pretraining_step"], Run(quick=True)) if "kjv" in case.name)
+    with Worker(ROOT, quick=True) as worker, pytest.raises(pytest.skip.Exception, match=r"corpus/kjv\.txt"):
+        worker.build(case)
 
 
 def test_a_misspelt_suite_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
