@@ -25,7 +25,7 @@ def timed(work: Callable[[], object]) -> Launch:
 class Effort:
     """How long to measure one comparison."""
 
-    seconds: float = 3.0
+    seconds: float = 2.0
     """Aimed-at length of the whole comparison, all contenders together."""
     min_rounds: int = 5
     """Rounds that are measured even where they take longer."""

@@ -80,7 +80,7 @@ def fused_linear_cross_entropies() -> dict[str, Callable[..., Tensor]]:
     return {name: with_options(chosen) for name, chosen in options.items()}
 
 
-def fastest(launches: dict[str, Callable[[], object]], repeats: int = 2) -> str:
+def fastest(launches: dict[str, Callable[[], object]], repeats: int = 1) -> str:
     """Return the name of the launch with the shortest time, after one warm-up each."""
 
     def best(launch: Callable[[], object]) -> float:
