@@ -1,16 +1,16 @@
-"""Lets plain `pytest benchmarks` run the whole suite: without `python -m benchmarks`, default options apply."""
+"""Lets plain `pytest benchmarks` run, with any of pytest's own selections; its results count as those of a part."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.session import BenchmarkSession, Options
+from benchmarks.session import PARTIAL_RESULTS, BenchmarkSession, Options
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register a session unless `python -m benchmarks` brought its own."""
     if _session(config) is None:
-        config.pluginmanager.register(BenchmarkSession(Options()))
+        config.pluginmanager.register(BenchmarkSession(Options(output_dir=PARTIAL_RESULTS)))
 
 
 @pytest.fixture(scope="session")
