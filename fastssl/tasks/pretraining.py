@@ -147,8 +147,9 @@ def _new_model(config: PretrainingConfig, tokenizer: Tokenizer) -> BertForPretra
     }
     if wanted.dropout is not None:
         changes |= {"hidden_dropout_prob": wanted.dropout, "attention_probs_dropout_prob": wanted.dropout}
-    if wanted.max_position_embeddings is not None:
-        changes["max_position_embeddings"] = wanted.max_position_embeddings
+    for name in ("initializer_range", "max_position_embeddings"):
+        if getattr(wanted, name) is not None:
+            changes[name] = getattr(wanted, name)
     return _model_class(config)(replace(preset(wanted.preset), **changes))
 
 
