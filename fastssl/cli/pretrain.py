@@ -42,11 +42,12 @@ def main(arguments: list[str]) -> int:
     run = prepare_pretraining(
         flags, say=lambda text: console.print(text, markup=False, soft_wrap=True), progress=sys.stderr.isatty()
     )
+    console.quiet = not run.is_main
     print_cost(run, console, by_part=flags.dry_run)
     if flags.dry_run:
         return 0
     result = run.run()
-    if result.exit_code == 0:
+    if result.exit_code == 0 and run.is_main:
         print_next_steps(Path(flags.training.output_dir), run)
     return result.exit_code
 

@@ -282,5 +282,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         replace_file(temporary, path)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(f"could not write {path}: {error}; what was there before is intact") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from fastssl.models.presets import preset
 from fastssl.tasks.pretraining_config import CorpusConfig, PretrainingConfig
 from fastssl.training import ModelCost, RunDirectoryError, Trainer, TrainingResult
 from fastssl.training.checkpoint import list_checkpoints
+from fastssl.training.distributed import World
 
 BertForPretraining = BertForMaskedLM | BertForPreTraining
 _TOKENIZER_TRAINING_CHARACTERS = 200_000_000
@@ -45,6 +46,8 @@ class PretrainingRun:
     """Batches to measure on."""
     identity: dict[str, object]
     """What tells this run's data from other data."""
+    is_main: bool
+    """Whether this process writes and speaks; of several that train together one does."""
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -63,7 +66,7 @@ class PretrainingRun:
     def run(self) -> TrainingResult:
         """Train, and write model and tokenizer to the output directory unless a signal stopped the run."""
         result = self.trainer.train()
-        if result.exit_code == 0:
+        if result.exit_code == 0 and self.is_main:
             self.model.save_pretrained(self.config.training.output_dir)
             self._save_tokenizer(Path(self.config.training.output_dir))
         return result
@@ -96,10 +99,16 @@ def prepare_pretraining(
         )
     torch.manual_seed(config.training.seed)
     model = _published_model(config)
+    world = World.join(torch.device("cpu"))
+    if not world.is_main:
+        world.barrier()  # the first process has written tokenizer and shards by then; the others find them complete
+        say, progress = _say_nothing, False
     tokenizer = _tokenizer(config, model, output_dir / "data", say)
     model = _fit_to(tokenizer, model) if model is not None else _new_model(config, tokenizer)
     _check_lengths(config, model)
     shards = _shards(config, tokenizer, output_dir / "data", say, progress)
+    if world.is_main:
+        world.barrier()
     say(f"{shards.train.num_tokens:,} tokens of {shards.train.num_documents:,} documents to train on")
     return PretrainingRun(
         config=config,
@@ -108,6 +117,7 @@ def prepare_pretraining(
         train_data=_data(config, tokenizer, shards.train, config.training.seed),
         eval_data=shards.held_out and _data(config, tokenizer, shards.held_out, config.training.seed + 1),
         identity=_identity(config, shards),
+        is_main=world.is_main,
     )
 
 

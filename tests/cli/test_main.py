@@ -72,7 +72,7 @@ def test_unknown_flag_suggests_the_nearest(capsys: pytest.CaptureFixture[str]):
     assert end.value.code == 2
     shown = capsys.readouterr().err
     assert "--mask-rat" in shown
-    assert "Perhaps you meant" in shown
+    assert "did you mean" in shown
     assert "--mask-rate" in shown
 
 

@@ -75,6 +75,24 @@ def test_unknown_flag_suggests_the_nearest(capsys):
     assert "--learning-rate" in capsys.readouterr().err
 
 
+def test_misspelt_flag_is_told_before_the_missing_one(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fill-mask", "--mdl", "x", "a [MASK]"])
+    assert stopped.value.code == 2
+    assert "did you mean --model?" in capsys.readouterr().err
+
+
+def test_two_processes_prepare_once_and_train_together(text: Path, tmp_path: Path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    flags = ["--max-steps", "2", "--num-threads", "1", "--output-dir", "run"]
+    command = [*torchrun, "-m", "fastssl", "pretrain", "--train-files", str(text), *SIZES, *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is a Hugging Face directory") == 1
+    assert done.stderr.count("to train on") == 1
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_demo_needs_nothing(tmp_path: Path):
     command = [sys.executable, "-m", "fastssl", "demo", "--max-steps", "3", "--output-dir", "demo"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)

@@ -302,3 +302,18 @@ def test_a_grown_vocabulary_is_saved(saved):
     loaded = BertForPreTraining.from_pretrained(directory)
     assert loaded.config.vocab_size == 120
     assert same_weights(model, loaded)
+
+
+def test_a_full_disk_leaves_the_old_weights(saved, monkeypatch):
+    model, directory, _ = saved
+    before = (directory / "model.safetensors").read_bytes()
+
+    def full_disk(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise safetensors.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    with pytest.raises(OSError, match=r"could not write .*model.safetensors.*No space left.*intact"):
+        model.save_pretrained(directory)
+    assert (directory / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
