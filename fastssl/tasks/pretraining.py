@@ -92,6 +92,8 @@ def prepare_pretraining(
         RunDirectoryError: when the output directory holds checkpoints and the run is not to be resumed.
     """
     output_dir, resuming = Path(config.training.output_dir), config.training.resume_from_checkpoint is not None
+    if output_dir.exists() and not output_dir.is_dir():
+        raise RunDirectoryError(f"output_dir {output_dir} is a file; expected a directory, which is made where missing")
     if not resuming and (checkpoints := list_checkpoints(output_dir)):
         raise RunDirectoryError(
             f"output_dir {output_dir} already holds a run with {len(checkpoints)} checkpoints; "

@@ -137,6 +137,11 @@ def test_another_run_in_the_directory_is_refused(text: Path, tmp_path: Path):
         prepare_pretraining(changed).run()
 
 
+def test_a_file_is_no_output_directory(text: Path):
+    with pytest.raises(RunDirectoryError, match="is a file"):
+        prepare_pretraining(make_config(text, text))
+
+
 def test_a_run_that_never_saved_may_be_replaced(text: Path, tmp_path: Path):
     prepare_pretraining(make_config(text, tmp_path / "run"))
     run = prepare_pretraining(make_config(text, tmp_path / "run", vocabulary=VocabularyConfig(vocab_size=90)))
