@@ -46,9 +46,7 @@ def cpu_ops_loaded() -> bool:
 @functools.cache
 def _load_cpu_ops() -> bool:
     if not _OPS_CPU.exists():
-        _warn_missing(
-            _OPS_CPU.name, "attention, layer norm and linear cross-entropy run as plain PyTorch, several times slower"
-        )
+        _warn_missing(_OPS_CPU.name, "attention, layer norm and linear cross-entropy run as plain PyTorch, slower")
         return False
     torch.ops.load_library(str(_OPS_CPU))
     for op, function in _fake_kernels.items():
@@ -62,7 +60,7 @@ def host() -> ModuleType | None:
     try:
         return importlib.import_module("fastssl._host")
     except ImportError as error:
-        _warn_missing("_host", f"batches are drawn by numpy, about a hundred times slower ({error})")
+        _warn_missing("_host", f"batches are drawn by numpy, dozens of times slower ({error})")
         return None
 
 

@@ -21,7 +21,8 @@ class PretrainFlags(PretrainingConfig):
 
     The text is cut into tokens and kept as shards in the output directory, and some of its documents are held out to
     measure on. Before the start the cost is printed. A run that was stopped, by Ctrl-C or by anything else, goes on
-    with --resume-from-checkpoint last and ends in the same weights as if nothing had happened.
+    with --resume-from-checkpoint last; with as many threads, and no time budget, it ends in the weights of a run that
+    was never stopped.
 
     Examples:
       fastssl pretrain --train-files a.txt b.jsonl.gz --preset bert-mini --max-steps 1000 --output-dir runs/x

@@ -60,8 +60,7 @@ class ModelConfig:
     norm_position: Literal["post", "pre"] = "post"
     """Layer norms of a new model: after each sum, as published, or before each part."""
     initializer_range: float | None = None
-    """Standard deviation of a new model's weights; None keeps the preset's 0.02. Small models on little text come off
-    the plateau of word frequencies sooner with 0.1."""
+    """Standard deviation of a new model's weights; None keeps the preset's 0.02."""
     max_position_embeddings: int | None = None
     """Longest sequence that a new model will ever read; None keeps the preset's 512."""
 
