@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastssl.data.shards import TokenShards
     from fastssl.data.tokenizer import Tokenizer
     from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
+    from fastssl.models.bert_classifier import BertForSequenceClassification
     from fastssl.models.bert_config import BertConfig
     from fastssl.models.presets import PRESETS, preset
     from fastssl.ops.attention.api import attention
@@ -29,6 +30,7 @@ __all__ = [
     "BertConfig",
     "BertForMaskedLM",
     "BertForPreTraining",
+    "BertForSequenceClassification",
     "BertModel",
     "FillMask",
     "Loader",
@@ -51,6 +53,7 @@ _HOMES = {
     "fastssl.data.shards": ("TokenShards",),
     "fastssl.data.tokenizer": ("Tokenizer",),
     "fastssl.models.bert": ("BertForMaskedLM", "BertForPreTraining", "BertModel"),
+    "fastssl.models.bert_classifier": ("BertForSequenceClassification",),
     "fastssl.models.bert_config": ("BertConfig",),
     "fastssl.models.presets": ("PRESETS", "preset"),
     "fastssl.ops.attention.api": ("attention",),

@@ -31,6 +31,8 @@ class PackedBatch:
     """(M) int64: the original ids at `masked_positions`."""
     sentence_labels: Tensor | None = None
     """(B) int64: next-sentence prediction: 1 = random second segment; sentence order: 1 = swapped."""
+    sequence_labels: Tensor | None = None
+    """(B) int64 classes, (B) floating values, or (B, C) floating: one target of each sequence as a whole."""
     padded_positions: Tensor | None = None
     """(N) int64: index of each token in the flattened (B, T) layout that it came from; None where it came from none."""
     padded_length: int | None = None
@@ -45,6 +47,10 @@ class PackedBatch:
         for name, length in (("position_ids", n), ("token_type_ids", n), ("sentence_labels", b)):
             if getattr(self, name) is not None:
                 _expect_1d(name, getattr(self, name), length)
+        if self.sequence_labels is not None and self.sequence_labels.shape[:1] != (b,):
+            raise ValueError(
+                f"sequence_labels must have one row per sequence, ({b}, ...), got {tuple(self.sequence_labels.shape)}"
+            )
         if (self.masked_positions is None) != (self.masked_labels is None):
             raise ValueError("masked_positions and masked_labels belong together; give both or neither")
         if self.masked_positions is not None:
@@ -63,12 +69,14 @@ class PackedBatch:
         return self.cu_seqlens.numel() - 1
 
     def target_counts(self) -> dict[str, int]:
-        """Return the number of targets of each kind present: "masked_lm" -> M, "sentence" -> B."""
+        """Return the number of targets of each kind present: "masked_lm" -> M, "sentence" and "sequence" -> B."""
         counts = {}
         if self.masked_labels is not None:
             counts["masked_lm"] = self.masked_labels.numel()
         if self.sentence_labels is not None:
             counts["sentence"] = self.sentence_labels.numel()
+        if self.sequence_labels is not None:
+            counts["sequence"] = self.num_sequences
         return counts
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
@@ -108,6 +116,7 @@ class PackedBatch:
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
         sentence_labels: Tensor | None = None,
+        sequence_labels: Tensor | None = None,
     ) -> "PackedBatch":
         """Pack a padded batch: keep the tokens where `attention_mask` is not 0.
 
@@ -121,6 +130,7 @@ class PackedBatch:
             position_ids: (B, T) or (1, T) int64, used as given.
             labels: (B, T) int64, -100 where there is nothing to predict; labels of padding are ignored.
             sentence_labels: (B) int64.
+            sequence_labels: (B) or (B, C).
 
         Raises:
             ValueError: for a wrong shape, or a row without any token.
@@ -164,6 +174,7 @@ class PackedBatch:
             position_ids=pick(position_ids),
             token_type_ids=pick(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids),
             sentence_labels=None if sentence_labels is None else sentence_labels.reshape(-1),
+            sequence_labels=sequence_labels,
             padded_positions=padded_positions,
             padded_length=shape[1],
             **targets,
@@ -177,6 +188,7 @@ class PackedBatch:
         token_type_ids: Sequence[Sequence[int]] | None = None,
         labels: Sequence[Sequence[int]] | None = None,
         sentence_labels: Sequence[int] | None = None,
+        sequence_labels: Tensor | None = None,
     ) -> "PackedBatch":
         """Pack sequences of token ids, special tokens included.
 
@@ -185,6 +197,7 @@ class PackedBatch:
             token_type_ids: one sequence of segment numbers per sequence; zeros where None.
             labels: one sequence of labels per sequence, -100 where there is nothing to predict.
             sentence_labels: B labels.
+            sequence_labels: (B) or (B, C).
 
         Raises:
             ValueError: for no sequence, an empty one, or companions of another length.
@@ -203,6 +216,7 @@ class PackedBatch:
             position_ids=torch.cat([torch.arange(length) for length in lengths]),
             token_type_ids=torch.zeros_like(input_ids) if token_type_ids is None else _concatenate(token_type_ids),
             sentence_labels=None if sentence_labels is None else torch.tensor(sentence_labels),
+            sequence_labels=sequence_labels,
             **({} if labels is None else _targets(_concatenate(labels))),
         )
 

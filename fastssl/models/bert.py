@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fastssl.data.batch import PackedBatch
 from fastssl.models import bert_files
 from fastssl.models.bert_config import BertConfig
-from fastssl.models.door import pack, unpack_attentions
+from fastssl.models.door import View, pack
 from fastssl.models.losses import LossSum
 from fastssl.nn.embedding import Embeddings
 from fastssl.nn.encoder import DropoutSeeds, PostNormEncoder, PreNormEncoder, Trace
@@ -118,7 +118,7 @@ class BertModel(nn.Module):
             output_hidden_states: return every layer's hidden states.
             output_attentions: return every layer's attention probabilities (quadratic memory, slow).
         """
-        view = _View(batch is None, output_hidden_states, output_attentions)
+        view = View(batch is None, output_hidden_states, output_attentions)
         batch = pack(
             batch,
             vocab_size=self.config.vocab_size,
@@ -225,7 +225,7 @@ class BertForMaskedLM(nn.Module):
             output_hidden_states: return every layer's hidden states.
             output_attentions: return every layer's attention probabilities (quadratic memory, slow).
         """
-        view = _View(batch is None, output_hidden_states, output_attentions)
+        view = View(batch is None, output_hidden_states, output_attentions)
         batch = pack(
             batch,
             vocab_size=self.config.vocab_size,
@@ -280,7 +280,7 @@ class BertForMaskedLM(nn.Module):
         losses.add("masked_lm", loss_sum, stats.num_correct, batch.masked_labels.numel())
 
     def _output(
-        self, view: "_View", batch: PackedBatch, hidden_states: Tensor, losses: LossSum, output_logits: bool | None
+        self, view: View, batch: PackedBatch, hidden_states: Tensor, losses: LossSum, output_logits: bool | None
     ) -> BertPretrainingOutput:
         wants_logits = losses.loss is None if output_logits is None else output_logits
         return BertPretrainingOutput(
@@ -329,7 +329,7 @@ class BertForPreTraining(BertForMaskedLM):
             next_sentence_label: (B) int64, the same for padded input.
             loss_denominators: with "sentence" beside "masked_lm".
         """
-        view = _View(batch is None, output_hidden_states, output_attentions)
+        view = View(batch is None, output_hidden_states, output_attentions)
         batch = pack(
             batch,
             vocab_size=self.config.vocab_size,
@@ -353,25 +353,3 @@ class BertForPreTraining(BertForMaskedLM):
         output = self._output(view, batch, hidden_states, losses, output_logits)
         output.seq_relationship_logits = sentence_logits
         return output
-
-
-class _View:
-    """How outputs are shown to the caller: packed as computed, or padded as the input came."""
-
-    def __init__(self, padded: bool, output_hidden_states: bool, output_attentions: bool) -> None:
-        self.padded = padded
-        self.trace = Trace(
-            hidden_states=[] if output_hidden_states else None, attentions=[] if output_attentions else None
-        )
-
-    def tokens(self, batch: PackedBatch, rows: Tensor) -> Tensor:
-        return batch.unpack(rows) if self.padded else rows
-
-    def traced(self, batch: PackedBatch) -> dict[str, tuple]:
-        found = {}
-        if self.trace.hidden_states is not None:
-            found["hidden_states"] = tuple(self.tokens(batch, rows) for rows in self.trace.hidden_states)
-        if self.trace.attentions is not None:
-            layers = self.trace.attentions
-            found["attentions"] = tuple(unpack_attentions(batch, one) if self.padded else one for one in layers)
-        return found

@@ -1,8 +1,11 @@
 """The sizes and options of a BERT, under the names that Hugging Face gives them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fastssl.nn.mlp import ACTIVATIONS
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,24 @@ class BertConfig:
     """Token whose word vector starts at zero and gets no gradient from being read."""
     tie_word_embeddings: bool = True
     """Whether the masked-LM head scores with the word embedding itself, or with a matrix of its own."""
+    labels: tuple[str, ...] | None = None
+    """Names of what a classification head tells apart, `id2label` in files; None: LABEL_0 and LABEL_1."""
+    problem_type: ProblemType | None = None
+    """What the numbers of a classification head mean; None: regression with one, else the labels' dtype tells."""
+    classifier_dropout: float | None = None
+    """Probability of dropping an element of what a classification head reads; None: hidden_dropout_prob."""
     norm_position: str = "post"
     """Where the layer norms stand: "post", after each sum, as published; "pre", before each part, with a final norm."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes, Hugging Face's where none were given."""
+        return default_label_names(2) if self.labels is None else self.labels
+
+    @property
+    def num_labels(self) -> int:
+        """How many numbers a classification head gives."""
+        return len(self.label_names)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size"):
@@ -57,7 +76,21 @@ class BertConfig:
         _expect("layer_norm_eps", self.layer_norm_eps, "above 0", self.layer_norm_eps > 0)
         in_vocabulary = self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size
         _expect("pad_token_id", self.pad_token_id, f"None, or below vocab_size={self.vocab_size}", in_vocabulary)
+        self._check_labels()
         _expect("norm_position", self.norm_position, '"post" or "pre"', self.norm_position in ("post", "pre"))
+
+    def _check_labels(self) -> None:
+        distinct = self.labels is None or (0 < len(self.labels) == len(set(self.labels)))
+        _expect("labels", self.labels, "None, or distinct names, at least one", distinct)
+        kinds = (None, *ProblemType.__args__)
+        _expect("problem_type", self.problem_type, f"one of {kinds}", self.problem_type in kinds)
+        p = self.classifier_dropout
+        _expect("classifier_dropout", p, "None, or at least 0 and below 1", p is None or 0 <= p < 1)
+
+
+def default_label_names(count: int) -> tuple[str, ...]:
+    """Return the names that Hugging Face gives to classes without names: LABEL_0, LABEL_1 and so on."""
+    return tuple(f"LABEL_{number}" for number in range(count))
 
 
 def _expect(name: str, value: object, expected: str, holds: bool) -> None:

@@ -1,14 +1,14 @@
 """BERT in files: how Hugging Face spells its config and its tensors, and how we read and write them."""
 
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from fastssl.models.bert_config import BertConfig
+from fastssl.models.bert_config import BertConfig, default_label_names
 from fastssl.models.pretrained import FileLayout, file_tensors, load_weights, read_config, save_directory
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -39,6 +39,7 @@ _PARTS = {
     "masked_lm_head.norm": "cls.predictions.transform.LayerNorm",
     "masked_lm_head.decoder": "cls.predictions.decoder",
     "sentence_head": "cls.seq_relationship",
+    "classifier": "classifier",
 }
 _BLOCK_PARTS = {
     "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -53,7 +54,14 @@ _WORD_EMBEDDING, _DECODER_WEIGHT = "bert.embeddings.word_embeddings.weight", "cl
 _BIAS, _DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 
 
-def load(model_class: type[Model], directory: str | Path, dtype: torch.dtype = torch.float32) -> Model:
+def load(
+    model_class: type[Model],
+    directory: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    config: BertConfig | None = None,
+    anew: tuple[str, ...] = (),
+) -> Model:
     """Return a model of `model_class` with the weights of a Hugging Face directory.
 
     Weights come from model.safetensors or pytorch_model.bin, whole or in shards; tensor names with or without the
@@ -62,22 +70,28 @@ def load(model_class: type[Model], directory: str | Path, dtype: torch.dtype = t
     model's `load_report`. As in Hugging Face, the model comes in eval mode.
 
     Args:
-        model_class: `BertModel`, `BertForMaskedLM` or `BertForPreTraining`.
+        model_class: one of our classes, such as `BertModel` or `BertForSequenceClassification`.
         directory: holds config.json and the weights.
         dtype: of the parameters, whatever the file's.
+        config: instead of the directory's, such as one with other labels.
+        anew: heads, by the prefix of their names in the file, that start fresh even where the file has them.
 
     Raises:
         FileNotFoundError: where the directory, its config or its weights are missing.
         ValueError: for another kind of model, an option that would change the numbers, a damaged file, and tensors
             that are missing, surplus or of the wrong shape (each named).
     """
-    config = config_from_dict(read_config(directory), source=str(directory))
+    config = config or load_config(directory)
     with torch.device("meta"):
         model = model_class(config)
-    model.load_report = load_weights(
-        model, directory, file_layout(model), dtype=dtype, fresh_std=config.initializer_range
-    )
+    layout = replace(file_layout(model), anew=anew)
+    model.load_report = load_weights(model, directory, layout, dtype=dtype, fresh_std=config.initializer_range)
     return model.eval()
+
+
+def load_config(directory: str | Path) -> BertConfig:
+    """Return the config of a Hugging Face directory; errors as in `load`."""
+    return config_from_dict(read_config(directory), source=str(directory))
 
 
 def save(model: nn.Module, directory: str | Path) -> None:
@@ -96,6 +110,9 @@ def config_to_dict(config: BertConfig) -> dict:
     """Return a config as config.json spells it."""
     values = asdict(config)
     ours = {name: values.pop(name) for name in _OUR_OPTIONS}
+    if (labels := values.pop("labels")) is not None:
+        values["id2label"] = dict(enumerate(labels))
+        values["label2id"] = {name: number for number, name in enumerate(labels)}
     values["model_type"] = _MODEL_TYPE if ours["norm_position"] == "post" else _OUR_MODEL_TYPE
     return {**values, "position_embedding_type": "absolute", _OUR_KEY: ours}
 
@@ -119,11 +136,11 @@ def config_from_dict(values: dict, *, source: str) -> BertConfig:
                 f"{source}: config.json sets {option}={values[option]!r}, which this BERT does not compute; "
                 f"expected {allowed[0]!r}"
             )
-    known = {field.name for field in fields(BertConfig)} - set(_OUR_OPTIONS)
+    known = {field.name for field in fields(BertConfig)} - {*_OUR_OPTIONS, "labels"}
     chosen = {name: value for name, value in values.items() if name in known}
     ours = {name: value for name, value in values.get(_OUR_KEY, {}).items() if name in _OUR_OPTIONS}
     try:
-        return BertConfig(**chosen, **ours)
+        return BertConfig(**chosen, **ours, labels=_labels(values))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source}: config.json does not describe a BERT that we know: {error}") from error
 
@@ -143,7 +160,7 @@ def file_layout(model: nn.Module) -> FileLayout:
     return FileLayout(
         tensors=tensors,
         canonical=_canonical,
-        heads=("bert.pooler.", "cls.predictions.", "cls.seq_relationship."),
+        heads=("bert.pooler.", "cls.predictions.", "cls.seq_relationship.", "classifier."),
         companions=(
             r"bert\.embeddings\.(position_ids|token_type_ids)",
             r"bert\.pooler\..*",
@@ -155,6 +172,17 @@ def file_layout(model: nn.Module) -> FileLayout:
         saved_copies=saved_copies,
         saved_prefix="bert." if bare else "",
     )
+
+
+def _labels(values: dict) -> tuple[str, ...] | None:
+    """Return the names of the classes; Hugging Face leaves them out where they are the two default ones."""
+    names = values.get("id2label")
+    if names:
+        by_number = {int(number): str(name) for number, name in names.items()}
+        if sorted(by_number) != list(range(len(by_number))):
+            raise ValueError(f"id2label must number the labels 0, 1, 2, ..., got {sorted(by_number)}")
+        return tuple(by_number[number] for number in range(len(by_number)))
+    return default_label_names(values["num_labels"]) if "num_labels" in values else None
 
 
 def _file_names(parameter: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastssl.data.batch import PackedBatch
+from fastssl.nn.encoder import Trace
 
 
 def pack(
@@ -52,6 +53,30 @@ def pack(
         _check_range("token_type_ids", packed.token_type_ids, num_token_types, "type_vocab_size is too small")
         _check_range("position_ids", packed.position_ids, max_positions, "max_position_embeddings is too small")
     return packed
+
+
+class View:
+    """How outputs are shown to the caller: packed as computed, or padded as the input came."""
+
+    def __init__(self, padded: bool, output_hidden_states: bool, output_attentions: bool) -> None:
+        self.padded = padded
+        self.trace = Trace(
+            hidden_states=[] if output_hidden_states else None, attentions=[] if output_attentions else None
+        )
+
+    def tokens(self, batch: PackedBatch, rows: Tensor) -> Tensor:
+        """Return (N, ...) rows as they are, or (B, T, ...) with 0 at padding."""
+        return batch.unpack(rows) if self.padded else rows
+
+    def traced(self, batch: PackedBatch) -> dict[str, tuple]:
+        """Return what was recorded on the way, "hidden_states" and "attentions", as far as it was asked for."""
+        found = {}
+        if self.trace.hidden_states is not None:
+            found["hidden_states"] = tuple(self.tokens(batch, rows) for rows in self.trace.hidden_states)
+        if self.trace.attentions is not None:
+            layers = self.trace.attentions
+            found["attentions"] = tuple(unpack_attentions(batch, one) if self.padded else one for one in layers)
+        return found
 
 
 def unpack_attentions(batch: PackedBatch, attentions: tuple[Tensor, ...]) -> Tensor:

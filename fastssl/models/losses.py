@@ -24,13 +24,13 @@ class LossSum:
         """Detached 0-d sums: "<kind>_loss_sum", "<kind>_correct", "<kind>_count"."""
         self._denominators = denominators
 
-    def add(self, kind: str, loss_sum: Tensor, num_correct: Tensor, count: int) -> None:
+    def add(self, kind: str, loss_sum: Tensor, num_correct: Tensor | None, count: int) -> None:
         """Add one kind of loss.
 
         Args:
             kind: its name, a key of the denominators.
             loss_sum: 0-d, the sum over `count` targets.
-            num_correct: 0-d, how many of them the model would have got right.
+            num_correct: 0-d, how many of them the model would have got right; None where nothing is right or wrong.
             count: number of targets.
         """
         if kind not in self._denominators:
@@ -41,5 +41,6 @@ class LossSum:
         loss = loss_sum / max(self._denominators[kind], 1)
         self.loss = loss if self.loss is None else self.loss + loss
         self.metrics[f"{kind}_loss_sum"] = loss_sum.detach()
-        self.metrics[f"{kind}_correct"] = num_correct.detach()
+        if num_correct is not None:
+            self.metrics[f"{kind}_correct"] = num_correct.detach()
         self.metrics[f"{kind}_count"] = torch.tensor(count)

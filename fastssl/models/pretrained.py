@@ -34,6 +34,8 @@ class FileLayout:
     """Name in a file -> canonical name."""
     heads: tuple[str, ...] = ()
     """Canonical prefixes of parts that a file may lack as a whole; they start fresh, said aloud."""
+    anew: tuple[str, ...] = ()
+    """Those of them that start fresh whatever the file holds: it has them for other labels, or another task."""
     companions: tuple[str, ...] = ()
     """Patterns of canonical names that are skipped where the model does not have them: buffers, other heads."""
     fallbacks: Mapping[str, str] = field(default_factory=dict)
@@ -100,7 +102,8 @@ def load_weights(
     """
     found = _canonical_tensors(read_tensors(directory), layout, directory)
     _resolve_fallbacks(found, layout, directory)
-    fresh_heads = [h for h in layout.heads if not any(name.startswith(h) for name in found)]
+    lacking = [h for h in layout.heads if not any(name.startswith(h) for name in found)]
+    fresh_heads = {*lacking, *layout.anew}
     expected = {
         parameter: names
         for parameter, names in layout.tensors.items()
@@ -117,9 +120,9 @@ def load_weights(
     used = {name for names in expected.values() for name in names}
     report = LoadReport(skipped=tuple(sorted(set(found) - used)), fresh=fresh)
     if fresh:
-        warnings.warn(
-            f"{directory} has no weights for {', '.join(fresh)}: they start fresh and want training", stacklevel=4
-        )
+        has_none = any(layout.tensors[name][0].startswith(tuple(lacking)) for name in fresh)
+        why = "has no weights" if has_none else "has weights of another task or other labels"
+        warnings.warn(f"{directory} {why} for {', '.join(fresh)}: they start fresh and want training", stacklevel=4)
     return report
 
 
