@@ -152,9 +152,12 @@ def checkpoint_to_resume(request: str, run: Path, say: Callable[[str], None]) ->
     )
 
 
-def rotate_checkpoints(run: Path, keep: int | None, newest: Path) -> None:
-    """Delete the oldest checkpoints beyond `keep`, never `newest`, which was just written and is therefore good."""
-    others = [path for path in list_checkpoints(run) if path != newest]
+def rotate_checkpoints(run: Path, keep: int | None, newest: Path, best: Path | None = None) -> None:
+    """Delete the oldest checkpoints beyond `keep`, never `newest`, which was just written and is therefore good.
+
+    `best`, where there is one, is kept beside them and does not count.
+    """
+    others = [path for path in list_checkpoints(run) if path not in (newest, best)]
     surplus = 0 if keep is None else max(0, len(others) - (keep - 1))
     for path in others[:surplus]:
         _delete(path)

@@ -6,6 +6,7 @@ from typing import Literal
 
 SchedulerName = Literal["auto", "linear", "cosine", "constant", "wsd", "time_budget"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
+EvalStrategy = Literal["auto", "steps", "epoch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,14 @@ class TrainingConfig:
     """Steps between two lines of metrics."""
     eval_steps: int | None = None
     """Steps between two evaluations on held-out data; None evaluates at the end only."""
+    eval_strategy: EvalStrategy = "auto"
+    """Evaluate every eval_steps, or at the end of each epoch; auto: by steps where eval_steps is given."""
+    metric_for_best_model: str | None = None
+    """Keep the checkpoint of the best evaluation by this figure, such as accuracy or loss; None keeps none for it."""
+    greater_is_better: bool | None = None
+    """Whether more of that figure is better; None: not of a loss or perplexity, of all others."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations in a row that were not the best."""
     save_steps: int = 500
     """Steps between two checkpoints; the last step is always saved."""
     save_total_limit: int | None = None
@@ -74,6 +83,7 @@ class TrainingConfig:
             raise ValueError("output_dir is empty; expected the directory of the run")
         self._check_choices()
         self._check_ranges()
+        self._check_evaluation()
         if self.lr_scheduler_type == "time_budget" and self.time_budget_minutes is None:
             raise ValueError("lr_scheduler_type='time_budget' needs time_budget_minutes; give it, or choose 'linear'")
         if self.scheduler in ("linear", "cosine", "wsd") and self.ends_by_time_alone:
@@ -95,10 +105,29 @@ class TrainingConfig:
         return "time_budget" if self.ends_by_time_alone else "linear"
 
     def _check_choices(self) -> None:
-        for name, choices in (("lr_scheduler_type", SchedulerName), ("precision", PrecisionName)):
+        for name, choices in (
+            ("lr_scheduler_type", SchedulerName),
+            ("precision", PrecisionName),
+            ("eval_strategy", EvalStrategy),
+        ):
             value = getattr(self, name)
             if value not in choices.__args__:
                 raise ValueError(f"{name}={value!r}; expected one of {', '.join(choices.__args__)}")
+
+    @property
+    def best_is_greater(self) -> bool:
+        """Whether more of metric_for_best_model is better."""
+        if self.greater_is_better is not None:
+            return self.greater_is_better
+        return not (self.metric_for_best_model or "").endswith(("loss", "perplexity"))
+
+    def _check_evaluation(self) -> None:
+        if self.eval_strategy == "steps" and self.eval_steps is None:
+            raise ValueError("eval_strategy='steps' needs eval_steps; give it, or choose 'epoch'")
+        if self.eval_strategy == "epoch" and self.eval_steps is not None:
+            raise ValueError("eval_strategy='epoch' and eval_steps are both given; leave one out")
+        if self.early_stopping_patience is not None and self.metric_for_best_model is None:
+            raise ValueError("early_stopping_patience needs metric_for_best_model; name a figure, such as 'loss'")
 
     def _check_ranges(self) -> None:
         for name, (words, holds) in _RANGES.items():
@@ -128,6 +157,7 @@ _RANGES = {
     "num_threads": _POSITIVE,
     "logging_steps": _POSITIVE,
     "eval_steps": _POSITIVE,
+    "early_stopping_patience": _POSITIVE,
     "save_steps": _POSITIVE,
     "save_total_limit": _POSITIVE,
     "plateau_steps": _POSITIVE,
@@ -141,6 +171,7 @@ _FREE_FIELDS = (
     "num_threads",
     "logging_steps",
     "eval_steps",
+    "eval_strategy",
     "save_steps",
     "save_total_limit",
     "resume_from_checkpoint",

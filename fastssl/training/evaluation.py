@@ -1,6 +1,7 @@
 """Held-out evaluation: sums over all batches of a source, then means."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -9,6 +10,15 @@ from fastssl.training.distributed import World
 from fastssl.training.metrics import MetricSums
 from fastssl.training.precision import autocast
 from fastssl.training.source import BatchSource, InterleavedSource
+
+
+class Evaluation(Protocol):
+    """What measures a model on held-out data; `evaluate` with its source is one."""
+
+    def __call__(
+        self, model: nn.Module, *, dtype: torch.dtype, world: World, cancelled: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Return figures whose names begin with "eval_", the same in all processes; None once it is cancelled."""
 
 
 def evaluate(

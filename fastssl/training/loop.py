@@ -13,15 +13,15 @@ from torch import nn
 from fastssl.training.checkpoint import rotate_checkpoints, write_checkpoint
 from fastssl.training.config import TrainingConfig
 from fastssl.training.distributed import World
-from fastssl.training.evaluation import evaluate
+from fastssl.training.evaluation import Evaluation
 from fastssl.training.interrupt import EXIT_CODES, StopRequest
 from fastssl.training.log import Sink
 from fastssl.training.metrics import MetricSums
-from fastssl.training.optimizer import clip_gradients
+from fastssl.training.optimizer import clip_gradients, set_learning_rate
 from fastssl.training.progress import Reporter, Stopwatch
 from fastssl.training.run_directory import RunDirectoryError
 from fastssl.training.schedule import Schedule
-from fastssl.training.source import Batch, BatchSource, InterleavedSource
+from fastssl.training.source import Batch, InterleavedSource
 from fastssl.training.state import TrainingState
 from fastssl.training.step import NonFiniteError, NumberedBatch, accumulate_gradients, make_report, step_seed
 
@@ -46,8 +46,8 @@ class TrainingLoop:
     """Optimizer steps in all; None where time alone ends the run."""
     train_data: InterleavedSource
     """This process's batches."""
-    eval_data: BatchSource | None
-    """Held-out batches of all processes."""
+    evaluation: Evaluation | None
+    """Measures the model on held-out data."""
     world: World
     """The processes that train together."""
     dtype: torch.dtype
@@ -73,7 +73,7 @@ class TrainingLoop:
     _timed_steps: int = 0
 
     def run(self, batches: Iterable[tuple[int, int, Batch]]) -> str:
-        """Train and return why it ended: "max_steps", "time_budget", "SIGINT" or "SIGTERM".
+        """Train and return why it ended: "max_steps", "time_budget", "early_stopping", "SIGINT" or "SIGTERM".
 
         Args:
             batches: (epoch, index, batch) of this process, from the present step on.
@@ -110,6 +110,9 @@ class TrainingLoop:
             return signal.Signals(int(signal_number)).name
         if budget is not None and elapsed_seconds >= 60 * budget:
             return "time_budget"
+        patience = self.config.early_stopping_patience
+        if patience is not None and self.state.evaluations_since_best >= patience:
+            return "early_stopping"
         return None
 
     def _take(self, stream: Iterator[tuple[int, int, Batch]]) -> list[NumberedBatch]:
@@ -129,8 +132,7 @@ class TrainingLoop:
                 f"step {state.step + 1}: {error}; nothing of this step was applied or saved; last good checkpoint: "
                 f"{self.last_checkpoint or 'none'}; try a lower learning_rate or max_grad_norm, or look at that batch"
             ) from error
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
@@ -150,7 +152,7 @@ class TrainingLoop:
             self._log(last, learning_rate)
         pause = time.monotonic()
         self._evaluate_if_due()
-        if step % config.save_steps == 0:
+        if step % config.save_steps == 0 or step == self.state.best_step:
             self._save()
         self._stopwatch.leave_out(time.monotonic() - pause)
 
@@ -185,21 +187,50 @@ class TrainingLoop:
         return max(0.0, min(ends))
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate at multiples of eval_steps; after resuming too, where a signal had cut the evaluation short."""
+        """Evaluate at multiples of eval_steps, or at the end of an epoch.
+
+        After resuming too, where a signal had cut the evaluation short.
+        """
         step, every = self.state.step, self.config.eval_steps
-        if every is not None and step and step % every == 0 and self.state.evaluated_step != step:
+        if not step or self.state.evaluated_step == step:
+            return
+        if self.config.eval_strategy == "epoch":
+            due = self._whole_epochs(step) > self._whole_epochs(step - 1)
+        else:
+            due = every is not None and step % every == 0
+        if due:
             self._evaluate()
 
+    def _whole_epochs(self, steps: int) -> int:
+        batches_per_step = self.config.gradient_accumulation_steps * self.world.size
+        return self.train_data.whole_epochs(steps * batches_per_step)
+
     def _evaluate(self) -> None:
-        if self.eval_data is None:
+        if self.evaluation is None:
             return
         cancelled = self.stop.__bool__
-        found = evaluate(self.model, self.eval_data, dtype=self.dtype, world=self.world, cancelled=cancelled)
+        found = self.evaluation(self.model, dtype=self.dtype, world=self.world, cancelled=cancelled)
         if found is not None:
             self.state.evaluation, self.state.evaluated_step = found, self.state.step
             row = {"step": self.state.step, **found}
             self._write(row)
             self.reporter.evaluation_row(row)
+            self._note_best(found)
+
+    def _note_best(self, found: Mapping[str, float]) -> None:
+        metric = self.config.metric_for_best_model
+        if metric is None:
+            return
+        name = f"eval_{metric.removeprefix('eval_')}"
+        if name not in found:
+            known = ", ".join(figure.removeprefix("eval_") for figure in found)
+            raise ValueError(f"metric_for_best_model={metric!r} is not measured here; expected one of {known}")
+        self.state.note_best(found[name], greater_is_better=self.config.best_is_greater)
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint of the best evaluation; None without a metric to choose by, or before any evaluation."""
+        return None if self.state.best_step is None else self.directory / f"checkpoint-{self.state.best_step}"
 
     def _write(self, row: Mapping[str, float]) -> None:
         self._tell_sinks(lambda sink: sink.write(row))
@@ -219,7 +250,7 @@ class TrainingLoop:
         if self.world.is_main:
             self._tell_sinks(lambda sink: sink.flush())
             newest = write_checkpoint(self.directory, self.state.step, self._write_checkpoint_files)
-            rotate_checkpoints(self.directory, self.config.save_total_limit, newest)
+            rotate_checkpoints(self.directory, self.config.save_total_limit, newest, self.best_checkpoint)
         self.world.barrier()
         self.last_checkpoint = self.directory / f"checkpoint-{self.state.step}"
 

@@ -1,5 +1,7 @@
 """AdamW, with weight decay on matrices only."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.optim import AdamW
@@ -7,22 +9,35 @@ from torch.optim import AdamW
 from fastssl.training.config import TrainingConfig
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Return two groups of trainable parameters: with decay (two dimensions or more), and without (biases, norms)."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
+) -> list[dict[str, object]]:
+    """Return groups of trainable parameters: with decay (two dimensions or more), and without (biases, norms).
+
+    Args:
+        model: whose parameters.
+        weight_decay: of matrices.
+        lr_scales: parameter's name -> factor of its learning rate, the "lr_scale" of its group; 1 where not named.
+    """
+    groups: dict[float, tuple[list, list]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed, plain = groups.setdefault((lr_scales or {}).get(name, 1.0), ([], []))
+            (decayed if parameter.ndim >= 2 else plain).append(parameter)
     return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for scale, pair in groups.items()
+        for parameters, decay in zip(pair, (weight_decay, 0.0), strict=True)
     ]
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
+def make_optimizer(model: nn.Module, config: TrainingConfig, lr_scales: Mapping[str, float] | None = None) -> AdamW:
     """Return torch's fused AdamW (Loshchilov and Hutter, arXiv 1711.05101) over the model's trainable parameters.
 
     Raises:
         ValueError: if the model has no trainable parameter.
     """
-    groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
+    groups = [group for group in parameter_groups(model, config.weight_decay, lr_scales) if group["params"]]
     if not groups:
         raise ValueError("the model has no trainable parameter; expected at least one with requires_grad=True")
     return AdamW(
@@ -34,10 +49,16 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
     )
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of every group, times the group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+
+
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
     """Scale all gradients to a global 2-norm of at most `max_norm` (0: leave them) and return the norm before, 0-d."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
-    if max_norm > 0:
+    if max_norm > 0 and not norm <= max_norm:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -78,6 +78,13 @@ class InterleavedSource:
         """Return this process's batch of an epoch."""
         return self._source.batch(epoch, self._first(epoch) + index * self._size)
 
+    def whole_epochs(self, num_batches: int) -> int:
+        """Return how many epochs end within the first `num_batches` batches of all processes together."""
+        epoch = 0
+        while (num_batches := num_batches - self._size_of(epoch)) >= 0:
+            epoch += 1
+        return epoch
+
     def _size_of(self, epoch: int) -> int:
         while len(self.epoch_sizes) <= epoch:
             self.epoch_sizes.append(self._source.num_batches(len(self.epoch_sizes)))

@@ -1,6 +1,7 @@
 """Everything a run remembers beside weights: in memory, and in the files of a checkpoint."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,21 @@ class TrainingState:
     """Step of the last evaluation."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """Its figures."""
+    best_step: int | None = None
+    """Step of the best evaluation, where the run has a metric_for_best_model."""
+    best_value: float | None = None
+    """What that metric was there."""
+    evaluations_since_best: int = 0
+    """Evaluations since then."""
+
+    def note_best(self, value: float, *, greater_is_better: bool) -> None:
+        """Compare the evaluation of this step with the best one; NaN is never the best."""
+        best = self.best_value
+        better = best is None or (value > best if greater_is_better else value < best)
+        if better and not math.isnan(value):
+            self.best_step, self.best_value, self.evaluations_since_best = self.step, value, 0
+        else:
+            self.evaluations_since_best += 1
 
     def save(self, directory: Path) -> None:
         """Write the numbers; JSON keeps every bit of a double."""

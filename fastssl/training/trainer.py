@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fastssl.training.checkpoint import checkpoint_to_resume, list_checkpoints
 from fastssl.training.config import TrainingConfig
 from fastssl.training.cost import ModelCost, RunCost, estimate_run_cost
 from fastssl.training.distributed import World
+from fastssl.training.evaluation import Evaluation, evaluate
 from fastssl.training.interrupt import EXIT_CODES, StopRequest
 from fastssl.training.log import Sink, default_sinks
 from fastssl.training.loop import TrainingLoop
@@ -44,9 +46,11 @@ class TrainingResult:
     step: int
     """Optimizer steps done in all."""
     stopped_by: str
-    """"max_steps" (also when the epochs are done), "time_budget", "SIGINT" or "SIGTERM"."""
+    """"max_steps" (also when the epochs are done), "time_budget", "early_stopping", "SIGINT" or "SIGTERM"."""
     checkpoint: Path
     """The last checkpoint."""
+    best_checkpoint: Path | None = None
+    """The one with the best evaluation, where the settings name a metric for it."""
     evaluation: Mapping[str, float]
     """The last held-out metrics; empty where there are none yet."""
 
@@ -67,8 +71,10 @@ class Trainer:
         config: the settings.
         train_data: the batches to train on.
         eval_data: held-out batches.
+        evaluation: measures the model instead of the plain means over `eval_data`.
         cost: the model's numbers; with them the model FLOPs utilisation (MFU) is reported.
         data_identity: what tells this data from other data, as JSON values (fingerprints, objective, batch size).
+        lr_scales: parameter's name -> factor of its learning rate; 1 where not named.
         write_companions: writes further files, such as a tokenizer, into each checkpoint directory.
         console: where to speak; None for standard error.
 
@@ -83,8 +89,10 @@ class Trainer:
         train_data: BatchSource,
         *,
         eval_data: BatchSource | None = None,
+        evaluation: Evaluation | None = None,
         cost: ModelCost | None = None,
         data_identity: Mapping[str, object] | None = None,
+        lr_scales: Mapping[str, float] | None = None,
         write_companions: Callable[[Path], None] | None = None,
         console: Console | None = None,
     ) -> None:
@@ -96,7 +104,8 @@ class Trainer:
         self._device = next(model.parameters()).device
         self._dtype = resolve_precision(config.precision, self._device)
         self._world = World.join(self._device)
-        self._train_data, self._eval_data = train_data, eval_data
+        self._train_data, self._lr_scales = train_data, lr_scales
+        self._evaluation = evaluation or (eval_data and partial(evaluate, source=eval_data))
         self._directory = Path(config.output_dir)
         self._identity = run_identity(config, model.config, data_identity or {}, self._world.size)
         self._write_companions = write_companions
@@ -154,6 +163,7 @@ class Trainer:
             step=loop.state.step,
             stopped_by=ended,
             checkpoint=loop.last_checkpoint,
+            best_checkpoint=loop.best_checkpoint,
             evaluation=loop.state.evaluation,
         )
 
@@ -177,7 +187,7 @@ class Trainer:
     def _make_loop(self, stack: ExitStack, checkpoint: Path | None) -> TrainingLoop:
         """Return the loop with everything in the state of the checkpoint; `stack` closes what it opens."""
         model, state = self._model.train(), TrainingState()
-        optimizer = make_optimizer(model, self._config)
+        optimizer = make_optimizer(model, self._config, self._lr_scales)
         if checkpoint is not None:
             load_weights(model, checkpoint)
             load_optimizer(optimizer, model, checkpoint)
@@ -196,7 +206,7 @@ class Trainer:
             state=state,
             total_steps=self.total_steps,
             train_data=InterleavedSource(self._train_data, self._world.rank, self._world.size, state.epoch_sizes),
-            eval_data=self._eval_data,
+            evaluation=self._evaluation,
             world=self._world,
             dtype=self._dtype,
             flops_per_token=self._cost and self._cost.flops_per_token,
