@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastssl.ops.attention.api import attention
     from fastssl.ops.layer_norm.api import layer_norm
     from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
+    from fastssl.tasks.embedding import SentenceEmbedder, embed
     from fastssl.tasks.fill_mask import FillMask
 
 __version__ = "0.1.0"
@@ -37,9 +38,11 @@ __all__ = [
     "ObjectiveConfig",
     "PackedBatch",
     "PretrainingData",
+    "SentenceEmbedder",
     "TokenShards",
     "Tokenizer",
     "attention",
+    "embed",
     "layer_norm",
     "linear_cross_entropy",
     "preset",
@@ -59,6 +62,7 @@ _HOMES = {
     "fastssl.ops.attention.api": ("attention",),
     "fastssl.ops.layer_norm.api": ("layer_norm",),
     "fastssl.ops.linear_cross_entropy.api": ("linear_cross_entropy",),
+    "fastssl.tasks.embedding": ("SentenceEmbedder", "embed"),
     "fastssl.tasks.fill_mask": ("FillMask",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

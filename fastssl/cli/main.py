@@ -13,6 +13,7 @@ VERBS = {
     "demo": Verb("fastssl.cli.demo", "the whole way in five minutes, on text that every Python carries"),
     "pretrain": Verb("fastssl.cli.pretrain", "pretrain a model on text, resumably"),
     "fill-mask": Verb("fastssl.cli.fill_mask", "the likeliest tokens for every mask of a text"),
+    "embed": Verb("fastssl.cli.embed", "a vector for every line of a file"),
     "info": Verb("fastssl.cli.info", "parameters, FLOPs and memory of a model directory or preset"),
     "data": Verb("fastssl.cli.data", "encode text, look at training examples, measure lengths"),
 }

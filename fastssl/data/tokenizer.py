@@ -191,6 +191,10 @@ class Tokenizer:
         """Return the ids of a text in which special tokens may be spelt out ("a [MASK] b"); none are added."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return what `encode` returns for each text, with the library's threads, one per CPU."""
+        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
     def encode_batch(self, texts: Sequence[str], *, parallel: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
         """Encode plain texts, such as the sentences of a corpus.
 

@@ -1,0 +1,97 @@
+"""``fastssl embed``: a vector for every line of a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from fastssl.cli.flags import parse_flags
+from fastssl.data.array_file import write_rows
+from fastssl.data.bytes_of_file import read_lines
+from fastssl.data.corpus import check_file
+from fastssl.tasks.embedding import SentenceEmbedder
+
+_STANDARD_INPUT = Path("-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedFlags:
+    """Embed texts, one a line: a .npy file with one row of float32 for each line, empty lines included.
+
+    The model is a directory of sentence-transformers, whose pooling, normalisation and length hold unless said
+    otherwise, or any BERT directory, whose token vectors are averaged.
+
+    Examples:
+      fastssl embed --model all-MiniLM-L6-v2/ sentences.txt --output sentences.npy
+      zcat lines.gz | fastssl embed --model runs/x - --pooling cls --normalize --output lines.npy
+    """
+
+    file: tyro.conf.Positional[Path] = _STANDARD_INPUT
+    """Text, UTF-8, one text a line, also .gz or .zst; "-" or nothing: standard input."""
+    model: Path
+    """Directory of the model and its tokenizer."""
+    output: Path
+    """The .npy file to write."""
+    pooling: tuple[Literal["cls", "max", "mean", "mean_sqrt_len_tokens"], ...] = ()
+    """How token vectors become one; several are put side by side; none: as the directory says."""
+    normalize: bool = False
+    """Divide every vector by its length, where the directory does not say so already."""
+    max_length: int | None = None
+    """Tokens of a text that are read, [CLS] and [SEP] included; None: as the directory says."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """What the model computes in."""
+    tokens_per_batch: int = 1024
+    """About how many tokens go through the model at once."""
+    num_threads: int | None = None
+    """Threads; None keeps PyTorch's choice."""
+
+
+def main(arguments: list[str]) -> int:
+    """Embed every line, and print how many and how fast."""
+    flags = parse_flags(EmbedFlags, arguments, program="fastssl embed")
+    if flags.output.is_dir():
+        raise ValueError(f"--output {flags.output} is a directory; name a file in it, such as {flags.output}/out.npy")
+    if flags.num_threads is not None:
+        torch.set_num_threads(flags.num_threads)
+    texts = _texts(flags.file)
+    embedder = SentenceEmbedder.load(
+        flags.model,
+        dtype=flags.dtype,
+        pooling=flags.pooling or None,
+        normalize=flags.normalize or None,
+        max_length=flags.max_length,
+        tokens_per_batch=flags.tokens_per_batch,
+    )
+    flags.output.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    num_rows = write_rows(flags.output, embedder.stream(texts), embedder.width)
+    seconds = time.perf_counter() - start
+    print(
+        f"{flags.output}: {num_rows:,} x {embedder.width} float32, {seconds:.1f} s, "
+        f"{num_rows / max(seconds, 1e-9):,.0f} texts/s"
+    )
+    return 0
+
+
+def _texts(file: Path) -> Iterator[str]:
+    if file == _STANDARD_INPUT:
+        return _decoded(enumerate(line.rstrip(b"\n") for line in sys.stdin.buffer), "standard input")
+    check_file(file)
+    return _decoded(enumerate(line for _, line in read_lines(file, lambda num_bytes: None)), str(file))
+
+
+def _decoded(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[str]:
+    for number, line in lines:
+        try:
+            yield line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{source} is not UTF-8 in line {number + 1}, byte {error.start + 1}; convert it, as with iconv"
+            ) from error

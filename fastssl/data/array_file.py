@@ -1,0 +1,49 @@
+"""A .npy file that grows row by row, in bounded memory, and appears whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from fastssl.data.files import replace_file
+
+
+def write_rows(path: Path, parts: Iterable[np.ndarray], width: int) -> int:
+    """Write float32 rows of unknown number as one array, and return their number.
+
+    Args:
+        path: Replaced where it exists; it keeps its old content if the rows end in an error.
+        parts: Arrays of shape (k, ``width``).
+        width: Number of columns.
+
+    Raises:
+        ValueError: A part has another shape.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    num_rows = 0
+    try:
+        with temporary.open("wb") as file:
+            file.write(_header(0, width))
+            for part in parts:
+                if part.ndim != 2 or part.shape[1] != width:
+                    raise ValueError(f"rows must have shape (k, {width}), got {part.shape}")
+                file.write(np.ascontiguousarray(part, dtype="<f4").data)
+                num_rows += len(part)
+            file.seek(0)
+            file.write(_header(num_rows, width))
+        replace_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return num_rows
+
+
+def _header(num_rows: int, width: int) -> bytes:
+    """Return the header; numpy leaves room in it for any number of rows, so that its size is always the same."""
+    buffer = io.BytesIO()
+    npy.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (num_rows, width)})
+    return buffer.getvalue()

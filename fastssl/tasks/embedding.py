@@ -1,0 +1,203 @@
+"""Sentence embeddings: one vector for each text, near those of texts that mean the same."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastssl.data.batch import PackedBatch
+from fastssl.data.tokenizer import Tokenizer
+from fastssl.models.bert import BertModel
+from fastssl.nn.pooling import POOLINGS
+from fastssl.tasks.embedding_files import EmbeddingConfig, read_embedding_config
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""What the model may compute in."""
+_TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 1024, 1 << 22
+
+
+class SentenceEmbedder:
+    """Embeds texts, any number of them, with a BERT.
+
+    Texts are cut into tokens once, by a thread of its own while the model computes, and laid end to end without padding
+    in batches of about `tokens_per_batch`. May be called from several threads at once.
+
+    Args:
+        model: put into eval mode.
+        tokenizer: of the model's vocabulary.
+        config: pooling, normalisation, length.
+        tokens_per_batch: about how many tokens go through the model at once.
+
+    Raises:
+        ValueError: where the tokenizer has ids that the model does not, or `config.max_length` is beyond its positions.
+
+    Source: Reimers and Gurevych 2019, "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks" (1908.10084).
+    """
+
+    def __init__(
+        self, model: BertModel, tokenizer: Tokenizer, config: EmbeddingConfig, *, tokens_per_batch: int = 1024
+    ) -> None:
+        sizes = model.config
+        if tokenizer.vocab_size > sizes.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {sizes.vocab_size}; give the tokenizer "
+                "that the model was trained with"
+            )
+        if config.max_length > sizes.max_position_embeddings:
+            raise ValueError(
+                f"max_length must be at most the model's {sizes.max_position_embeddings} positions, "
+                f"got {config.max_length}"
+            )
+        if tokens_per_batch < 1:
+            raise ValueError(f"tokens_per_batch must be at least 1, got {tokens_per_batch}")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.config = config
+        self.tokens_per_batch = tokens_per_batch
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        dtype: str = "fp32",
+        pooling: str | Sequence[str] | None = None,
+        normalize: bool | None = None,
+        max_length: int | None = None,
+        tokens_per_batch: int = 1024,
+    ) -> "SentenceEmbedder":
+        """Read a directory of sentence-transformers, or a model directory with its tokenizer.
+
+        Args:
+            directory: what it says of pooling, normalisation and length holds unless said otherwise here.
+            dtype: a key of `DTYPES`.
+            pooling: one or several of "cls", "max", "mean", "mean_sqrt_len_tokens"; several are concatenated.
+            normalize: divide every vector by its length.
+            max_length: tokens of a text that are read, [CLS] and [SEP] included.
+            tokens_per_batch: about how many tokens go through the model at once.
+
+        Raises:
+            FileNotFoundError: where a part is missing.
+            ValueError: for a damaged part, another kind of model, or an option that does not exist.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        model_directory, config = read_embedding_config(directory)
+        chosen = {
+            "pooling": (pooling,) if isinstance(pooling, str) else pooling,
+            "normalize": normalize,
+            "max_length": max_length,
+        }
+        config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
+        tokenizer = Tokenizer.load(model_directory)
+        with warnings.catch_warnings():
+            # Of a pooler that is not there: it is not used.
+            warnings.simplefilter("ignore", UserWarning)
+            model = BertModel.from_pretrained(model_directory, dtype=DTYPES[dtype])
+        return cls(model, tokenizer, config, tokens_per_batch=tokens_per_batch)
+
+    @property
+    def width(self) -> int:
+        """Number of columns of the embeddings."""
+        return len(self.config.pooling) * self.model.config.hidden_size
+
+    def __call__(self, texts: Iterable[str]) -> np.ndarray:
+        """Return the embeddings of all texts, (n, `width`) float32, in their order.
+
+        Raises:
+            ValueError: where `texts` is one string, or holds something else than strings.
+        """
+        parts = list(self.stream(texts))
+        return np.concatenate(parts) if parts else np.empty((0, self.width), dtype=np.float32)
+
+    def stream(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Yield the embeddings of texts in their order, some rows (k, `width`) float32 at a time.
+
+        Memory does not grow with the number of texts, which may be endless: about a thousand are read ahead.
+        """
+        if isinstance(texts, str):
+            raise ValueError("texts must be several strings, got one; put it into a list")
+        windows = _windows(texts)
+        with ThreadPoolExecutor(max_workers=1) as tokenizing:
+            ahead = tokenizing.submit(self._token_ids, next(windows, ()))
+            while sequences := ahead.result():
+                ahead = tokenizing.submit(self._token_ids, next(windows, ()))
+                yield self._embed(sequences)
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        config, special = self.config, self.tokenizer.special
+        texts = [config.prompt + (text.lower() if config.lowercase else text) for text in texts]
+        room = config.max_length - 2
+        return [[special.cls, *ids[:room], special.sep] for ids in self.tokenizer.encode_many(texts)]
+
+    def _embed(self, sequences: Sequence[list[int]]) -> np.ndarray:
+        return np.concatenate([self._embed_batch(batch).numpy() for batch in self._batches(sequences)])
+
+    @torch.inference_mode()
+    def _embed_batch(self, sequences: Sequence[list[int]]) -> Tensor:
+        batch = PackedBatch.from_sequences(sequences)
+        hidden_states = self.model.encode(batch)
+        pooled = torch.cat([POOLINGS[name](hidden_states, batch.cu_seqlens) for name in self.config.pooling], dim=-1)
+        return (F.normalize(pooled.float(), dim=-1) if self.config.normalize else pooled.float()).contiguous()
+
+    def _batches(self, sequences: Sequence[list[int]]) -> Iterator[Sequence[list[int]]]:
+        start, num_tokens = 0, 0
+        for i, ids in enumerate(sequences):
+            if i > start and num_tokens + len(ids) > self.tokens_per_batch:
+                yield sequences[start:i]
+                start, num_tokens = i, 0
+            num_tokens += len(ids)
+        yield sequences[start:]
+
+
+def embed(
+    texts: Iterable[str],
+    *,
+    model: str | Path | SentenceEmbedder,
+    dtype: str = "fp32",
+    pooling: str | Sequence[str] | None = None,
+    normalize: bool | None = None,
+    max_length: int | None = None,
+) -> np.ndarray:
+    """Return the embeddings of texts, (n, width) float32.
+
+    Args:
+        texts: any number of strings.
+        model: a directory, read anew by each call, or a `SentenceEmbedder` that keeps what it has read.
+        dtype, pooling, normalize, max_length: as in `SentenceEmbedder.load`; for a directory alone.
+
+    Raises:
+        FileNotFoundError: where a part of the directory is missing.
+        ValueError: for a damaged part, another kind of model, or an option that does not exist.
+    """
+    options = {"pooling": pooling, "normalize": normalize, "max_length": max_length}
+    if not isinstance(model, SentenceEmbedder):
+        return SentenceEmbedder.load(model, dtype=dtype, **options)(texts)
+    given = [name for name, value in options.items() if value is not None]
+    if given or dtype != "fp32":
+        raise ValueError(
+            f"{', '.join(given) or 'dtype'} cannot be changed on an embedder that is loaded; "
+            "give it to SentenceEmbedder.load"
+        )
+    return model(texts)
+
+
+def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Cut a stream of texts into lists, bounded in texts and nearly so in characters."""
+    window, num_characters = [], 0
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"texts must be strings, got {type(text).__name__} as number {number}")
+        window.append(text)
+        num_characters += len(text)
+        if len(window) >= _TEXTS_AT_ONCE or num_characters >= _CHARACTERS_AT_ONCE:
+            yield window
+            window, num_characters = [], 0
+    if window:
+        yield window
