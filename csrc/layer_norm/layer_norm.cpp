@@ -7,7 +7,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <tuple>
 
@@ -61,15 +60,11 @@ Dropout dropout_of(int64_t threshold, const std::optional<Tensor>& seed) {
           static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
 }
 
-// kernel(args, begin, end, random elements) over `count` items of `size` elements each.
+// kernel(args, begin, end) over `count` items of `size` elements each.
 template <class Args>
-void parallel_items(void (*kernel)(const Args&, int64_t, int64_t, uint16_t*), const Args& args, int64_t count,
-                    int64_t size) {
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
-    const int64_t drawn = args.dropout.threshold ? layer_norm_scratch(args.width) : 0;
-    const std::unique_ptr<uint16_t[]> random(new uint16_t[drawn]);
-    kernel(args, begin, end, random.get());
-  });
+void parallel_items(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t count, int64_t size) {
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / size),
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 Tensor nothing(const Tensor& like) {

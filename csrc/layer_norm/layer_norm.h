@@ -46,15 +46,9 @@ struct LayerNormBackward {
   Dropout dropout;
 };
 
-// The random elements of a row, with room for what the generator writes past its end.
-inline constexpr int64_t layer_norm_scratch(int64_t width) {
-  return width + 128;
-}
-
 // Rows [begin, end).
-FASTSSL_DECLARE_KERNEL(void, layer_norm_forward, const LayerNormForward&, int64_t begin, int64_t end, uint16_t* random)
+FASTSSL_DECLARE_KERNEL(void, layer_norm_forward, const LayerNormForward&, int64_t begin, int64_t end)
 // Blocks of rows [begin, end).
-FASTSSL_DECLARE_KERNEL(void, layer_norm_backward, const LayerNormBackward&, int64_t begin, int64_t end,
-                       uint16_t* random)
+FASTSSL_DECLARE_KERNEL(void, layer_norm_backward, const LayerNormBackward&, int64_t begin, int64_t end)
 
 }  // namespace fastssl

@@ -7,39 +7,53 @@ namespace fastssl {
 namespace FASTSSL_ISA {
 namespace {
 
-// Writes the random elements of one row, and up to kPhiloxElements - 1 past its end.
-void draw_row(const Dropout& dropout, int64_t row, int64_t width, uint16_t* random) {
-  for (int64_t j = 0; j < width; j += kPhiloxElements)
-    philox_elements(random + j, static_cast<uint32_t>(j / 8), static_cast<uint32_t>(row),
-                    static_cast<uint32_t>(row >> 32), 0, dropout.key_0, dropout.key_1);
-}
-
-FASTSSL_INLINE VecF drop(VecF x, const Dropout& dropout, const uint16_t* random) {
-  VecU16 elements;
-  std::memcpy(&elements, random, sizeof elements);
-  return __builtin_convertvector(elements, VecU) >= dropout.threshold ? x * dropout.scale : VecF{};
+// body(i, j, Whole or Part, drop) for vector i of the eight of a draw, which begins at element j of a row; drop(value)
+// zeroes what the row's mask drops and scales the rest. The draws stand between loads and stores, whose waits hide
+// them.
+template <class Body>
+FASTSSL_INLINE void for_each_dropped(const Dropout& dropout, int64_t row, int64_t width, Body body) {
+  const uint32_t row_low = static_cast<uint32_t>(row), row_high = static_cast<uint32_t>(row >> 32);
+  for (int64_t j = 0; j < width; j += kPhiloxElements) {
+    const PhiloxElements elements =
+        philox_elements(static_cast<uint32_t>(j / 8), row_low, row_high, 0, dropout.key_0, dropout.key_1);
+    const auto visit = [&](int i, auto part) {
+      const auto drop = [&](VecF x) { return keep(x, elements, i, dropout.threshold) * dropout.scale; };
+      body(i, j + i * kLanes, part, drop);
+    };
+    const int64_t left = width - j;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      if ((i + 1) * kLanes <= left)
+        visit(i, Whole{});
+      else if (i * kLanes < left)
+        visit(i, Part{static_cast<int>(left - i * kLanes)});
+    }
+  }
 }
 
 // sum = residual + dropout(x), rounded as it is stored; returns the total of the rounded values.
 template <bool kDropout, bool kResidual, class X, class Sum>
-float form_sum(const X* x, const Sum* residual, Sum* sum, int64_t width, const Dropout& dropout,
-               const uint16_t* random) {
-  return sum_over_row(width, [&](int64_t j, auto part) {
-    VecF value = load(x + j, part);
-    if constexpr (kDropout) value = drop(value, dropout, random + j);
+float form_sum(const X* x, const Sum* residual, Sum* sum, int64_t row, int64_t width, const Dropout& dropout) {
+  VecF total[4] = {};
+  const auto add = [&](int64_t j, auto part, auto drop) {
+    VecF value = drop(load(x + j, part));
     if constexpr (kResidual) value += load(residual + j, part);
     store(sum + j, value, part);
     return rounded(value, sum);
-  });
+  };
+  if constexpr (!kDropout)
+    return sum_over_row(width, [&](int64_t j, auto part) { return add(j, part, [](VecF x) { return x; }); });
+  for_each_dropped(dropout, row, width,
+                   [&](int i, int64_t j, auto part, auto drop) { total[i % 4] += add(j, part, drop); });
+  return reduce_add((total[0] + total[1]) + (total[2] + total[3]));
 }
 
 template <class X, class Sum>
-float form_sum(const LayerNormForward& a, int64_t row, const X* x, Sum* sum, uint16_t* random) {
+float form_sum(const LayerNormForward& a, int64_t row, const X* x, Sum* sum) {
   const Sum* residual = static_cast<const Sum*>(a.residual) + (a.residual ? row * a.width : 0);
-  if (!a.dropout.threshold) return form_sum<false, true>(x, residual, sum, a.width, a.dropout, random);
-  draw_row(a.dropout, row, a.width, random);
-  return a.residual ? form_sum<true, true>(x, residual, sum, a.width, a.dropout, random)
-                    : form_sum<true, false>(x, residual, sum, a.width, a.dropout, random);
+  if (!a.dropout.threshold) return form_sum<false, true>(x, residual, sum, row, a.width, a.dropout);
+  return a.residual ? form_sum<true, true>(x, residual, sum, row, a.width, a.dropout)
+                    : form_sum<true, false>(x, residual, sum, row, a.width, a.dropout);
 }
 
 // y and the statistics of one row of sums, whose total is known.
@@ -62,13 +76,13 @@ void normalise(const LayerNormForward& a, int64_t row, const Sum* sum, float tot
 }
 
 template <class X, class Sum>
-void forward_rows(const LayerNormForward& a, int64_t begin, int64_t end, uint16_t* random) {
+void forward_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const X* x = static_cast<const X*>(a.x) + row * a.width;
     X* y = static_cast<X*>(a.y) + row * a.width;
     if (a.sum) {
       Sum* sum = static_cast<Sum*>(a.sum) + row * a.width;
-      const float total = form_sum(a, row, x, sum, random);
+      const float total = form_sum(a, row, x, sum);
       normalise(a, row, sum, total, y);
     } else {
       normalise(a, row, x, sum_over_row(a.width, [&](int64_t j, auto part) { return load(x + j, part); }), y);
@@ -79,7 +93,7 @@ void forward_rows(const LayerNormForward& a, int64_t begin, int64_t end, uint16_
 // With n = (sum - mean) * rstd and g = grad_y * weight:
 // grad_sum = rstd * (g - mean(g) - n * mean(g * n)), plus what comes in through the returned sum.
 template <class X, class Sum>
-void backward_row(const LayerNormBackward& a, int64_t row, float* grad_weight, float* grad_bias, uint16_t* random) {
+void backward_row(const LayerNormBackward& a, int64_t row, float* grad_weight, float* grad_bias) {
   const int64_t width = a.width, at = row * width;
   const X* grad_y = static_cast<const X*>(a.grad_y) + at;
   const Sum* sum = static_cast<const Sum*>(a.sum) + at;
@@ -99,20 +113,22 @@ void backward_row(const LayerNormBackward& a, int64_t row, float* grad_weight, f
   const Sum* grad_sum = a.grad_sum ? static_cast<const Sum*>(a.grad_sum) + at : nullptr;
   Sum* grad_residual = a.grad_residual ? static_cast<Sum*>(a.grad_residual) + at : nullptr;
   X* grad_x = static_cast<X*>(a.grad_x) + at;
-  const bool dropped = a.dropout.threshold != 0;
-  if (dropped) draw_row(a.dropout, row, width, random);
-  for_each_vector(width, [&](int64_t j, auto part) {
+  const auto finish = [&](int /*i*/, int64_t j, auto part, auto drop) {
     const VecF g = load(grad_y + j, part) * load(a.weight + j, part);
     const VecF n = (load(sum + j, part) - mean) * rstd;
     VecF grad = (g - mean_g - n * mean_gn) * rstd;
     if (grad_sum) grad += load(grad_sum + j, part);
     if (grad_residual) store(grad_residual + j, grad, part);
-    store(grad_x + j, dropped ? drop(grad, a.dropout, random + j) : grad, part);
-  });
+    store(grad_x + j, drop(grad), part);
+  };
+  if (a.dropout.threshold)
+    for_each_dropped(a.dropout, row, width, finish);
+  else
+    for_each_vector(width, [&](int64_t j, auto part) { finish(0, j, part, [](VecF x) { return x; }); });
 }
 
 template <class X, class Sum>
-void backward_blocks(const LayerNormBackward& a, int64_t begin, int64_t end, uint16_t* random) {
+void backward_blocks(const LayerNormBackward& a, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; ++block) {
     float* grad_weight = a.grad_weight + block * a.width;
     float* grad_bias = a.grad_bias + block * a.width;
@@ -120,29 +136,27 @@ void backward_blocks(const LayerNormBackward& a, int64_t begin, int64_t end, uin
     std::memset(grad_bias, 0, sizeof(float) * static_cast<uint64_t>(a.width));
     const int64_t first = block * a.rows_per_block;
     const int64_t last = first + a.rows_per_block < a.rows ? first + a.rows_per_block : a.rows;
-    for (int64_t row = first; row < last; ++row) backward_row<X, Sum>(a, row, grad_weight, grad_bias, random);
+    for (int64_t row = first; row < last; ++row) backward_row<X, Sum>(a, row, grad_weight, grad_bias);
   }
 }
 
 }  // namespace
 
-void layer_norm_forward(const LayerNormForward& a, int64_t begin, int64_t end, uint16_t* random) {
+void layer_norm_forward(const LayerNormForward& a, int64_t begin, int64_t end) {
   const bool wide_sum = a.sum_type == Element::float32;
-  if (a.x_type == Element::float32) return forward_rows<float, float>(a, begin, end, random);
+  if (a.x_type == Element::float32) return forward_rows<float, float>(a, begin, end);
   if (a.x_type == Element::bfloat16)
-    return wide_sum ? forward_rows<BFloat16, float>(a, begin, end, random)
-                    : forward_rows<BFloat16, BFloat16>(a, begin, end, random);
-  return wide_sum ? forward_rows<Half, float>(a, begin, end, random) : forward_rows<Half, Half>(a, begin, end, random);
+    return wide_sum ? forward_rows<BFloat16, float>(a, begin, end) : forward_rows<BFloat16, BFloat16>(a, begin, end);
+  return wide_sum ? forward_rows<Half, float>(a, begin, end) : forward_rows<Half, Half>(a, begin, end);
 }
 
-void layer_norm_backward(const LayerNormBackward& a, int64_t begin, int64_t end, uint16_t* random) {
+void layer_norm_backward(const LayerNormBackward& a, int64_t begin, int64_t end) {
   const bool wide_sum = a.sum_type == Element::float32;
-  if (a.x_type == Element::float32) return backward_blocks<float, float>(a, begin, end, random);
+  if (a.x_type == Element::float32) return backward_blocks<float, float>(a, begin, end);
   if (a.x_type == Element::bfloat16)
-    return wide_sum ? backward_blocks<BFloat16, float>(a, begin, end, random)
-                    : backward_blocks<BFloat16, BFloat16>(a, begin, end, random);
-  return wide_sum ? backward_blocks<Half, float>(a, begin, end, random)
-                  : backward_blocks<Half, Half>(a, begin, end, random);
+    return wide_sum ? backward_blocks<BFloat16, float>(a, begin, end)
+                    : backward_blocks<BFloat16, BFloat16>(a, begin, end);
+  return wide_sum ? backward_blocks<Half, float>(a, begin, end) : backward_blocks<Half, Half>(a, begin, end);
 }
 
 }  // namespace FASTSSL_ISA
