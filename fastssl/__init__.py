@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fastssl.allocator import keep_freed_memory
     from fastssl.data.batch import PackedBatch
     from fastssl.data.dataset import PretrainingData
     from fastssl.data.loader import Loader
@@ -43,12 +44,14 @@ __all__ = [
     "Tokenizer",
     "attention",
     "embed",
+    "keep_freed_memory",
     "layer_norm",
     "linear_cross_entropy",
     "preset",
 ]
 
 _HOMES = {
+    "fastssl.allocator": ("keep_freed_memory",),
     "fastssl.data.batch": ("PackedBatch",),
     "fastssl.data.dataset": ("PretrainingData",),
     "fastssl.data.loader": ("Loader",),

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastssl"
 LAYERS = {
+    "allocator": 0,
     "extension": 0,
     "ops": 1,
     "data": 1,

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from fastssl.allocator import keep_freed_memory
 from fastssl.data.loader import Loader
 from fastssl.ops.machine import measured_matmul_flops
 from fastssl.training.checkpoint import checkpoint_to_resume, list_checkpoints
@@ -139,11 +140,14 @@ class Trainer:
     def train(self) -> TrainingResult:
         """Train to the end of the run, or until SIGINT or SIGTERM, and save.
 
+        The process keeps freed memory from then on (see `keep_freed_memory`).
+
         Raises:
             RunDirectoryError: when output_dir is in use or holds another run.
             CheckpointError: when there is no good checkpoint to resume from, or one could not be written.
             NonFiniteError: when a loss or gradient is NaN or infinite; nothing of that step is applied or saved.
         """
+        keep_freed_memory()
         with ExitStack() as stack:
             if self._world.is_main:
                 stack.callback(claim_directory(self._directory, self._say).release)
