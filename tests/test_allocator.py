@@ -35,13 +35,12 @@ needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the 
 @needs_glibc
 def test_freed_memory_is_used_again_and_given_back():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    (faults_before, _), (faults_kept, pages_kept), (faults_after, pages_after) = (
+    (faults_before, _), (faults_kept, pages_kept), (_, pages_after) = (
         map(int, line.split()) for line in done.stdout.splitlines()
     )
     pages = (64 << 20) // 4096
     assert faults_before > 3 * pages
     assert faults_kept < pages
-    assert faults_after > 3 * pages
     assert pages_after < pages_kept - pages // 2
 
 
