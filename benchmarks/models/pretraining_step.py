@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -10,9 +11,11 @@ from benchmarks.comparison import OURS, Comparison
 from benchmarks.limits import LinearShape, sgemm_of
 from benchmarks.models import batches
 from benchmarks.models.training_step import TrainingStep, adamw, assert_same_step, in_turn, loss_of_fastssl, saved
+from benchmarks.own_process import OwnProcess
 from benchmarks.peers import hugging_face, torch_compile
 from benchmarks.suites import Run
-from benchmarks.timing import Effort, timed
+from benchmarks.timing import Effort, Launch, timed
+from fastssl.allocator import keep_freed_memory
 from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_config import BertConfig
@@ -24,6 +27,7 @@ SMALL_EFFORT = Effort(seconds=8.0, min_rounds=4, max_rounds=50, warmup_rounds=1)
 QUICK_EFFORT = Effort(seconds=4.0, min_rounds=3, max_rounds=20, warmup_rounds=1)
 NATURAL_BATCHES = 3
 CHECKED_SEQUENCES = 2
+BATCHES_FILE = "batches.pt"
 
 
 def cases(run: Run) -> Mapping[str, Callable[[], Comparison]]:
@@ -62,8 +66,8 @@ def comparison(
 ) -> Comparison:
     """Compare the step of a preset with Hugging Face eager and the fused AdamW that its Trainer takes.
 
-    Every contender has its own copy of the same weights and takes the same batches in the same order. Hugging Face
-    pads each batch to its longest sequence.
+    Every contender lives in a process of its own, with its own copy of the same weights, and takes the same batches in
+    the same order. Hugging Face pads each batch to its longest sequence.
 
     Args:
         preset_name: of the model.
@@ -73,36 +77,48 @@ def comparison(
         compiled: whether Hugging Face through torch.compile is a peer too.
     """
     packed = source()
-    padded = [hugging_face.inputs(batch) for batch in packed]
     torch.manual_seed(0)
     config = preset(preset_name)
-    model = BertForMaskedLM(config).train()
-    steps = {OURS: TrainingStep(model, loss_of_fastssl, in_turn(packed), adamw(model, fused=True))}
+    model = BertForMaskedLM(config)
     with saved(model) as directory:
-
-        def step_of_hugging_face(loss: Callable, *, fused_adamw: bool) -> TrainingStep:
-            peer = hugging_face.load(directory)
-            return TrainingStep(peer, loss, in_turn(padded), adamw(peer, fused=fused_adamw))
-
+        torch.save(packed, directory / BATCHES_FILE)
+        peers = {"HF eager, fused AdamW": partial(step_of_hugging_face, fused_adamw=True)}
         if plain_adamw:
-            steps["HF eager, plain AdamW"] = step_of_hugging_face(hugging_face.loss, fused_adamw=False)
-        steps["HF eager, fused AdamW"] = step_of_hugging_face(hugging_face.loss, fused_adamw=True)
+            peers = {"HF eager, plain AdamW": partial(step_of_hugging_face, fused_adamw=False)} | peers
         if compiled:
-            loss = torch_compile.compiled(hugging_face.loss)
-            steps["HF compiled, fused AdamW"] = step_of_hugging_face(loss, fused_adamw=True)
+            peers["HF compiled, fused AdamW"] = partial(step_of_hugging_face, fused_adamw=True, through_compiler=True)
+        contenders = {
+            name: OwnProcess(partial(build, directory)) for name, build in ({OURS: step_of_fastssl} | peers).items()
+        }
 
     def check() -> None:
         with saved(model) as directory:
             assert_same_step(directory, batches.first_sequences(packed[0], CHECKED_SEQUENCES))
 
     return Comparison(
-        contenders={name: timed(step) for name, step in steps.items()},
+        contenders=contenders,
         check=check,
         work=sum(useful_flops(config, batch) for batch in packed) / len(packed),
         unit="FLOP",
         limit=sgemm_of(linear_shapes(config, packed)),
         effort=effort,
     )
+
+
+def step_of_fastssl(directory: Path) -> Launch:
+    """Return our step from the weights and batches of a directory, in a process that keeps its memory as ours do."""
+    keep_freed_memory()
+    model = BertForMaskedLM.from_pretrained(directory).train()
+    packed = torch.load(directory / BATCHES_FILE, weights_only=False)
+    return timed(TrainingStep(model, loss_of_fastssl, in_turn(packed), adamw(model, fused=True)))
+
+
+def step_of_hugging_face(directory: Path, *, fused_adamw: bool, through_compiler: bool = False) -> Launch:
+    """Return Hugging Face's step on the same batches, padded."""
+    model = hugging_face.load(directory)
+    padded = [hugging_face.inputs(batch) for batch in torch.load(directory / BATCHES_FILE, weights_only=False)]
+    loss = torch_compile.compiled(hugging_face.loss) if through_compiler else hugging_face.loss
+    return timed(TrainingStep(model, loss, in_turn(padded), adamw(model, fused=fused_adamw)))
 
 
 def useful_flops(config: BertConfig, batch: PackedBatch) -> float:
