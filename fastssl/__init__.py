@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastssl.ops.attention.api import attention
     from fastssl.ops.layer_norm.api import layer_norm
     from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
+    from fastssl.tasks.classification import Classifier
     from fastssl.tasks.embedding import SentenceEmbedder, embed
     from fastssl.tasks.fill_mask import FillMask
 
@@ -34,6 +35,7 @@ __all__ = [
     "BertForPreTraining",
     "BertForSequenceClassification",
     "BertModel",
+    "Classifier",
     "FillMask",
     "Loader",
     "ObjectiveConfig",
@@ -66,6 +68,7 @@ _HOMES = {
     "fastssl.ops.layer_norm.api": ("layer_norm",),
     "fastssl.ops.linear_cross_entropy.api": ("linear_cross_entropy",),
     "fastssl.tasks.embedding": ("SentenceEmbedder", "embed"),
+    "fastssl.tasks.classification": ("Classifier",),
     "fastssl.tasks.fill_mask": ("FillMask",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -12,6 +12,9 @@ from fastssl.cli.verbs import Verb, dispatch
 VERBS = {
     "demo": Verb("fastssl.cli.demo", "the whole way in five minutes, on text that every Python carries"),
     "pretrain": Verb("fastssl.cli.pretrain", "pretrain a model on text, resumably"),
+    "finetune": Verb("fastssl.cli.finetune", "teach a pretrained model a task from labelled examples"),
+    "evaluate": Verb("fastssl.cli.evaluate", "measure a fine-tuned model on labelled examples"),
+    "predict": Verb("fastssl.cli.predict", "what a fine-tuned model makes of texts, with probabilities"),
     "fill-mask": Verb("fastssl.cli.fill_mask", "the likeliest tokens for every mask of a text"),
     "embed": Verb("fastssl.cli.embed", "a vector for every line of a file"),
     "info": Verb("fastssl.cli.info", "parameters, FLOPs and memory of a model directory or preset"),

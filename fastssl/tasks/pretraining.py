@@ -18,9 +18,9 @@ from fastssl.models.bert import BertForMaskedLM, BertForPreTraining
 from fastssl.models.cost import flops_per_token, num_parameters, training_memory_bytes
 from fastssl.models.presets import preset
 from fastssl.tasks.pretraining_config import CorpusConfig, PretrainingConfig
-from fastssl.training import ModelCost, RunDirectoryError, Trainer, TrainingResult
-from fastssl.training.checkpoint import list_checkpoints
+from fastssl.training import ModelCost, Trainer, TrainingResult
 from fastssl.training.distributed import World
+from fastssl.training.run_directory import check_output_directory
 
 BertForPretraining = BertForMaskedLM | BertForPreTraining
 _TOKENIZER_TRAINING_CHARACTERS = 200_000_000
@@ -91,14 +91,8 @@ def prepare_pretraining(
         ValueError: for settings that do not fit each other, the text, or the model.
         RunDirectoryError: when the output directory holds checkpoints and the run is not to be resumed.
     """
-    output_dir, resuming = Path(config.training.output_dir), config.training.resume_from_checkpoint is not None
-    if output_dir.exists() and not output_dir.is_dir():
-        raise RunDirectoryError(f"output_dir {output_dir} is a file; expected a directory, which is made where missing")
-    if not resuming and (checkpoints := list_checkpoints(output_dir)):
-        raise RunDirectoryError(
-            f"output_dir {output_dir} already holds a run with {len(checkpoints)} checkpoints; "
-            "go on with --resume-from-checkpoint last, or choose another output_dir"
-        )
+    output_dir = Path(config.training.output_dir)
+    check_output_directory(config.training)
     torch.manual_seed(config.training.seed)
     model = _published_model(config)
     world = World.join(torch.device("cpu"))

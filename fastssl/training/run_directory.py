@@ -56,6 +56,22 @@ class DirectoryLock:
         os.close(self._descriptor)
 
 
+def check_output_directory(config: TrainingConfig) -> None:
+    """Refuse, before anything is prepared, an output directory in which the run could not start.
+
+    Raises:
+        RunDirectoryError: when it is a file, or holds checkpoints and the run is not to be resumed.
+    """
+    directory = Path(config.output_dir)
+    if directory.exists() and not directory.is_dir():
+        raise RunDirectoryError(f"output_dir {directory} is a file; expected a directory, which is made where missing")
+    if config.resume_from_checkpoint is None and (checkpoints := list_checkpoints(directory)):
+        raise RunDirectoryError(
+            f"output_dir {directory} already holds a run with {len(checkpoints)} checkpoints; "
+            "go on with --resume-from-checkpoint last, or choose another output_dir"
+        )
+
+
 def claim_directory(path: Path, say: Callable[[str], None]) -> DirectoryLock:
     """Make the directory where it is missing, lock it, and delete what a killed save left in it."""
     path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,55 @@
+"""``fastssl evaluate``: how good a fine-tuned model is on labelled examples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastssl.cli.flags import parse_flags
+from fastssl.tasks.classification import Classifier
+from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags:
+    """Measure a fine-tuned model on labelled examples.
+
+    One of two classes: accuracy, F1 of the second, Matthews' correlation; of more: macro F1. Several classes at once:
+    accuracy (all right), micro and macro F1. Regression: Pearson's and Spearman's correlation.
+
+    Examples:
+      fastssl evaluate --model runs/sentiment --eval-file dev.tsv
+      fastssl evaluate --model runs/sentiment --eval-file test.csv --text-column review --label-column stars --json
+    """
+
+    model: Path
+    """Directory of a fine-tuned model."""
+    eval_file: Path
+    """File to measure on: .tsv, .csv or .jsonl."""
+    columns: ColumnConfig = field(default_factory=ColumnConfig)
+    """Which columns are meant."""
+    max_seq_length: int | None = None
+    """Longer texts are cut, in tokens; None: where they were cut in training."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print the figures of a model on a file."""
+    flags = parse_flags(EvaluateFlags, arguments, program="fastssl evaluate")
+    examples = read_labelled_texts(flags.eval_file, flags.columns)
+    figures = Classifier.load(flags.model, max_seq_length=flags.max_seq_length).evaluate(examples)
+    if flags.json:
+        print(json.dumps({"examples": len(examples), **figures}, indent=2))
+        return 0
+    table = Table("figure", "value", box=None, pad_edge=False, header_style="dim")
+    table.columns[1].justify = "right"
+    table.add_row("examples", f"{len(examples):,}")
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}")
+    Console(highlight=False).print(table)
+    return 0

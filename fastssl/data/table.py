@@ -1,0 +1,127 @@
+"""Tables of texts and labels: tab-separated, comma-separated, or one JSON object a line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastssl.data.bytes_of_file import read_lines
+
+_COMPRESSED = (".gz", ".zst")
+_CSV_FIELD_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A file's columns by name, and the line that each row begins at."""
+
+    path: Path
+    """The file."""
+    columns: dict[str, list[Any]]
+    """Name -> one value a row: strings, and for JSON whatever the value is; None where an object lacks the key."""
+    lines: list[int]
+    """Line number of each row, from 1."""
+
+    def place(self, row: int) -> str:
+        """Return where a row stands, for errors."""
+        return f"{self.path}, line {self.lines[row]}"
+
+
+def read_table(path: str | Path) -> Table:
+    r"""Read a .tsv, .csv or .jsonl file, also with .gz or .zst behind it.
+
+    A .tsv file (or .txt) has a header, fields between tabs, and no quoting, as the files of GLUE; a .csv file has a
+    header and the quoting of spreadsheets; a .jsonl file has one object a line. Blank lines are passed over.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Another kind of file, no rows, bytes that are not UTF-8, a row with fewer or more fields than the
+            header, or a line that is not a JSON object; with the number of the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; expected a table, .tsv, .csv or .jsonl")
+    endings = [ending.lower() for ending in path.suffixes]
+    while endings and endings[-1] in _COMPRESSED:
+        endings.pop()
+    match endings[-1:]:
+        case [".tsv" | ".txt" | ".tab"]:
+            table = _from_rows(path, _tab_separated(path))
+        case [".csv"]:
+            table = _from_rows(path, _comma_separated(path))
+        case [".jsonl" | ".ndjson"]:
+            table = _from_objects(path)
+        case _:
+            raise ValueError(f"{path} has an unknown ending; expected .tsv, .csv or .jsonl (.gz or .zst of them too)")
+    if not table.lines:
+        raise ValueError(f"{path} has no rows; expected at least one example")
+    return table
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    for number, (_, line) in enumerate(read_lines(path, lambda _: None), start=1):
+        try:
+            yield number, line.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not UTF-8 ({error}); save the file as UTF-8") from error
+
+
+def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    return ((number, line.split("\t")) for number, line in _numbered_lines(path) if line.strip())
+
+
+def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(_CSV_FIELD_LIMIT)
+    reader = csv.reader((line + "\n" for _, line in _numbered_lines(path)), strict=True)
+    while True:
+        begins = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {begins}: {error}; is a quotation mark missing?") from error
+        if row is None:
+            return
+        if row:
+            yield begins, row
+
+
+def _from_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Table:
+    _, header = next(rows, (0, []))
+    names = [name.strip() for name in header]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"{path}: the header names a column twice: {', '.join(names)}; every column needs its own name"
+        )
+    values: list[list[str]] = []
+    lines: list[int] = []
+    for number, row in rows:
+        if len(row) != len(names):
+            raise ValueError(
+                f"{path}, line {number}: {len(row)} fields, but the header has {len(names)} ({', '.join(names)})"
+            )
+        values.append(row)
+        lines.append(number)
+    columns = zip(*values, strict=True) if values else [()] * len(names)
+    return Table(path=path, columns={n: list(c) for n, c in zip(names, columns, strict=True)}, lines=lines)
+
+
+def _from_objects(path: Path) -> Table:
+    objects: list[dict[str, Any]] = []
+    lines: list[int] = []
+    for number, line in _numbered_lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(value).__name__}")
+        objects.append(value)
+        lines.append(number)
+    names = dict.fromkeys(name for value in objects for name in value)
+    return Table(path=path, columns={n: [value.get(n) for value in objects] for n in names}, lines=lines)

@@ -1,0 +1,102 @@
+"""What a fine-tuning run is asked to do; the command line shows the fields as flat flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fastssl.models.bert_config import ProblemType
+from fastssl.tasks.labelled_texts import ColumnConfig
+from fastssl.training import TrainingConfig
+
+TaskName = Literal["classification"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplesConfig:
+    """The labelled examples."""
+
+    train_file: Path
+    """File to train on: .tsv, .csv or .jsonl, with a header or keys."""
+    eval_file: Path | None = None
+    """File to measure on; the weights that do best on it are kept."""
+    columns: ColumnConfig = field(default_factory=ColumnConfig)
+    """Which columns are meant."""
+    max_seq_length: int | None = None
+    """Longer texts are cut (the longer one of a pair first), in tokens; None: at the model's positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """What to start from."""
+
+    model: str
+    """Directory of a pretrained model, or the name of a preset such as bert-mini, which starts from random weights."""
+    tokenizer: Path | None = None
+    """Tokenizer for a preset; None trains one on the training texts."""
+    from_scratch: bool = False
+    """Take the shape and the tokenizer of the directory, but random weights: what was pretraining worth?"""
+    fresh_head: bool = False
+    """Start a new head, where the model has one that was trained for other labels."""
+    problem_type: ProblemType | None = None
+    """What labels are; None tells it from the file: lists are several classes at once, decimal numbers regression."""
+    dropout: float | None = None
+    """Dropout of hidden states, attention and head; None keeps the model's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """What is trained, and how fast."""
+
+    per_device_train_batch_size: int = 32
+    """Sequences per batch."""
+    frozen_layers: int = 0
+    """Keep the embeddings and so many of the lowest blocks as they are."""
+    layerwise_lr_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one below it; the head has the full one."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: classes count alike in the loss, however rare they are."""
+
+    def __post_init__(self) -> None:
+        if self.per_device_train_batch_size < 1:
+            raise ValueError(f"per_device_train_batch_size must be at least 1, got {self.per_device_train_batch_size}")
+        if self.frozen_layers < 0:
+            raise ValueError(f"frozen_layers must be at least 0, got {self.frozen_layers}")
+        if not 0 < self.layerwise_lr_decay <= 1:
+            raise ValueError(f"layerwise_lr_decay must be above 0 and at most 1, got {self.layerwise_lr_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningTrainingConfig(TrainingConfig):
+    """Settings of training with the defaults of fine-tuning: an evaluation per epoch, the best checkpoint kept."""
+
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    adam_epsilon: float = 1e-8
+    """Term added to AdamW's denominator."""
+    logging_steps: int = 50
+    """Steps between two lines of metrics."""
+    save_total_limit: int | None = 1
+    """Number of checkpoints to keep beside the best one, the newest; None keeps all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningConfig:
+    """A fine-tuning run."""
+
+    task: TaskName = "classification"
+    """classification: a class, several of them, or a number for a text or a pair."""
+    examples: ExamplesConfig
+    """The labelled examples."""
+    start: StartConfig
+    """What to start from."""
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """What is trained, and how fast."""
+    training: FinetuningTrainingConfig
+    """Length, optimizer, schedule, checkpoints, reports."""
+
+    def __post_init__(self) -> None:
+        training = self.training
+        if self.examples.eval_file is None and (training.metric_for_best_model or training.eval_strategy != "auto"):
+            raise ValueError("metric_for_best_model and eval_strategy need held-out examples; give an eval_file")

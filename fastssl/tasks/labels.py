@@ -1,0 +1,143 @@
+"""Labels: from the spelling of a file to the numbers of a head, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastssl.models.bert_config import ProblemType, default_label_names
+
+_NAMES_SHOWN = 20
+Place = Callable[[int], str]
+"""Row -> where it stands, for errors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSet:
+    """What a head tells apart."""
+
+    names: tuple[str, ...]
+    """One for each number that the head gives; a single one for regression."""
+    problem_type: ProblemType
+    """Whether a text has one of them, several, or a value."""
+
+    @classmethod
+    def of(cls, labels: Sequence[Any], place: Place, problem_type: ProblemType | None = None) -> LabelSet:
+        """Return the labels of a training file: names in alphabetical order, numbers in theirs.
+
+        Args:
+            labels: as the file spells them: text, numbers, or lists of them (several classes at once).
+            place: says where a row stands.
+            problem_type: None tells it from the labels: lists mean several classes at once; numbers of which one has a
+                decimal point mean regression; all else is one class a text.
+
+        Raises:
+            ValueError: for a row without label, a label that is no number in regression, or one class only.
+        """
+        kind = problem_type or _kind_of(labels)
+        if kind == "regression":
+            for row, label in enumerate(labels):
+                _number(label, place, row)
+            return cls(names=default_label_names(1), problem_type=kind)
+        found = {name for row, label in enumerate(labels) for name in _names(label, kind, place, row)}
+        names = tuple(sorted(found, key=_order))
+        if len(names) < 2:
+            raise ValueError(
+                f"all labels are {', '.join(names) or 'empty'}: a classifier needs at least two classes to tell apart"
+            )
+        return cls(names=names, problem_type=kind)
+
+    def encode(self, labels: Sequence[Any], place: Place) -> Tensor:
+        """Return (B) int64 classes, (B, C) float of zeros and ones, or (B) float values.
+
+        A head whose labels have no names of their own (LABEL_0, LABEL_1, ...) takes their numbers.
+
+        Raises:
+            ValueError: for a label that the head does not know, or that is none.
+        """
+        if self.problem_type == "regression":
+            return torch.tensor([_number(label, place, row) for row, label in enumerate(labels)])
+        numbers = {name: number for number, name in enumerate(self.names)}
+        if self.names == default_label_names(len(self.names)):
+            numbers |= {str(number): number for number in range(len(self.names))}
+        rows = [
+            [self._number_of(name, numbers, place, row) for name in _names(label, self.problem_type, place, row)]
+            for row, label in enumerate(labels)
+        ]
+        if self.problem_type == "single_label_classification":
+            return torch.tensor([row[0] for row in rows])
+        several = torch.zeros(len(rows), len(self.names))
+        for target, row in zip(several, rows, strict=True):
+            target[row] = 1.0
+        return several
+
+    def balanced_weights(self, labels: Tensor) -> list[float]:
+        """Return n / (C n_c) for each class c of (n) classes: rare classes count as much as frequent ones."""
+        counts = torch.bincount(labels, minlength=len(self.names))
+        return (len(labels) / (len(self.names) * counts.clamp(min=1))).tolist()
+
+    def _number_of(self, name: str, numbers: dict[str, int], place: Place, row: int) -> int:
+        if name not in numbers:
+            more = "" if len(self.names) <= _NAMES_SHOWN else f" and {len(self.names) - _NAMES_SHOWN} more"
+            raise ValueError(
+                f"{place(row)}: the label {name!r} is not one that the model knows: "
+                f"{', '.join(self.names[:_NAMES_SHOWN])}{more}"
+            )
+        return numbers[name]
+
+
+def spelled(label: Any) -> str:
+    """Return a label as text: 1 and 1.0 are "1", true is "true"."""
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    return str(label).strip()
+
+
+def _kind_of(labels: Iterable[Any]) -> ProblemType:
+    labels = list(labels)
+    if any(isinstance(label, list) for label in labels):
+        return "multi_label_classification"
+    values = [_as_number(label) for label in labels]
+    if None not in values and any(isinstance(label, float) or "." in str(label) for label in labels):
+        return "regression"
+    return "single_label_classification"
+
+
+def _names(label: Any, kind: ProblemType, place: Place, row: int) -> list[str]:
+    several = kind == "multi_label_classification"
+    if isinstance(label, list) and not several:
+        raise ValueError(f"{place(row)}: expected one label, got the list {label}")
+    names = [spelled(name) for name in (label if isinstance(label, list) else [label])]
+    if label is None or not all(names):
+        raise ValueError(f"{place(row)}: there is no label")
+    return names
+
+
+def _number(label: Any, place: Place, row: int) -> float:
+    value = _as_number(label)
+    if value is None:
+        raise ValueError(f"{place(row)}: regression needs a number as label, got {label!r}")
+    return value
+
+
+def _as_number(label: Any) -> float | None:
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
+        return None
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _order(name: str) -> tuple[int, float, str]:
+    """Sort numbers by their value, before all other names."""
+    value = _as_number(name)
+    return (1, 0.0, name) if value is None else (0, value, name)

@@ -1,0 +1,83 @@
+"""The verbs `finetune`, `evaluate` and `predict`, as a person calls them."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from fastssl.cli.main import main
+from tests.tasks.test_finetuning import pretrained, write_examples  # noqa: F401
+
+SIZES = ["--per-device-train-batch-size", "8", "--learning-rate", "3e-3", "--num-threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def run(pretrained, tmp_path_factory) -> Path:  # noqa: F811
+    """A directory of a fine-tuned model, with its files beside it."""
+    folder = tmp_path_factory.mktemp("finetune")
+    train, dev = (str(write_examples(folder / f"{name}.tsv", seed=i)) for i, name in enumerate(("train", "dev")))
+    files = ["--train-file", train, "--eval-file", dev, "--output-dir", str(folder / "run")]
+    assert main(["finetune", "--task", "classification", "--model", str(pretrained), *files, *SIZES]) == 0
+    return folder / "run"
+
+
+def test_finetune_says_how_to_go_on_and_leaves_the_curves(pretrained, tmp_path, capsys):  # noqa: F811
+    train = str(write_examples(tmp_path / "train.tsv", header="sentence1\tsentence2\tlabel"))
+    arguments = ["--model", str(pretrained), "--train-file", train, "--max-steps", "2", *SIZES]
+    assert main(["finetune", *arguments, "--output-dir", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr()
+    assert "fastssl predict --model" in told.out and "and the second one" in told.out
+    assert "a new head" in told.err and (tmp_path / "run" / "curves.png").is_file()
+
+
+def test_evaluate(run, capsys):
+    dev = str(run.parent / "dev.tsv")
+    assert main(["evaluate", "--model", str(run), "--eval-file", dev, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["examples"] == 400 and figures["accuracy"] > 0.9
+    assert main(["evaluate", "--model", str(run), "--eval-file", dev]) == 0
+    assert f"{figures['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_predict_a_text_and_a_pair(run, capsys):
+    assert main(["predict", "--model", str(run), "this is very good"]) == 0
+    assert "positive" in capsys.readouterr().out.splitlines()[1].split()[0]
+    assert main(["predict", "--model", str(run), "this is very", "good", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pair"] == "good" and sum(found["probabilities"].values()) == pytest.approx(1)
+
+
+def test_predict_a_file_and_standard_input_in_order(run, capsys, monkeypatch):
+    dev = run.parent / "dev.tsv"
+    assert main(["predict", "--model", str(run), "--file", str(dev), "--json"]) == 0
+    of_file = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    texts = [line.split("\t")[0] for line in dev.read_text().splitlines()[1:]]
+    assert [one["text"] for one in of_file] == texts
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts) + "\n"))
+    monkeypatch.setattr("fastssl.cli.predict._AT_ONCE", 7)
+    assert main(["predict", "--model", str(run), "--json"]) == 0
+    of_input = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["label"] for one in of_input] == [one["label"] for one in of_file]
+    monkeypatch.setattr("sys.stdin", io.StringIO("a film\tgood\n\tbad\n"))
+    assert main(["predict", "--model", str(run), "--json"]) == 0
+    assert [json.loads(line)["pair"] for line in capsys.readouterr().out.splitlines()] == ["good", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["predict", "a", "b", "c"], "", "expected one text or a pair, got 3"),
+        (["predict", "a", "--file", "x.tsv"], "", "both given"),
+        (["predict"], "", "there is no text"),
+        (["predict"], "a\tb\nc\n", "line 2: expected a pair"),
+        (["predict", "--file", "nowhere.tsv"], "", "nowhere.tsv is not a file"),
+        (["evaluate", "--eval-file", "{dev}", "--label-column", "stars"], "", "no column 'stars'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run, capsys, monkeypatch, arguments, stdin, message):
+    monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    verb, *rest = (argument.replace("{dev}", str(run.parent / "dev.tsv")) for argument in arguments)
+    assert main([verb, "--model", str(run), *rest]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastssl: error:")]
+    assert len(error) == 1 and message in error[0]
