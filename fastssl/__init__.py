@@ -67,8 +67,8 @@ _HOMES = {
     "fastssl.ops.attention.api": ("attention",),
     "fastssl.ops.layer_norm.api": ("layer_norm",),
     "fastssl.ops.linear_cross_entropy.api": ("linear_cross_entropy",),
-    "fastssl.tasks.embedding": ("SentenceEmbedder", "embed"),
     "fastssl.tasks.classification": ("Classifier",),
+    "fastssl.tasks.embedding": ("SentenceEmbedder", "embed"),
     "fastssl.tasks.fill_mask": ("FillMask",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
