@@ -12,6 +12,7 @@
 #include <new>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace fastssl {
@@ -33,6 +34,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kGrain = 1 << 19;  // multiplications that are worth a thread
 constexpr int64_t kItemsPerThread = 4;
+constexpr int64_t kGroupsPerThread = 16;
 
 Storage storage_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -116,11 +118,37 @@ struct AlignedDelete {
   }
 };
 
-// work(index, scratch) for each index of [0, count), each taken by the next free worker.
-template <class Work>
-void run(int64_t count, int64_t multiplications, int64_t scratch_floats, const Work& work) {
-  const int64_t useful = std::min<int64_t>({torch::stable::get_num_threads(), count, 1 + multiplications / kGrain});
-  std::atomic<int64_t> next{0};
+// Items in groups: one worker takes a group and computes its items in order.
+struct Plan {
+  std::vector<Item> items;
+  std::vector<size_t> ends;  // of the groups, in items
+};
+
+// Groups neighbouring items: heads of one sequence share the pages and, where rows are short, the lines of memory.
+Plan in_groups(std::vector<Item> items) {
+  const auto cost = [&](const Item& item) { return item.num_keys * (item.query_end - item.query_begin) + 1; };
+  int64_t total = 0, group = 0;
+  for (const Item& item : items) total += cost(item);
+  const int64_t limit = total / (kGroupsPerThread * torch::stable::get_num_threads());
+  Plan plan{std::move(items), {}};
+  for (size_t i = 0; i < plan.items.size(); ++i) {
+    group += cost(plan.items[i]);
+    if (i + 1 == plan.items.size() || group + cost(plan.items[i + 1]) > limit) {
+      plan.ends.push_back(i + 1);
+      group = 0;
+    }
+  }
+  return plan;
+}
+
+// kernel(args, item, next, scratch) for every item, each group taken by the next free worker.
+template <class Kernel>
+void run(const Plan& plan, const Arguments& args, int64_t multiplications, int64_t scratch_floats, Kernel kernel) {
+  const auto groups = static_cast<int64_t>(plan.ends.size());
+  const int64_t useful = std::min<int64_t>({torch::stable::get_num_threads(), groups, 1 + multiplications / kGrain});
+  // Where there are few groups left for each worker, one that takes its next early may keep others waiting.
+  const bool early = groups >= kItemsPerThread * useful;
+  std::atomic<int64_t> next_group{0};
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, useful, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
@@ -130,7 +158,15 @@ void run(int64_t count, int64_t multiplications, int64_t scratch_floats, const W
         out_of_memory = true;
         return;
       }
-      for (int64_t index = next++; index < count; index = next++) work(index, scratch.get());
+      const Item* const items = plan.items.data();
+      const auto first = [&](int64_t g) { return g == 0 ? 0 : plan.ends[g - 1]; };
+      for (int64_t group = next_group++; group < groups;) {
+        const size_t last = plan.ends[group] - 1;
+        for (size_t i = first(group); i < last; ++i) kernel(args, items[i], &items[i + 1], scratch.get());
+        const int64_t following = early ? next_group++ : groups;
+        kernel(args, items[last], following < groups ? &items[first(following)] : nullptr, scratch.get());
+        group = early ? following : next_group++;
+      }
     }
   });
   STD_TORCH_CHECK(!out_of_memory, "attention: no memory for ", scratch_floats * 4, " bytes of scratch");
@@ -227,10 +263,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_in, const Tensor& k_in, const
       }
     }
   }
-  const auto kernel = FASTSSL_KERNEL(attention_forward);
-  run(static_cast<int64_t>(items.size()), multiplications(sequences, heads, args.width),
-      forward_scratch(args.width, longest_keys(sequences)),
-      [&](int64_t index, float* scratch) { kernel(args, items[index], scratch); });
+  run(in_groups(std::move(items)), args, multiplications(sequences, heads, args.width),
+      forward_scratch(args.width, longest_keys(sequences)), FASTSSL_KERNEL(attention_forward));
   return {out, lse};
 }
 
@@ -299,15 +333,23 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const Opt
   // Sequences that share a bias add to the same gradient: one worker then takes them all, in order.
   const int64_t count = static_cast<int64_t>(sequences.size());
   const bool shared = bias_needs_grad && bias->dim() == 3;
-  const auto kernel = FASTSSL_KERNEL(attention_backward);
-  run(shared ? key_heads : count * key_heads, multiplications(sequences, heads, args.width),
-      backward_scratch(args.width, longest_keys(sequences)), [&](int64_t index, float* scratch) {
-        for (int64_t i = 0; i < (shared ? count : 1); ++i) {
-          Item item = sequences[shared ? i : index / key_heads];
-          item.head = shared ? index : index % key_heads;
-          kernel(args, item, scratch);
-        }
-      });
+  Plan plan;
+  if (shared) {
+    for (int64_t head = 0; head < key_heads; ++head) {
+      for (Item item : sequences) {
+        item.head = head;
+        plan.items.push_back(item);
+      }
+      if (count > 0) plan.ends.push_back(plan.items.size());
+    }
+  } else {
+    std::vector<Item> items;
+    for (Item item : sequences)
+      for (item.head = 0; item.head < key_heads; ++item.head) items.push_back(item);
+    plan = in_groups(std::move(items));
+  }
+  run(plan, args, multiplications(sequences, heads, args.width), backward_scratch(args.width, longest_keys(sequences)),
+      FASTSSL_KERNEL(attention_backward));
   return {g.first, g.second, grad_bias};
 }
 

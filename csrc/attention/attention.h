@@ -66,7 +66,10 @@ int64_t backward_scratch(int64_t width, int64_t num_keys);
 
 }  // namespace attention
 
-FASTSSL_DECLARE_KERNEL(void, attention_forward, const attention::Arguments&, const attention::Item&, float* scratch)
-FASTSSL_DECLARE_KERNEL(void, attention_backward, const attention::Arguments&, const attention::Item&, float* scratch)
+// `next` is what the same worker will compute after this item, so that its rows can be fetched meanwhile; may be null.
+FASTSSL_DECLARE_KERNEL(void, attention_forward, const attention::Arguments&, const attention::Item&,
+                       const attention::Item* next, float* scratch)
+FASTSSL_DECLARE_KERNEL(void, attention_backward, const attention::Arguments&, const attention::Item&,
+                       const attention::Item* next, float* scratch)
 
 }  // namespace fastssl

@@ -121,7 +121,7 @@ void add_grad_bias(const Scratch& s, const Arguments& args, const Item& item, co
     }
 }
 
-void backward_tile(const Scratch& s, const Arguments& args, const Item& item, Tile tile) {
+void backward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const Item& item, Tile tile) {
   const int64_t columns = attention::padded(args.width);
   load_queries(s, args, item, tile);
   const KeyRange visible = visible_keys(args, item, tile.query, tile.num_queries);
@@ -130,30 +130,61 @@ void backward_tile(const Scratch& s, const Arguments& args, const Item& item, Ti
   for (tile.key = visible.begin; tile.key < visible.end; tile.key += kKeyTile) {
     tile.num_keys = visible.end - tile.key < kKeyTile ? visible.end - tile.key : kKeyTile;
     const int64_t loaded = tile.key * columns;
-    compute_scores(s.scores, args, item, tile, s.keys + loaded, s.queries_transposed, s.bias);
-    product(s.grad_scores, tile.lanes, s.values + loaded, columns, s.grad_out_transposed, tile.lanes, tile.num_keys,
-            tile.lanes, args.width, 1.0f, false);
+    compute_scores(ahead, s.scores, args, item, tile, s.keys + loaded, s.queries_transposed, s.bias);
+    product(ahead, s.grad_scores, tile.lanes, s.values + loaded, columns, s.grad_out_transposed, tile.lanes,
+            tile.num_keys, tile.lanes, args.width, 1.0f, false);
     for (int64_t i = tile.num_keys * tile.lanes; i % (kRowGroup * tile.lanes) != 0; i += kLanes)
       store(s.grad_scores + i, VecF{});
     if (args.dropout.threshold)
       differentiate<true>(s, args, item, tile);
     else
       differentiate<false>(s, args, item, tile);
-    product(s.grad_values + loaded, columns, s.scores, tile.lanes, s.grad_out, columns, tile.num_keys, columns,
+    product(ahead, s.grad_values + loaded, columns, s.scores, tile.lanes, s.grad_out, columns, tile.num_keys, columns,
             tile.num_queries, 1.0f, true);
-    product(s.grad_keys + loaded, columns, s.grad_scores, tile.lanes, s.queries, columns, tile.num_keys, columns,
+    product(ahead, s.grad_keys + loaded, columns, s.grad_scores, tile.lanes, s.queries, columns, tile.num_keys, columns,
             tile.num_queries, 1.0f, true);
-    product_transposed(s.grad_queries, columns, s.grad_scores, tile.lanes, s.keys + loaded, columns, tile.num_queries,
-                       columns, tile.num_keys, 1.0f, tile.key > visible.begin);
+    product_transposed(ahead, s.grad_queries, columns, s.grad_scores, tile.lanes, s.keys + loaded, columns,
+                       tile.num_queries, columns, tile.num_keys, 1.0f, tile.key > visible.begin);
     if (args.grad_bias.data) add_grad_bias(s, args, item, tile);
   }
   store_rows(args.storage, args.grad_q, args.grad_q.offset(item.sequence, item.q_row + tile.query, tile.head),
              s.grad_queries, tile.num_queries, args.width, args.scale, nullptr);
 }
 
+// The queries, outputs and their gradients of a tile.
+void want_queries(Ahead& ahead, const Arguments& args, const Item& item, int64_t query, int64_t head) {
+  const int64_t step = query_tile(args, item), left = item.num_queries - query, count = left < step ? left : step;
+  const Rows* const wanted[] = {&args.q, &args.grad_out, &args.out};
+  for (const Rows* rows : wanted) ahead.add(*rows, rows->offset(item.sequence, item.q_row + query, head), count);
+}
+
+void want_keys(Ahead& ahead, const Rows& first, const Rows& second, const Item& item) {
+  ahead.add(first, first.offset(item.sequence, item.k_row, item.head), item.num_keys);
+  ahead.add(second, second.offset(item.sequence, item.k_row, item.head), item.num_keys);
+}
+
+// What will be wanted after a tile: its own gradients, and the queries of the next tile or all of the next item.
+void look_ahead(Ahead& ahead, const Arguments& args, const Item& item, const Item* next, const Tile& tile) {
+  const int64_t columns = attention::padded(args.width), after = tile.query + tile.num_queries;
+  ahead.begin(args.storage, args.width, (2 * tile.lanes + 3 * tile.num_queries) / kLanes * item.num_keys * columns);
+  ahead.add(args.grad_q, args.grad_q.offset(item.sequence, item.q_row + tile.query, tile.head), tile.num_queries);
+  if (after < item.num_queries) {
+    want_queries(ahead, args, item, after, tile.head);
+  } else if (tile.head + 1 < (item.head + 1) * args.heads_per_key) {
+    want_queries(ahead, args, item, 0, tile.head + 1);
+  } else {
+    if (next) {
+      want_keys(ahead, args.k, args.v, *next);
+      want_queries(ahead, args, *next, 0, next->head * args.heads_per_key);
+    }
+    want_keys(ahead, args.grad_k, args.grad_v, item);
+  }
+}
+
 }  // namespace
 
-void attention_backward(const Arguments& args, const Item& item, float* memory) {
+void attention_backward(const Arguments& args, const Item& item, const Item* next, float* memory) {
+  Ahead ahead;
   const Scratch s(memory, args.width, item.num_keys);
   const size_t bytes = sizeof(float) * static_cast<size_t>(item.num_keys * attention::padded(args.width));
   load_rows(s.keys, args.storage, args.k, args.k.offset(item.sequence, item.k_row, item.head), item.num_keys,
@@ -166,7 +197,9 @@ void attention_backward(const Arguments& args, const Item& item, float* memory) 
   for (int64_t i = 0; i < args.heads_per_key; ++i) {
     for (int64_t query = 0; query < item.num_queries; query += step) {
       const int64_t left = item.num_queries - query, count = left < step ? left : step;
-      backward_tile(s, args, item, {query, count, 0, 0, attention::padded(count), item.head * args.heads_per_key + i});
+      const Tile tile{query, count, 0, 0, attention::padded(count), item.head * args.heads_per_key + i};
+      look_ahead(ahead, args, item, next, tile);
+      backward_tile(ahead, s, args, item, tile);
     }
   }
   store_rows(args.storage, args.grad_k, args.grad_k.offset(item.sequence, item.k_row, item.head), s.grad_keys,

@@ -110,7 +110,8 @@ void finish(const Scratch& s, const Arguments& args, const Item& item, const Til
               sizeof(float) * static_cast<size_t>(tile.num_queries));
 }
 
-void forward_tile(const Scratch& s, const Arguments& args, const Item& item, Tile tile, int64_t first_loaded_key) {
+void forward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const Item& item, Tile tile,
+                  int64_t first_loaded_key) {
   const int64_t columns = attention::padded(args.width);
   load_queries(s, args, item, tile);
   for (int64_t t = 0; t < tile.lanes; t += kLanes) {
@@ -122,7 +123,7 @@ void forward_tile(const Scratch& s, const Arguments& args, const Item& item, Til
   for (tile.key = visible.begin; tile.key < visible.end; tile.key += kKeyTile) {
     tile.num_keys = visible.end - tile.key < kKeyTile ? visible.end - tile.key : kKeyTile;
     const int64_t loaded = (tile.key - first_loaded_key) * columns;
-    compute_scores(s.scores, args, item, tile, s.keys + loaded, s.queries_transposed, s.bias);
+    compute_scores(ahead, s.scores, args, item, tile, s.keys + loaded, s.queries_transposed, s.bias);
     const bool rescale = raise_maximum(s, tile) && tile.key > visible.begin;
     if (rescale) {
       for (int64_t t = 0; t < tile.lanes; t += kLanes) store(s.sum + t, load(s.sum + t) * load(s.factor + t));
@@ -132,15 +133,36 @@ void forward_tile(const Scratch& s, const Arguments& args, const Item& item, Til
       exponentiate<true>(s, args, item, tile);
     else
       exponentiate<false>(s, args, item, tile);
-    product_transposed(s.out, columns, s.scores, tile.lanes, s.values + loaded, columns, tile.num_queries, columns,
-                       tile.num_keys, 1.0f, tile.key > visible.begin);
+    product_transposed(ahead, s.out, columns, s.scores, tile.lanes, s.values + loaded, columns, tile.num_queries,
+                       columns, tile.num_keys, 1.0f, tile.key > visible.begin);
   }
   finish(s, args, item, tile);
 }
 
+// What will be wanted after a tile: its own rows of `out`, the queries of the next tile, or all of the next item.
+void look_ahead(Ahead& ahead, const Arguments& args, const Item& item, const Item* next, int64_t query, int64_t count) {
+  const int64_t step = query_tile(args, item), after = query + count;
+  ahead.begin(args.storage, args.width,
+              (attention::padded(count) + count) / kLanes * item.num_keys * attention::padded(args.width));
+  ahead.add(args.out, args.out.offset(item.sequence, item.q_row + query, item.head), count);
+  if (after < item.query_end) {
+    const int64_t left = item.query_end - after;
+    ahead.add(args.q, args.q.offset(item.sequence, item.q_row + after, item.head), left < step ? left : step);
+  } else if (next) {
+    const int64_t queries = next->query_end - next->query_begin;
+    const KeyRange keys = visible_keys(args, *next, next->query_begin, queries);
+    const int64_t key_head = next->head / args.heads_per_key, row = next->k_row + keys.begin;
+    ahead.add(args.k, args.k.offset(next->sequence, row, key_head), keys.end - keys.begin);
+    ahead.add(args.v, args.v.offset(next->sequence, row, key_head), keys.end - keys.begin);
+    ahead.add(args.q, args.q.offset(next->sequence, next->q_row + next->query_begin, next->head),
+              queries < step ? queries : step);
+  }
+}
+
 }  // namespace
 
-void attention_forward(const Arguments& args, const Item& item, float* memory) {
+void attention_forward(const Arguments& args, const Item& item, const Item* next, float* memory) {
+  Ahead ahead;
   const Scratch s(memory, args.width, item.num_keys);
   const KeyRange keys = visible_keys(args, item, item.query_begin, item.query_end - item.query_begin);
   const int64_t key_head = item.head / args.heads_per_key, row = item.k_row + keys.begin;
@@ -150,7 +172,8 @@ void attention_forward(const Arguments& args, const Item& item, float* memory) {
   const int64_t step = query_tile(args, item);
   for (int64_t query = item.query_begin; query < item.query_end; query += step) {
     const int64_t left = item.query_end - query, count = left < step ? left : step;
-    forward_tile(s, args, item, {query, count, 0, 0, attention::padded(count), item.head}, keys.begin);
+    look_ahead(ahead, args, item, next, query, count);
+    forward_tile(ahead, s, args, item, {query, count, 0, 0, attention::padded(count), item.head}, keys.begin);
   }
 }
 

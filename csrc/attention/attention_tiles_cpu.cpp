@@ -14,6 +14,8 @@ namespace {
 constexpr int kBlockRows = 6;
 constexpr int kBlockVectors = kLanes == 16 ? 4 : 2;
 
+constexpr int64_t kStep = 8;  // of the depth, between two steps ahead
+
 struct Operands {
   float* c;
   int64_t ldc;
@@ -24,6 +26,7 @@ struct Operands {
   int64_t depth;
   float factor;
   bool accumulate;
+  Ahead* ahead;
 };
 
 template <bool kTransposed, int kRows, int kVectors>
@@ -32,18 +35,22 @@ void product_block(const Operands& o) {
   const float* a = o.a;
   const float* b = o.b;
   const int64_t lda = o.lda;
-  for (int64_t k = 0; k < o.depth; ++k) {
-    VecF row[kVectors];
+  for (int64_t left = o.depth; left > 0; left -= kStep) {
+    const int64_t count = left < kStep ? left : kStep;
+    o.ahead->step(count * kRows * kVectors);
+    for (int64_t k = 0; k < count; ++k) {
+      VecF row[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * kLanes);
 #pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-      const VecF x = broadcast(kTransposed ? a[r] : a[r * lda]);
+      for (int r = 0; r < kRows; ++r) {
+        const VecF x = broadcast(kTransposed ? a[r] : a[r * lda]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += x * row[v];
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += x * row[v];
+      }
+      a += kTransposed ? lda : 1;
+      b += o.ldb;
     }
-    a += kTransposed ? lda : 1;
-    b += o.ldb;
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
@@ -195,14 +202,14 @@ bool all_visible(const Arguments& args, const Item& item, const Tile& tile) {
 
 }  // namespace
 
-void product(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
-             int64_t columns, int64_t depth, float factor, bool accumulate) {
-  product_all<false>({c, ldc, a, lda, b, ldb, depth, factor, accumulate}, rows, columns);
+void product(Ahead& ahead, float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
+             int64_t rows, int64_t columns, int64_t depth, float factor, bool accumulate) {
+  product_all<false>({c, ldc, a, lda, b, ldb, depth, factor, accumulate, &ahead}, rows, columns);
 }
 
-void product_transposed(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
-                        int64_t columns, int64_t depth, float factor, bool accumulate) {
-  product_all<true>({c, ldc, a, lda, b, ldb, depth, factor, accumulate}, rows, columns);
+void product_transposed(Ahead& ahead, float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
+                        int64_t rows, int64_t columns, int64_t depth, float factor, bool accumulate) {
+  product_all<true>({c, ldc, a, lda, b, ldb, depth, factor, accumulate, &ahead}, rows, columns);
 }
 
 void load_rows(float* out, Storage storage, const Rows& rows, int64_t offset, int64_t count, int64_t width) {
@@ -242,9 +249,9 @@ KeyRange visible_keys(const Arguments& args, const Item& item, int64_t query, in
   return {begin, end < begin ? begin : end};
 }
 
-void compute_scores(float* scores, const Arguments& args, const Item& item, const Tile& tile, const float* keys,
-                    const float* queries_transposed, float* bias_scratch) {
-  product(scores, tile.lanes, keys, attention::padded(args.width), queries_transposed, tile.lanes, tile.num_keys,
+void compute_scores(Ahead& ahead, float* scores, const Arguments& args, const Item& item, const Tile& tile,
+                    const float* keys, const float* queries_transposed, float* bias_scratch) {
+  product(ahead, scores, tile.lanes, keys, attention::padded(args.width), queries_transposed, tile.lanes, tile.num_keys,
           tile.lanes, args.width, args.scale * kLog2E, false);
   const bool biased = args.bias.data != nullptr;
   if (biased) load_bias(bias_scratch + attention::kQueryTile * attention::kKeyTile, args, item, tile, bias_scratch);

@@ -18,12 +18,44 @@ inline constexpr int64_t kRowGroup = 8;  // rows that one Philox call decides
 
 // ---- implemented in attention_tiles_cpu.cpp ----
 
+// Rows of tensors that will be wanted soon. The products ask the memory for them between their multiplications, a few
+// lines at a time: rows of one head lie far apart, where no hardware prefetcher follows, and a core can wait for some
+// sixteen lines at once, so that a burst would stall it.
+class Ahead {
+ public:
+  static constexpr int kCapacity = 1024;  // rows; more would not stay in the L2 cache beside a tile
+
+  // Begins anew with rows of `width` elements that will be asked for in the course of `multiplications`.
+  void begin(attention::Storage storage, int64_t width, int64_t multiplications) {
+    element_ = storage == attention::Storage::float32 ? 4 : 2;
+    row_bytes_ = width * element_;
+    end_ = next_ = 0;
+    credit_ = 0;
+    price_ = multiplications;
+  }
+  // Wants rows, to read or to write; what is past the capacity is not fetched ahead.
+  void add(const attention::Rows& rows, int64_t offset, int64_t count) {
+    const char* row = static_cast<const char*>(rows.data) + offset * element_;
+    for (; count > 0 && end_ < kCapacity; --count, row += rows.row * element_) rows_[end_++] = row;
+  }
+  // Asks for the share of what is wanted that so many multiplications pay for.
+  FASTSSL_INLINE void step(int64_t multiplications) {
+    constexpr int64_t kLine = 64;
+    for (credit_ += multiplications * end_; credit_ >= price_ && next_ < end_; credit_ -= price_, ++next_)
+      for (int64_t byte = 0; byte < row_bytes_; byte += kLine) __builtin_prefetch(rows_[next_] + byte, 0, 2);
+  }
+
+ private:
+  int64_t element_ = 4, row_bytes_ = 0, credit_ = 0, price_ = 1, end_ = 0, next_ = 0;
+  const char* rows_[kCapacity];
+};
+
 // c = factor a b, or c += a b: a is (rows, depth), b (depth, columns), c (rows, columns), columns a multiple of kLanes.
-void product(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
-             int64_t columns, int64_t depth, float factor, bool accumulate);
+void product(Ahead& ahead, float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
+             int64_t rows, int64_t columns, int64_t depth, float factor, bool accumulate);
 // The same with a stored as (depth, rows).
-void product_transposed(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
-                        int64_t columns, int64_t depth, float factor, bool accumulate);
+void product_transposed(Ahead& ahead, float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
+                        int64_t rows, int64_t columns, int64_t depth, float factor, bool accumulate);
 
 // Widens rows to fp32 and pads them with zeros to `padded(width)` columns, which is also the distance of the rows.
 void load_rows(float* out, attention::Storage storage, const attention::Rows& rows, int64_t offset, int64_t count,
@@ -56,8 +88,8 @@ KeyRange visible_keys(const attention::Arguments& args, const attention::Item& i
 
 // scores (keys, queries) = log2(e) (scale k q^T + bias + alibi), -inf where hidden, in units of powers of two. Rows are
 // filled up to a multiple of kRowGroup with -inf. bias_scratch holds kQueryTile x kKeyTile floats.
-void compute_scores(float* scores, const attention::Arguments& args, const attention::Item& item, const Tile& tile,
-                    const float* keys, const float* queries_transposed, float* bias_scratch);
+void compute_scores(Ahead& ahead, float* scores, const attention::Arguments& args, const attention::Item& item,
+                    const Tile& tile, const float* keys, const float* queries_transposed, float* bias_scratch);
 
 // ---- in line ----
 
