@@ -18,6 +18,7 @@ VERBS = {
     "fill-mask": Verb("fastssl.cli.fill_mask", "the likeliest tokens for every mask of a text"),
     "embed": Verb("fastssl.cli.embed", "a vector for every line of a file"),
     "info": Verb("fastssl.cli.info", "parameters, FLOPs and memory of a model directory or preset"),
+    "bench": Verb("fastssl.cli.bench", "what this machine gives, and what a training step takes of it"),
     "data": Verb("fastssl.cli.data", "encode text, look at training examples, measure lengths"),
 }
 
