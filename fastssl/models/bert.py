@@ -21,6 +21,7 @@ from fastssl.nn.embedding import Embeddings
 from fastssl.nn.encoder import DropoutSeeds, PostNormEncoder, PreNormEncoder, Trace
 from fastssl.nn.heads import MaskedLMHead, Pooler
 from fastssl.nn.init import initialize
+from fastssl.nn.tied_embedding import TiedEmbedding
 from fastssl.ops.philox import resolve_seed
 
 
@@ -135,12 +136,25 @@ class BertModel(nn.Module):
             last_hidden_state=view.tokens(batch, hidden_states), pooler_output=pooled, **view.traced(batch)
         )
 
-    def encode(self, batch: PackedBatch, seed: int | Tensor | None = None, trace: Trace | None = None) -> Tensor:
-        """Return the last hidden states, (N, E), of a packed batch; `trace` takes down what it asks for."""
+    def encode(
+        self,
+        batch: PackedBatch,
+        seed: int | Tensor | None = None,
+        trace: Trace | None = None,
+        tied: TiedEmbedding | None = None,
+    ) -> Tensor:
+        """Return the last hidden states, (N, E), of a packed batch.
+
+        Args:
+            batch: packed tokens.
+            seed: of this step's dropout, in training mode; None draws one from torch's generator.
+            trace: takes down what it asks for.
+            tied: the word embedding, where a decoder shares it in this pass.
+        """
         config = self.config
         dropped = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
         step_seed = resolve_seed(seed).to(batch.input_ids.device) if dropped else None
-        embedded = self.embeddings(batch.input_ids, batch.position_ids, batch.token_type_ids)
+        embedded = self.embeddings(batch.input_ids, batch.position_ids, batch.token_type_ids, tied)
         seeds = DropoutSeeds.derive(step_seed, config.num_hidden_layers)
         return self.encoder(embedded, batch.cu_seqlens, batch.max_seqlen, seeds, trace or Trace())
 
@@ -237,9 +251,10 @@ class BertForMaskedLM(nn.Module):
             position_ids=position_ids,
             labels=labels,
         )
-        hidden_states = self.bert.encode(batch, seed, view.trace)
+        tied = self.bert.embeddings.tie()
+        hidden_states = self.bert.encode(batch, seed, view.trace, tied)
         losses = LossSum(batch.target_counts() if loss_denominators is None else loss_denominators)
-        self._add_masked_lm_loss(losses, hidden_states, batch)
+        self._add_masked_lm_loss(losses, hidden_states, batch, tied)
         return self._output(view, batch, hidden_states, losses, output_logits)
 
     def masked_lm_logits(self, hidden_states: Tensor) -> Tensor:
@@ -272,11 +287,13 @@ class BertForMaskedLM(nn.Module):
         """Write a directory that `transformers` loads; see `fastssl.models.bert_files.save`."""
         bert_files.save(self, directory)
 
-    def _add_masked_lm_loss(self, losses: LossSum, hidden_states: Tensor, batch: PackedBatch) -> None:
+    def _add_masked_lm_loss(
+        self, losses: LossSum, hidden_states: Tensor, batch: PackedBatch, tied: TiedEmbedding
+    ) -> None:
         if batch.masked_labels is None:
             return
         rows = hidden_states.index_select(0, batch.masked_positions)
-        loss_sum, stats = self.masked_lm_head.loss(rows, batch.masked_labels, self.bert.embeddings.word.weight)
+        loss_sum, stats = self.masked_lm_head.loss(rows, batch.masked_labels, tied.weight)
         losses.add("masked_lm", loss_sum, stats.num_correct, batch.masked_labels.numel())
 
     def _output(
@@ -342,10 +359,11 @@ class BertForPreTraining(BertForMaskedLM):
             labels=labels,
             sentence_labels=next_sentence_label,
         )
-        hidden_states = self.bert.encode(batch, seed, view.trace)
+        tied = self.bert.embeddings.tie()
+        hidden_states = self.bert.encode(batch, seed, view.trace, tied)
         sentence_logits = self.sentence_head(self.bert.pooler(hidden_states, batch.cu_seqlens))
         losses = LossSum(batch.target_counts() if loss_denominators is None else loss_denominators)
-        self._add_masked_lm_loss(losses, hidden_states, batch)
+        self._add_masked_lm_loss(losses, hidden_states, batch, tied)
         if batch.sentence_labels is not None:
             loss_sum = F.cross_entropy(sentence_logits.float(), batch.sentence_labels, reduction="sum")
             num_correct = (sentence_logits.argmax(-1) == batch.sentence_labels).sum()

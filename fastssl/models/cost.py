@@ -38,7 +38,7 @@ class TrainingMemory:
     weights: int
     """The parameters."""
     gradients: int
-    """One number per parameter, and a second gradient of the tied word embedding before it is added to the first."""
+    """One number per parameter."""
     optimizer: int
     """AdamW's two moments."""
     activations: int
@@ -125,7 +125,7 @@ def training_memory(
     per_token = activation_bytes_per_token(config, gradient_checkpointing=gradient_checkpointing)
     return TrainingMemory(
         weights=_BYTES * parameters,
-        gradients=_BYTES * (parameters + config.vocab_size * config.hidden_size),
+        gradients=_BYTES * parameters,
         optimizer=2 * _BYTES * parameters,
         activations=num_tokens * per_token + num_masked * 5 * _BYTES * config.hidden_size,
     )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.nn.norm import LayerNorm
+from fastssl.nn.tied_embedding import TiedEmbedding
 
 
 class Embeddings(nn.Module):
@@ -37,10 +38,17 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(num_token_types, hidden_size)
         self.norm = LayerNorm(hidden_size, norm_eps)
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """Return (N, E) from three (N) int64 tensors."""
-        words_and_types = self.word(input_ids) + self.token_type(token_type_ids)
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, tied: TiedEmbedding | None = None
+    ) -> Tensor:
+        """Return (N, E) from three (N) int64 tensors; the words are read from `tied` where a decoder shares them."""
+        words = self.word(input_ids) if tied is None else tied.read(input_ids)
+        words_and_types = words + self.token_type(token_type_ids)
         return self.norm(words_and_types, residual=self.position(position_ids))
+
+    def tie(self) -> TiedEmbedding:
+        """Return the word embedding for one forward pass whose decoder uses it too."""
+        return TiedEmbedding(self.word.weight, self.word.padding_idx)
 
     @torch.no_grad()
     def grow(self, vocab_size: int, std: float) -> None:
