@@ -12,6 +12,8 @@ SUITES = {
     "attention": "benchmarks.ops.attention",
     "layer_norm": "benchmarks.ops.layer_norm",
     "linear_cross_entropy": "benchmarks.ops.linear_cross_entropy",
+    "quantized_linear": "benchmarks.ops.quantized_linear",
+    "sentence_embedding": "benchmarks.models.sentence_embedding",
     "pretraining_step": "benchmarks.models.pretraining_step",
     "pretraining_run": "benchmarks.models.pretraining_run",
     "threads": "benchmarks.threads",

@@ -37,4 +37,8 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "softmax_cross_entropy_(Tensor(a!) logits, Tensor? bias, Tensor targets, Tensor? row_grads, "
       "float label_smoothing, float z_loss, float softcap, bool with_gradient, Tensor(b!) losses, Tensor(c!) lse, "
       "Tensor(d!) correct, Tensor(e!)? grad_bias, bool accumulate) -> ()");
+
+  // 8-bit linear map: rows of x (rows, inputs), float32 or bfloat16, are quantised on the way; `packed` holds the
+  // weights as `fastssl.ops.quantized_linear` packs them. `vnni` allows the instructions for it where there are any.
+  m.def("quantized_linear(Tensor x, Tensor packed, Tensor scale, Tensor? bias, bool gelu, bool vnni) -> Tensor");
 }

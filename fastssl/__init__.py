@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastssl.models.bert_classifier import BertForSequenceClassification
     from fastssl.models.bert_config import BertConfig
     from fastssl.models.presets import PRESETS, preset
+    from fastssl.nn.quantized import quantize
     from fastssl.ops.attention.api import attention
     from fastssl.ops.layer_norm.api import layer_norm
     from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
@@ -50,6 +51,7 @@ __all__ = [
     "layer_norm",
     "linear_cross_entropy",
     "preset",
+    "quantize",
 ]
 
 _HOMES = {
@@ -64,6 +66,7 @@ _HOMES = {
     "fastssl.models.bert_classifier": ("BertForSequenceClassification",),
     "fastssl.models.bert_config": ("BertConfig",),
     "fastssl.models.presets": ("PRESETS", "preset"),
+    "fastssl.nn.quantized": ("quantize",),
     "fastssl.ops.attention.api": ("attention",),
     "fastssl.ops.layer_norm.api": ("layer_norm",),
     "fastssl.ops.linear_cross_entropy.api": ("linear_cross_entropy",),

@@ -122,7 +122,12 @@ def test_no_import_cycles():
 
 def test_op_folders_are_complete():
     folders = [folder for folder in (PACKAGE / "ops").iterdir() if folder.is_dir() and folder.name != "__pycache__"]
-    assert {folder.name for folder in folders} == {"attention", "layer_norm", "linear_cross_entropy"}
+    assert {folder.name for folder in folders} == {
+        "attention",
+        "layer_norm",
+        "linear_cross_entropy",
+        "quantized_linear",
+    }
     for folder in folders:
         assert not OP_FILES - {path.name for path in folder.iterdir()}, folder.name
         assert (ROOT / "csrc" / folder.name / f"{folder.name}.h").exists()

@@ -15,10 +15,11 @@ from fastssl.data.batch import PackedBatch
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertModel
 from fastssl.nn.pooling import POOLINGS
+from fastssl.nn.quantized import quantize
 from fastssl.tasks.embedding_files import EmbeddingConfig, read_embedding_config
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""What the model may compute in."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+"""What the model may compute in -> dtype of its other parameters; "int8": see `quantize`."""
 _TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 1024, 1 << 22
 
 
@@ -41,7 +42,7 @@ class SentenceEmbedder:
     """
 
     def __init__(
-        self, model: BertModel, tokenizer: Tokenizer, config: EmbeddingConfig, *, tokens_per_batch: int = 1024
+        self, model: BertModel, tokenizer: Tokenizer, config: EmbeddingConfig, *, tokens_per_batch: int = 2048
     ) -> None:
         sizes = model.config
         if tokenizer.vocab_size > sizes.vocab_size:
@@ -70,7 +71,7 @@ class SentenceEmbedder:
         pooling: str | Sequence[str] | None = None,
         normalize: bool | None = None,
         max_length: int | None = None,
-        tokens_per_batch: int = 1024,
+        tokens_per_batch: int = 2048,
     ) -> "SentenceEmbedder":
         """Read a directory of sentence-transformers, or a model directory with its tokenizer.
 
@@ -100,6 +101,7 @@ class SentenceEmbedder:
             # Of a pooler that is not there: it is not used.
             warnings.simplefilter("ignore", UserWarning)
             model = BertModel.from_pretrained(model_directory, dtype=DTYPES[dtype])
+        model = quantize(model) if dtype == "int8" else model
         return cls(model, tokenizer, config, tokens_per_batch=tokens_per_batch)
 
     @property

@@ -145,10 +145,11 @@ def test_many_threads_may_call(tiny: Path):
             np.testing.assert_array_equal(found, expected[shift])
 
 
-def test_bfloat16_is_near(minilm_directory):
-    exact, near = (fastssl.embed(TEXTS, model=minilm_directory, dtype=dtype) for dtype in ("fp32", "bf16"))
+@pytest.mark.parametrize(("dtype", "cosine"), [("bf16", 0.999), ("int8", 0.96)])
+def test_fewer_bits_are_near(dtype: str, cosine: float, minilm_directory):
+    exact, near = (fastssl.embed(TEXTS, model=minilm_directory, dtype=dtype) for dtype in ("fp32", dtype))
     assert near.dtype == np.float32
-    assert (exact * near).sum(1).min() > 0.995
+    assert (exact * near).sum(1).min() > cosine
 
 
 def test_nothing_to_embed(tiny: Path):
@@ -164,7 +165,7 @@ def test_wrong_calls_are_explained(tiny: Path):
         embedder(["a", 3])
     with pytest.raises(ValueError, match="normalize cannot be changed"):
         fastssl.embed(["a"], model=embedder, normalize=True)
-    with pytest.raises(ValueError, match="dtype must be one of fp32, bf16"):
+    with pytest.raises(ValueError, match="dtype must be one of fp32, bf16, int8"):
         fastssl.embed(["a"], model=tiny, dtype="fp8")
     with pytest.raises(ValueError, match="pooling must be some of cls, max, mean, mean_sqrt_len_tokens, got 'median'"):
         fastssl.embed(["a"], model=tiny, pooling="median")

@@ -1,0 +1,237 @@
+// The 8-bit linear map on the CPU: quantise a block of rows, multiply it with panels of packed weights, and leave each
+// tile of the product scaled, shifted and activated.
+#include "common/gelu.h"
+#include "common/vec.h"
+#include "quantized_linear/quantized_linear.h"
+
+namespace fastssl {
+namespace FASTSSL_ISA {
+namespace {
+
+// Accumulators of a tile fill most of the registers: 24 of 32, or 8 of 16.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12;
+#else
+constexpr int kTileRows = 4;
+#endif
+constexpr int kTileColumns = 2 * kLanes;
+
+typedef int8_t VecI8 __attribute__((vector_size(kLanes)));
+typedef int16_t VecI16 __attribute__((vector_size(4 * kLanes)));
+
+FASTSSL_INLINE VecI load_quads(const void* p) {
+  VecI quads;
+  std::memcpy(&quads, p, sizeof quads);
+  return quads;
+}
+FASTSSL_INLINE int32_t load_quad(const int8_t* p) {
+  int32_t quad;
+  std::memcpy(&quad, p, sizeof quad);
+  return quad;
+}
+
+// Four signed bytes in every lane, widened for the products below.
+struct Inputs {
+  VecI16 even, odd;
+  FASTSSL_INLINE explicit Inputs(int32_t quad)
+      : even(((VecI16)(VecI{} + quad) << 8) >> 8), odd((VecI16)(VecI{} + quad) >> 8) {}
+};
+// Four unsigned bytes in every lane.
+struct Weights {
+  VecI16 even, odd;
+  FASTSSL_INLINE explicit Weights(VecI quads)
+      : even((VecI16)(quads & 0x00ff00ff)), odd((VecI16)((VecU)quads >> 8 & 0x00ff00ffu)) {}
+};
+
+// The sums of the products of neighbouring 16-bit elements, exact: |255 * 127 * 2| is far below 2^31.
+FASTSSL_INLINE VecI multiply_pairs(VecI16 a, VecI16 b) {
+#if defined(__AVX512BW__)
+  return (VecI)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (VecI)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  const VecI low_a = ((VecI)a << 16) >> 16, low_b = ((VecI)b << 16) >> 16;
+  return low_a * low_b + ((VecI)a >> 16) * ((VecI)b >> 16);
+#endif
+}
+
+// sums[r][c] = the product of row r of x with the weights of column c; (kRows, kTileColumns).
+template <int kRows>
+void multiply_tile(const int8_t* x, int64_t row_bytes, const uint8_t* left, const uint8_t* right, int32_t* sums) {
+  VecI sum[kRows][2] = {};
+  for (int64_t k = 0; k < row_bytes; k += 4) {
+    const Weights weights[2] = {Weights(load_quads(left + k * kPanelColumns)),
+                                Weights(load_quads(right + k * kPanelColumns))};
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Inputs inputs(load_quad(x + r * row_bytes + k));
+#pragma GCC unroll 2
+      for (int c = 0; c < 2; ++c)
+        sum[r][c] += multiply_pairs(weights[c].even, inputs.even) + multiply_pairs(weights[c].odd, inputs.odd);
+    }
+  }
+  // One by one: a copy of the whole array would keep it in memory throughout the loop.
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    std::memcpy(sums + r * kTileColumns, &sum[r][0], sizeof(VecI));
+    std::memcpy(sums + r * kTileColumns + kLanes, &sum[r][1], sizeof(VecI));
+  }
+}
+
+#if defined(__AVX512F__)
+// The same by instructions that some processors with AVX-512 lack.
+template <int kRows>
+__attribute__((target("avx512vnni"))) void multiply_tile_vnni(const int8_t* x, int64_t row_bytes, const uint8_t* left,
+                                                              const uint8_t* right, int32_t* sums) {
+  __m512i sum[kRows][2] = {};
+  for (int64_t k = 0; k < row_bytes; k += 4) {
+    const __m512i weights_left = _mm512_loadu_si512(left + k * kPanelColumns);
+    const __m512i weights_right = _mm512_loadu_si512(right + k * kPanelColumns);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      int32_t quad;
+      __builtin_memcpy(&quad, x + r * row_bytes + k, sizeof quad);
+      const __m512i inputs = _mm512_set1_epi32(quad);
+      sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], weights_left, inputs);
+      sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], weights_right, inputs);
+    }
+  }
+  // One by one: a copy of the whole array would keep it in memory throughout the loop.
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    _mm512_storeu_si512(sums + r * kTileColumns, sum[r][0]);
+    _mm512_storeu_si512(sums + r * kTileColumns + kLanes, sum[r][1]);
+  }
+}
+#endif
+
+// A block of quantised rows: the bytes, and what turns products of bytes back into numbers.
+struct Block {
+  int8_t* bytes;
+  float* scales;
+  int32_t* corrections;  // 128 times the sum of a row's bytes: what the 128 in the weights added to each product
+  int64_t row_bytes;
+};
+
+// Rounds to the nearest whole number, even ones first; the intrinsics keep the compiler from fusing the product before.
+FASTSSL_INLINE VecI rounded(VecF x) {
+#if defined(__AVX512F__)
+  return (VecI)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+  return (VecI)_mm256_cvtps_epi32((__m256)x);
+#else
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
+  return (VecI)(as_bits(x + kRound) - as_bits(broadcast(kRound)));
+#endif
+}
+
+// The largest |x| of a row, NaN or infinite if there is such a value: magnitudes are ordered as their bits are.
+template <class Element>
+float largest_magnitude(const Element* x, int64_t inputs) {
+  VecI largest{};
+  for_each_vector(inputs, [&](int64_t j, auto part) {
+    const VecI magnitude = (VecI)(as_bits(load(x + j, part)) & 0x7fffffffu);
+    largest = largest > magnitude ? largest : magnitude;
+  });
+  int32_t bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits = largest[lane] > bits ? largest[lane] : bits;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Quantises one row; a row with a value that is not finite gets the scale NaN.
+template <class Element>
+void quantize_row(const Element* x, int64_t inputs, int8_t* bytes, float* scale, int32_t* correction) {
+  const float largest = largest_magnitude(x, inputs);
+  const float factor = largest < 1e-30f ? 0.0f : 127.0f / largest;
+  VecI total{};
+  for_each_vector(inputs, [&](int64_t j, auto part) {
+    const VecI quantized = rounded(load(x + j, part) * factor);
+    total += quantized;
+    const VecI8 narrow = __builtin_convertvector(quantized, VecI8);
+    const int64_t room = (inputs + 3) / 4 * 4 - j;  // the lanes past the end are zero and fill the last quad
+    std::memcpy(bytes + j, &narrow, static_cast<uint64_t>(room < kLanes ? room : kLanes));
+  });
+  int32_t sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += total[i];
+  *scale = largest < __builtin_inff() ? largest / 127.0f : __builtin_nanf("");
+  *correction = 128 * sum;
+}
+
+// Writes (kRows, kTileColumns) products as outputs, of which `rows` rows and the columns below a.outputs exist.
+template <class Element>
+void finish_tile(const QuantizedLinear& a, const int32_t* sums, const float* scales, const int32_t* corrections,
+                 Element* y, int64_t rows, int64_t column) {
+  for (int c = 0; c < 2; ++c, column += kLanes) {
+    const int64_t left = a.outputs - column;
+    if (left <= 0) return;
+    const auto finish = [&](auto part) {
+      const VecF weight_scale = load(a.weight_scale + column, part);
+      const VecF bias = a.bias ? load(a.bias + column, part) : VecF{};
+      for (int64_t r = 0; r < rows; ++r) {
+        const VecI products = load_quads(sums + r * kTileColumns + c * kLanes) - corrections[r];
+        const VecF out = __builtin_convertvector(products, VecF) * scales[r] * weight_scale + bias;
+        store(y + r * a.outputs + column, a.gelu ? gelu(out) : out, part);
+      }
+    };
+    if (left >= kLanes)
+      finish(Whole{});
+    else
+      finish(Part{static_cast<int>(left)});
+  }
+}
+
+template <int kRows>
+FASTSSL_INLINE void multiply(const QuantizedLinear& a, const int8_t* x, int64_t row_bytes, int64_t column,
+                             int32_t* sums) {
+  const auto panel = [&](int64_t first) {
+    return a.weight + first / kPanelColumns * kPanelColumns * row_bytes + first % kPanelColumns * 4;
+  };
+  const uint8_t *left = panel(column), *right = panel(column + kLanes);
+#if defined(__AVX512F__)
+  if (a.vnni) return multiply_tile_vnni<kRows>(x, row_bytes, left, right, sums);
+#endif
+  multiply_tile<kRows>(x, row_bytes, left, right, sums);
+}
+
+template <class Element>
+void run_block(const QuantizedLinear& a, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
+               int8_t* scratch) {
+  const int64_t rows = row_end - row_begin, padded = (rows + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
+  const int64_t row_bytes = quantized_row_bytes(a.inputs);
+  float* scales = reinterpret_cast<float*>(scratch);
+  int32_t* corrections = reinterpret_cast<int32_t*>(scales + padded);
+  int8_t* bytes = reinterpret_cast<int8_t*>(corrections + padded);
+  const Element* x = static_cast<const Element*>(a.x);
+  for (int64_t r = 0; r < rows; ++r)
+    quantize_row(x + (row_begin + r) * a.inputs, a.inputs, bytes + r * row_bytes, scales + r, corrections + r);
+  std::memset(bytes + rows * row_bytes, 0, static_cast<uint64_t>((padded - rows) * row_bytes));
+  Element* y = static_cast<Element*>(a.y) + row_begin * a.outputs;
+  int32_t sums[kTileRows * kTileColumns];
+  // A panel stays in L1 while the rows of the block pass by.
+  for (int64_t column = column_begin; column < column_end; column += kTileColumns) {
+    int64_t r = 0;
+    for (; r + kTileRows <= padded; r += kTileRows) {
+      multiply<kTileRows>(a, bytes + r * row_bytes, row_bytes, column, sums);
+      const int64_t real = r + kTileRows <= rows ? kTileRows : rows - r;
+      finish_tile(a, sums, scales + r, corrections + r, y + r * a.outputs, real, column);
+    }
+    for (; r < padded; r += kRowAlignment) {
+      multiply<kRowAlignment>(a, bytes + r * row_bytes, row_bytes, column, sums);
+      const int64_t real = r + kRowAlignment <= rows ? kRowAlignment : rows - r;
+      finish_tile(a, sums, scales + r, corrections + r, y + r * a.outputs, real, column);
+    }
+  }
+}
+
+}  // namespace
+
+void quantized_linear(const QuantizedLinear& a, int64_t row_begin, int64_t row_end, int64_t column_begin,
+                      int64_t column_end, int8_t* scratch) {
+  const auto run = a.bfloat16 ? run_block<BFloat16> : run_block<float>;
+  run(a, row_begin, row_end, column_begin, column_end, scratch);
+}
+
+}  // namespace FASTSSL_ISA
+}  // namespace fastssl

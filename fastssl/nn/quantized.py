@@ -1,0 +1,85 @@
+"""Linear maps in 8 bits, and models made of them: for inference alone."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.nn.block import Block
+from fastssl.nn.mlp import ACTIVATIONS
+from fastssl.ops.quantized_linear.api import quantized_linear
+from fastssl.ops.quantized_linear.weight import QuantizedWeight, quantize_weight
+
+Model = TypeVar("Model", bound=nn.Module)
+_FUSED = "gelu"
+
+
+class QuantizedLinear(nn.Module):
+    """A linear map whose weight has 8 bits and whose inputs are rounded to 8 bits, row by row, as they come.
+
+    Args:
+        linear: the map to be quantised; it is left as it is.
+        activation: applied to the outputs: "none" or "gelu".
+    """
+
+    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+        super().__init__()
+        self.backend = "auto"
+        self.activation = activation
+        weight = quantize_weight(linear.weight)
+        self.in_features, self.out_features = weight.in_features, weight.out_features
+        self.register_buffer("packed", weight.packed)
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
+        super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the last dimension, (..., E) to (..., F); see `quantized_linear`."""
+        weight = QuantizedWeight(packed=self.packed, scale=self.scale, in_features=self.in_features)
+        return quantized_linear(x, weight, self.bias, activation=self.activation, backend=self.backend)
+
+    def train(self, mode: bool = True) -> "QuantizedLinear":
+        """Refuse to train.
+
+        Raises:
+            ValueError: where `mode` is True.
+        """
+        if mode:
+            raise ValueError("a quantised model cannot be trained; train the model that it was made of")
+        return super().train(False)
+
+
+def quantize(model: Model) -> Model:
+    """Return a copy of a model for inference, whose blocks compute their linear maps in 8 bits.
+
+    Weights are rounded once, with a scale for each output; inputs as they come, with a scale for each token.
+    Embeddings, attention, norms and heads stay as they are. No calibration, no data. Where the machine has AVX-512 VNNI
+    this is two to three times as fast; elsewhere it gives the same numbers and may be slower than the original.
+
+    Args:
+        model: with transformer blocks, in fp32 or bf16; left as it is.
+
+    Raises:
+        ValueError: for a model without blocks, one that is quantised already, or weights that are not finite.
+    """
+    blocks = [part for part in model.modules() if isinstance(part, Block)]
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no transformer blocks; there is nothing to quantise")
+    if any(isinstance(part, QuantizedLinear) for part in model.modules()):
+        raise ValueError("the model is quantised already; quantise the one that it was made of")
+    quantized = copy.deepcopy(model).eval().requires_grad_(False)
+    for block in (part for part in quantized.modules() if isinstance(part, Block)):
+        _quantize_block(block)
+    return quantized
+
+
+@torch.no_grad()
+def _quantize_block(block: Block) -> None:
+    fused = block.mlp.activation is ACTIVATIONS[_FUSED]
+    for part in list(block.modules()):
+        for name, child in list(part.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(part, name, QuantizedLinear(child, _FUSED if fused and child is block.mlp.up else "none"))
+    if fused:
+        block.mlp.activation = nn.Identity()

@@ -1,0 +1,66 @@
+"""Quantised models: near the original, for inference alone, the same on every backend."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastssl.data.batch import PackedBatch
+from fastssl.models.bert import BertForMaskedLM, BertModel
+from fastssl.models.bert_config import BertConfig
+from fastssl.nn.backend import set_backend
+from fastssl.nn.quantized import QuantizedLinear, quantize
+
+SIZES = {"vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
+
+
+@pytest.fixture
+def batch() -> PackedBatch:
+    generator = torch.Generator().manual_seed(0)
+    return PackedBatch.from_sequences([torch.randint(0, 97, (n,), generator=generator).tolist() for n in (5, 1, 17)])
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_position": "pre"}, {"hidden_act": "relu"}, {"hidden_act": "gelu_new"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_near_the_original(options: dict, dtype: torch.dtype, batch: PackedBatch):
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(**SIZES, **options, initializer_range=0.1)).eval().to(dtype)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    quantized = quantize(model)
+    assert sum(isinstance(part, QuantizedLinear) for part in quantized.modules()) == 8
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.inference_mode():
+        exact, near = (one.encode(batch).float() for one in (model, quantized))
+        assert torch.cosine_similarity(exact, near).min() > 0.995
+        set_backend(quantized, "reference")
+        assert torch.cosine_similarity(quantized.encode(batch).float(), near).min() > 0.999
+
+
+def test_heads_stay_as_they_are(batch: PackedBatch):
+    quantized = quantize(BertForMaskedLM(BertConfig(**SIZES)))
+    assert isinstance(quantized.masked_lm_head.dense, nn.Linear)
+    assert quantized(batch).logits.shape == (23, 97)
+
+
+def test_training_is_refused(batch: PackedBatch):
+    model = BertForMaskedLM(BertConfig(**SIZES))
+    quantized = quantize(model.train())
+    assert model.training
+    assert not quantized.training
+    assert not any(parameter.requires_grad for parameter in quantized.parameters())
+    assert quantized.eval() is quantized
+    with pytest.raises(ValueError, match="a quantised model cannot be trained; train the model that it was made of"):
+        quantized.train()
+    with pytest.raises(ValueError, match="it has no gradient"):
+        quantized.requires_grad_()(batch)
+
+
+def test_what_cannot_be_quantised():
+    with pytest.raises(ValueError, match="Linear has no transformer blocks"):
+        quantize(nn.Linear(3, 3))
+    model = BertModel(BertConfig(**SIZES))
+    with pytest.raises(ValueError, match="quantised already"):
+        quantize(quantize(model))
+    with torch.no_grad():
+        model.encoder.blocks[0].mlp.up.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        quantize(model)
