@@ -15,6 +15,7 @@ SUITES = {
     "quantized_linear": "benchmarks.ops.quantized_linear",
     "sentence_embedding": "benchmarks.models.sentence_embedding",
     "pretraining_step": "benchmarks.models.pretraining_step",
+    "finetuning_step": "benchmarks.models.finetuning_step",
     "pretraining_run": "benchmarks.models.pretraining_run",
     "threads": "benchmarks.threads",
     "data_loader": "benchmarks.data_loader",

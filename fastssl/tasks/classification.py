@@ -60,9 +60,13 @@ class ClassificationData:
         """Return batch `index` of `epoch`, a function of the seed and the two."""
         if not 0 <= index < self.num_batches(epoch):
             raise ValueError(f"epoch {epoch} has batches 0 to {self.num_batches(epoch) - 1}, got index {index}")
-        with self._lock:
-            order = self._order(epoch)
+        order = self.order(epoch)
         return self.examples.batch(order[index * self.batch_size : (index + 1) * self.batch_size], self.labels)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the numbers of the examples in the order of an epoch, (X) int64; the last two asked for are kept."""
+        with self._lock:
+            return self._order(epoch)
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.examples))
