@@ -151,12 +151,22 @@ class BertModel(nn.Module):
             trace: takes down what it asks for.
             tied: the word embedding, where a decoder shares it in this pass.
         """
+        embedded, seeds = self._embed(batch, seed, tied)
+        return self.encoder(embedded, batch.cu_seqlens, batch.max_seqlen, seeds, trace or Trace())
+
+    def encode_first_tokens(self, batch: PackedBatch, seed: int | Tensor | None = None) -> Tensor:
+        """Return the last hidden states of each sequence's first token, (B, E): what a pooler reads, for less work."""
+        embedded, seeds = self._embed(batch, seed)
+        return self.encoder.first_tokens(embedded, batch.cu_seqlens, batch.max_seqlen, seeds)
+
+    def _embed(
+        self, batch: PackedBatch, seed: int | Tensor | None, tied: TiedEmbedding | None = None
+    ) -> tuple[Tensor, DropoutSeeds]:
         config = self.config
         dropped = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
         step_seed = resolve_seed(seed).to(batch.input_ids.device) if dropped else None
         embedded = self.embeddings(batch.input_ids, batch.position_ids, batch.token_type_ids, tied)
-        seeds = DropoutSeeds.derive(step_seed, config.num_hidden_layers)
-        return self.encoder(embedded, batch.cu_seqlens, batch.max_seqlen, seeds, trace or Trace())
+        return embedded, DropoutSeeds.derive(step_seed, config.num_hidden_layers)
 
     def gradient_checkpointing_enable(self) -> None:
         """Keep only each block's input for the backward, and compute the rest again there."""

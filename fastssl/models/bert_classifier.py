@@ -110,8 +110,10 @@ class BertForSequenceClassification(nn.Module):
         site = None
         if self.training and p > 0:
             site = site_seeds(seed.to(batch.input_ids.device), 2 + 3 * self.config.num_hidden_layers)[-1]
-        hidden_states = self.bert.encode(batch, seed, view.trace)
-        pooled = self.bert.pooler(hidden_states, batch.cu_seqlens)
+        if output_hidden_states or output_attentions:
+            pooled = self.bert.pooler(self.bert.encode(batch, seed, view.trace), batch.cu_seqlens)
+        else:
+            pooled = self.bert.pooler.of_first_tokens(self.bert.encode_first_tokens(batch, seed))
         logits = self.classifier(dropout(pooled, p, site, backend=self.bert.encoder.backend))
         losses = LossSum(batch.target_counts() if loss_denominators is None else loss_denominators)
         if batch.sequence_labels is not None:

@@ -1,5 +1,6 @@
 """Self-attention over packed sequences."""
 
+import torch
 from torch import Tensor, nn
 
 from fastssl.ops.attention.api import attention
@@ -48,6 +49,25 @@ class SelfAttention(nn.Module):
             cu_seqlens_q=cu_seqlens,
             cu_seqlens_k=cu_seqlens,
             max_seqlen_q=max_seqlen,
+            max_seqlen_k=max_seqlen,
+            dropout_p=self.dropout_p if seed is not None else 0.0,
+            seed=seed,
+            backend=self.backend,
+        )
+        return self.output(context.flatten(-2))
+
+    def first_tokens(
+        self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, seed: Tensor | None = None
+    ) -> Tensor:
+        """Return the rows that `forward` gives to each sequence's first token, (B, E), without the others' work."""
+        q, k, v = self._project(hidden_states)
+        context = attention(
+            q.index_select(0, cu_seqlens[:-1]),
+            k,
+            v,
+            cu_seqlens_q=torch.arange(cu_seqlens.numel(), dtype=torch.int32, device=cu_seqlens.device),
+            cu_seqlens_k=cu_seqlens,
+            max_seqlen_q=1,
             max_seqlen_k=max_seqlen,
             dropout_p=self.dropout_p if seed is not None else 0.0,
             seed=seed,

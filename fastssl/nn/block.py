@@ -65,6 +65,17 @@ class PostNormBlock(Block):
         hidden_states = self.attention_norm(attended, residual=hidden_states, dropout_p=p, seed=seeds.attention_output)
         return self.mlp_norm(self.mlp(hidden_states), residual=hidden_states, dropout_p=p, seed=seeds.mlp_output)
 
+    def first_tokens(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: BlockSeeds) -> Tensor:
+        """Return the next hidden states of each sequence's first token alone, (B, E) from (N, E).
+
+        The hidden dropout counts the rows that there are, so its mask is not the one that `forward` draws for them.
+        """
+        p = self.hidden_dropout_p
+        attended = self.attention.first_tokens(hidden_states, cu_seqlens, max_seqlen, seeds.attention)
+        first = hidden_states.index_select(0, cu_seqlens[:-1])
+        first = self.attention_norm(attended, residual=first, dropout_p=p, seed=seeds.attention_output)
+        return self.mlp_norm(self.mlp(first), residual=first, dropout_p=p, seed=seeds.mlp_output)
+
 
 class PreNormBlock(Block):
     """``x = x + attention(LN(x)); x = x + mlp(LN(x))``, its sums left to the norm that follows each.

@@ -24,7 +24,11 @@ class Pooler(nn.Module):
 
     def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Return (B, E) from packed (N, E) and (B + 1); every sequence has at least one token."""
-        return self.dense(hidden_states[cu_seqlens[:-1].long()]).tanh()
+        return self.of_first_tokens(hidden_states[cu_seqlens[:-1].long()])
+
+    def of_first_tokens(self, first_tokens: Tensor) -> Tensor:
+        """Return (B, E) from the (B, E) hidden states of the first tokens alone."""
+        return self.dense(first_tokens).tanh()
 
 
 class MaskedLMHead(nn.Module):

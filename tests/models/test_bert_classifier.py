@@ -203,3 +203,36 @@ def test_damaged_label_names_are_told(tmp_path, id2label, message):
     (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": id2label}))
     with pytest.raises(ValueError, match=message):
         BertForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_position": "pre"}, {"num_hidden_layers": 0}])
+def test_first_tokens_alone_are_those_of_the_whole(options):
+    torch.manual_seed(0)
+    config = BertConfig(**{**ODD_SIZES, **options}, initializer_range=0.3, labels=("a", "b", "c"))
+    model = BertForSequenceClassification(config).eval()
+    inputs = inputs_of(*SINGLE)
+    gradients = []
+    for whole in (False, True):
+        model.zero_grad()
+        output = model(**inputs, output_hidden_states=whole)
+        output.loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert len(output.hidden_states) == config.num_hidden_layers + 1
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_first_tokens_alone_drop_attention_as_the_whole_and_checkpoint():
+    torch.manual_seed(0)
+    sizes = {**ODD_SIZES, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.3, "classifier_dropout": 0.0}
+    model = BertForSequenceClassification(BertConfig(**sizes, initializer_range=0.3)).train()
+    inputs = {name: value for name, value in padded_inputs().items() if name in HEADLESS}
+    first = model(**inputs, seed=4).logits
+    torch.testing.assert_close(first, model(**inputs, seed=4, output_hidden_states=True).logits, **CLOSE)
+    first.sum().backward()
+    expected = model.bert.encoder.blocks[2].attention.qkv.weight.grad.clone()
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(**inputs, seed=4).logits.sum().backward()
+    torch.testing.assert_close(model.bert.encoder.blocks[2].attention.qkv.weight.grad, expected)
