@@ -62,8 +62,10 @@ void load_queries(const Scratch& s, const Arguments& args, const Item& item, con
   const int64_t columns = attention::padded(args.width), row = item.q_row + tile.query;
   load_transposed(s.queries, s.queries_transposed, args, args.q, item, tile);
   load_transposed(s.grad_out, s.grad_out_transposed, args, args.grad_out, item, tile);
-  load_rows(s.out, args.storage, args.out, args.out.offset(item.sequence, row, tile.head), tile.num_queries,
-            args.width);
+  const bool leave = usable_in_place(args);
+  const int64_t out_offset = args.out.offset(item.sequence, row, tile.head);
+  const Matrix out = leave ? in_place(args.out, out_offset) : Matrix{s.out, columns};
+  if (!leave) load_rows(s.out, args.storage, args.out, out_offset, tile.num_queries, args.width);
   const float* const lse = static_cast<const float*>(args.lse.data) + args.lse.offset(item.sequence, row, tile.head);
   const float* const grad_lse = static_cast<const float*>(args.grad_lse.data);
   for (int64_t i = 0; i < tile.lanes; ++i) {
@@ -73,7 +75,7 @@ void load_queries(const Scratch& s, const Arguments& args, const Item& item, con
     if (lse[i] != -__builtin_inff()) s.lse[i] = lse[i] * kLog2E;
     VecF sum{};
     for (int64_t j = 0; j < columns; j += kLanes)
-      sum += load(s.out + i * columns + j) * load(s.grad_out + i * columns + j);
+      sum += load(out.data + i * out.ld + j) * load(s.grad_out + i * columns + j);
     s.delta[i] = reduce_add(sum);
     if (grad_lse) s.delta[i] -= grad_lse[args.grad_lse.offset(item.sequence, row + i, tile.head)];
   }
@@ -121,34 +123,84 @@ void add_grad_bias(const Scratch& s, const Arguments& args, const Item& item, co
     }
 }
 
-void backward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const Item& item, Tile tile) {
+// Keys, values and their gradients of an item, as the products take them.
+struct KeySide {
+  Matrix keys, values, grad_keys, grad_values;
+  bool in_place;  // the gradients are written to the output itself
+};
+
+// `first`: this tile writes the gradients of all keys; else it adds to them.
+void backward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const Item& item, Tile tile,
+                   const KeySide& side, bool first) {
   const int64_t columns = attention::padded(args.width);
   load_queries(s, args, item, tile);
   const KeyRange visible = visible_keys(args, item, tile.query, tile.num_queries);
   if (visible.begin == visible.end)
     std::memset(s.grad_queries, 0, sizeof(float) * static_cast<size_t>(tile.num_queries * columns));
+  const int64_t offset = args.grad_q.offset(item.sequence, item.q_row + tile.query, tile.head);
+  const bool once = visible.end - visible.begin <= kKeyTile && visible.begin < visible.end && usable_in_place(args);
+  const Matrix grad_queries = once ? in_place(args.grad_q, offset) : Matrix{s.grad_queries, columns};
   for (tile.key = visible.begin; tile.key < visible.end; tile.key += kKeyTile) {
     tile.num_keys = visible.end - tile.key < kKeyTile ? visible.end - tile.key : kKeyTile;
-    const int64_t loaded = tile.key * columns;
-    compute_scores(ahead, s.scores, args, item, tile, s.keys + loaded, s.queries_transposed, s.bias);
-    product(ahead, s.grad_scores, tile.lanes, s.values + loaded, columns, s.grad_out_transposed, tile.lanes,
-            tile.num_keys, tile.lanes, args.width, 1.0f, false);
+    const auto rows = [&](const Matrix& m) { return Matrix{m.data + tile.key * m.ld, m.ld}; };
+    const Matrix values = rows(side.values), grad_values = rows(side.grad_values), grad_keys = rows(side.grad_keys);
+    compute_scores(ahead, s.scores, args, item, tile, rows(side.keys), s.queries_transposed, s.bias);
+    product({.c = s.grad_scores,
+             .ldc = tile.lanes,
+             .a = values.data,
+             .lda = values.ld,
+             .b = s.grad_out_transposed,
+             .ldb = tile.lanes,
+             .rows = tile.num_keys,
+             .columns = tile.lanes,
+             .depth = args.width},
+            ahead);
     for (int64_t i = tile.num_keys * tile.lanes; i % (kRowGroup * tile.lanes) != 0; i += kLanes)
       store(s.grad_scores + i, VecF{});
     if (args.dropout.threshold)
       differentiate<true>(s, args, item, tile);
     else
       differentiate<false>(s, args, item, tile);
-    product(ahead, s.grad_values + loaded, columns, s.scores, tile.lanes, s.grad_out, columns, tile.num_keys, columns,
-            tile.num_queries, 1.0f, true);
-    product(ahead, s.grad_keys + loaded, columns, s.grad_scores, tile.lanes, s.queries, columns, tile.num_keys, columns,
-            tile.num_queries, 1.0f, true);
-    product_transposed(ahead, s.grad_queries, columns, s.grad_scores, tile.lanes, s.keys + loaded, columns,
-                       tile.num_queries, columns, tile.num_keys, 1.0f, tile.key > visible.begin);
+    product({.c = grad_values.data,
+             .ldc = grad_values.ld,
+             .a = s.scores,
+             .lda = tile.lanes,
+             .b = s.grad_out,
+             .ldb = columns,
+             .rows = tile.num_keys,
+             .columns = columns,
+             .depth = tile.num_queries,
+             .accumulate = !first,
+             .factor = side.in_place ? args.dropout.scale : 1.0f},
+            ahead);
+    product({.c = grad_keys.data,
+             .ldc = grad_keys.ld,
+             .a = s.grad_scores,
+             .lda = tile.lanes,
+             .b = s.queries,
+             .ldb = columns,
+             .rows = tile.num_keys,
+             .columns = columns,
+             .depth = tile.num_queries,
+             .accumulate = !first,
+             .factor = side.in_place ? args.scale : 1.0f},
+            ahead);
+    product_transposed({.c = grad_queries.data,
+                        .ldc = grad_queries.ld,
+                        .a = s.grad_scores,
+                        .lda = tile.lanes,
+                        .b = s.keys + tile.key * columns,
+                        .ldb = columns,
+                        .rows = tile.num_queries,
+                        .columns = columns,
+                        .depth = tile.num_keys,
+                        .accumulate = tile.key > visible.begin,
+                        .factor = once ? args.scale : 1.0f},
+                       ahead);
     if (args.grad_bias.data) add_grad_bias(s, args, item, tile);
   }
-  store_rows(args.storage, args.grad_q, args.grad_q.offset(item.sequence, item.q_row + tile.query, tile.head),
-             s.grad_queries, tile.num_queries, args.width, args.scale, nullptr);
+  if (!once)
+    store_rows(args.storage, args.grad_q, offset, s.grad_queries, tile.num_queries, args.width, args.scale, nullptr);
 }
 
 // The queries, outputs and their gradients of a tile.
@@ -186,26 +238,42 @@ void look_ahead(Ahead& ahead, const Arguments& args, const Item& item, const Ite
 void attention_backward(const Arguments& args, const Item& item, const Item* next, float* memory) {
   Ahead ahead;
   const Scratch s(memory, args.width, item.num_keys);
-  const size_t bytes = sizeof(float) * static_cast<size_t>(item.num_keys * attention::padded(args.width));
-  load_rows(s.keys, args.storage, args.k, args.k.offset(item.sequence, item.k_row, item.head), item.num_keys,
-            args.width);
-  load_rows(s.values, args.storage, args.v, args.v.offset(item.sequence, item.k_row, item.head), item.num_keys,
-            args.width);
-  std::memset(s.grad_keys, 0, bytes);
-  std::memset(s.grad_values, 0, bytes);
-  const int64_t step = query_tile(args, item);
+  const int64_t columns = attention::padded(args.width), step = query_tile(args, item);
+  const int64_t key_offset = args.k.offset(item.sequence, item.k_row, item.head);
+  const int64_t value_offset = args.v.offset(item.sequence, item.k_row, item.head);
+  const int64_t grad_key_offset = args.grad_k.offset(item.sequence, item.k_row, item.head);
+  const int64_t grad_value_offset = args.grad_v.offset(item.sequence, item.k_row, item.head);
+  const bool leave_values = read_in_place(args, item.num_queries);
+  load_rows(s.keys, args.storage, args.k, key_offset, item.num_keys, args.width);
+  if (!leave_values) load_rows(s.values, args.storage, args.v, value_offset, item.num_keys, args.width);
+
+  // A first tile that sees every key writes what later ones add to; an only one writes the gradients themselves.
+  const KeyRange seen = visible_keys(args, item, 0, item.num_queries < step ? item.num_queries : step);
+  const bool all_seen = item.num_queries > 0 && seen.begin == 0 && seen.end == item.num_keys;
+  const bool in_place_gradients =
+      all_seen && usable_in_place(args) && item.num_queries <= step && args.heads_per_key == 1;
+  if (!all_seen) {
+    const size_t bytes = sizeof(float) * static_cast<size_t>(item.num_keys * columns);
+    std::memset(s.grad_keys, 0, bytes);
+    std::memset(s.grad_values, 0, bytes);
+  }
+  const KeySide side{{s.keys, columns},
+                     leave_values ? in_place(args.v, value_offset) : Matrix{s.values, columns},
+                     in_place_gradients ? in_place(args.grad_k, grad_key_offset) : Matrix{s.grad_keys, columns},
+                     in_place_gradients ? in_place(args.grad_v, grad_value_offset) : Matrix{s.grad_values, columns},
+                     in_place_gradients};
   for (int64_t i = 0; i < args.heads_per_key; ++i) {
     for (int64_t query = 0; query < item.num_queries; query += step) {
       const int64_t left = item.num_queries - query, count = left < step ? left : step;
       const Tile tile{query, count, 0, 0, attention::padded(count), item.head * args.heads_per_key + i};
       look_ahead(ahead, args, item, next, tile);
-      backward_tile(ahead, s, args, item, tile);
+      backward_tile(ahead, s, args, item, tile, side, all_seen && i == 0 && query == 0);
     }
   }
-  store_rows(args.storage, args.grad_k, args.grad_k.offset(item.sequence, item.k_row, item.head), s.grad_keys,
-             item.num_keys, args.width, args.scale, nullptr);
-  store_rows(args.storage, args.grad_v, args.grad_v.offset(item.sequence, item.k_row, item.head), s.grad_values,
-             item.num_keys, args.width, args.dropout.scale, nullptr);
+  if (in_place_gradients) return;
+  store_rows(args.storage, args.grad_k, grad_key_offset, s.grad_keys, item.num_keys, args.width, args.scale, nullptr);
+  store_rows(args.storage, args.grad_v, grad_value_offset, s.grad_values, item.num_keys, args.width, args.dropout.scale,
+             nullptr);
 }
 
 }  // namespace fastssl::FASTSSL_ISA

@@ -93,8 +93,8 @@ void load_queries(const Scratch& s, const Arguments& args, const Item& item, con
   transpose(s.queries_transposed, s.queries, columns, tile.lanes, columns);
 }
 
-// out / sum and lse = ln(sum 2^maximum).
-void finish(const Scratch& s, const Arguments& args, const Item& item, const Tile& tile) {
+// factor <- 1 / sum, and lse = ln(sum 2^maximum).
+void normalise(const Scratch& s, const Arguments& args, const Item& item, const Tile& tile) {
   const VecF negative_infinity = broadcast(-__builtin_inff());
   float lse[kQueryTile];
   for (int64_t t = 0; t < tile.lanes; t += kLanes) {
@@ -103,16 +103,14 @@ void finish(const Scratch& s, const Arguments& args, const Item& item, const Til
     store(s.factor + t, empty ? VecF{} : args.dropout.scale / sum);
     store(lse + t, empty ? negative_infinity : highest * kLn2 + log(sum));
   }
-  const int64_t row = item.q_row + tile.query;
-  store_rows(args.storage, args.out, args.out.offset(item.sequence, row, item.head), s.out, tile.num_queries,
-             args.width, 1.0f, s.factor);
-  std::memcpy(static_cast<float*>(args.lse.data) + args.lse.offset(item.sequence, row, item.head), lse,
-              sizeof(float) * static_cast<size_t>(tile.num_queries));
+  const int64_t offset = args.lse.offset(item.sequence, item.q_row + tile.query, item.head);
+  std::memcpy(static_cast<float*>(args.lse.data) + offset, lse, sizeof(float) * static_cast<size_t>(tile.num_queries));
 }
 
 void forward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const Item& item, Tile tile,
-                  int64_t first_loaded_key) {
+                  const Matrix& keys, int64_t first_loaded_key) {
   const int64_t columns = attention::padded(args.width);
+  const int64_t offset = args.out.offset(item.sequence, item.q_row + tile.query, item.head);
   load_queries(s, args, item, tile);
   for (int64_t t = 0; t < tile.lanes; t += kLanes) {
     store(s.maximum + t, broadcast(-__builtin_inff()));
@@ -120,10 +118,14 @@ void forward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const I
   }
   const KeyRange visible = visible_keys(args, item, tile.query, tile.num_queries);
   if (visible.begin == visible.end) std::memset(s.out, 0, sizeof(float) * static_cast<size_t>(kQueryTile * columns));
+  // With one tile of keys the sum is known before the product, which then writes the output itself.
+  const bool once = visible.end - visible.begin <= kKeyTile && visible.begin < visible.end && usable_in_place(args);
+  const Matrix out = once ? in_place(args.out, offset) : Matrix{s.out, columns};
   for (tile.key = visible.begin; tile.key < visible.end; tile.key += kKeyTile) {
     tile.num_keys = visible.end - tile.key < kKeyTile ? visible.end - tile.key : kKeyTile;
-    const int64_t loaded = (tile.key - first_loaded_key) * columns;
-    compute_scores(ahead, s.scores, args, item, tile, s.keys + loaded, s.queries_transposed, s.bias);
+    const int64_t row = tile.key - first_loaded_key;
+    compute_scores(ahead, s.scores, args, item, tile, {keys.data + row * keys.ld, keys.ld}, s.queries_transposed,
+                   s.bias);
     const bool rescale = raise_maximum(s, tile) && tile.key > visible.begin;
     if (rescale) {
       for (int64_t t = 0; t < tile.lanes; t += kLanes) store(s.sum + t, load(s.sum + t) * load(s.factor + t));
@@ -133,10 +135,23 @@ void forward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const I
       exponentiate<true>(s, args, item, tile);
     else
       exponentiate<false>(s, args, item, tile);
-    product_transposed(ahead, s.out, columns, s.scores, tile.lanes, s.values + loaded, columns, tile.num_queries,
-                       columns, tile.num_keys, 1.0f, tile.key > visible.begin);
+    if (once) normalise(s, args, item, tile);
+    product_transposed({.c = out.data,
+                        .ldc = out.ld,
+                        .a = s.scores,
+                        .lda = tile.lanes,
+                        .b = s.values + row * columns,
+                        .ldb = columns,
+                        .rows = tile.num_queries,
+                        .columns = columns,
+                        .depth = tile.num_keys,
+                        .accumulate = tile.key > visible.begin,
+                        .factors = once ? s.factor : nullptr},
+                       ahead);
   }
-  finish(s, args, item, tile);
+  if (once) return;
+  normalise(s, args, item, tile);
+  store_rows(args.storage, args.out, offset, s.out, tile.num_queries, args.width, 1.0f, s.factor);
 }
 
 // What will be wanted after a tile: its own rows of `out`, the queries of the next tile, or all of the next item.
@@ -164,16 +179,19 @@ void look_ahead(Ahead& ahead, const Arguments& args, const Item& item, const Ite
 void attention_forward(const Arguments& args, const Item& item, const Item* next, float* memory) {
   Ahead ahead;
   const Scratch s(memory, args.width, item.num_keys);
-  const KeyRange keys = visible_keys(args, item, item.query_begin, item.query_end - item.query_begin);
-  const int64_t key_head = item.head / args.heads_per_key, row = item.k_row + keys.begin;
-  const int64_t num_keys = keys.end - keys.begin;
-  load_rows(s.keys, args.storage, args.k, args.k.offset(item.sequence, row, key_head), num_keys, args.width);
+  const KeyRange range = visible_keys(args, item, item.query_begin, item.query_end - item.query_begin);
+  const int64_t key_head = item.head / args.heads_per_key, row = item.k_row + range.begin;
+  const int64_t num_keys = range.end - range.begin;
+  const int64_t offset = args.k.offset(item.sequence, row, key_head);
+  const bool leave = read_in_place(args, item.query_end - item.query_begin);
+  const Matrix keys = leave ? in_place(args.k, offset) : Matrix{s.keys, attention::padded(args.width)};
+  if (!leave) load_rows(s.keys, args.storage, args.k, offset, num_keys, args.width);
   load_rows(s.values, args.storage, args.v, args.v.offset(item.sequence, row, key_head), num_keys, args.width);
   const int64_t step = query_tile(args, item);
   for (int64_t query = item.query_begin; query < item.query_end; query += step) {
     const int64_t left = item.query_end - query, count = left < step ? left : step;
     look_ahead(ahead, args, item, next, query, count);
-    forward_tile(ahead, s, args, item, {query, count, 0, 0, attention::padded(count), item.head}, keys.begin);
+    forward_tile(ahead, s, args, item, {query, count, 0, 0, attention::padded(count), item.head}, keys, range.begin);
   }
 }
 

@@ -10,39 +10,30 @@ using attention::Storage;
 
 namespace {
 
-// Accumulators of a block of the product, kBlockRows x kBlockVectors, fill the register file but for the operands.
-constexpr int kBlockRows = 6;
+// Accumulators of a block of the product fill the register file but for the operands: the fewer vectors, the more rows.
 constexpr int kBlockVectors = kLanes == 16 ? 4 : 2;
+constexpr int kMostRows = 12;
+constexpr int block_rows(int64_t vectors) {
+  const int64_t rows = kBlockVectors * 6 / vectors;
+  return rows < kMostRows ? static_cast<int>(rows) : kMostRows;
+}
 
 constexpr int64_t kStep = 8;  // of the depth, between two steps ahead
 
-struct Operands {
-  float* c;
-  int64_t ldc;
-  const float* a;
-  int64_t lda;
-  const float* b;
-  int64_t ldb;
-  int64_t depth;
-  float factor;
-  bool accumulate;
-  Ahead* ahead;
-};
-
 template <bool kTransposed, int kRows, int kVectors>
-void product_block(const Operands& o) {
+void product_block(const Product& o, Ahead& ahead) {
   VecF sum[kRows][kVectors] = {};
   const float* a = o.a;
   const float* b = o.b;
   const int64_t lda = o.lda;
   for (int64_t left = o.depth; left > 0; left -= kStep) {
     const int64_t count = left < kStep ? left : kStep;
-    o.ahead->step(count * kRows * kVectors);
+    ahead.step(count * kRows * kVectors);
     for (int64_t k = 0; k < count; ++k) {
       VecF row[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * kLanes);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
         const VecF x = broadcast(kTransposed ? a[r] : a[r * lda]);
 #pragma GCC unroll 4
@@ -52,64 +43,55 @@ void product_block(const Operands& o) {
       b += o.ldb;
     }
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
     float* c = o.c + r * o.ldc;
+    const float factor = o.factors ? o.factors[r] : o.factor;
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       const VecF old = o.accumulate ? load(c + v * kLanes) : VecF{};
-      store(c + v * kLanes, o.accumulate ? old + sum[r][v] : sum[r][v] * o.factor);
+      store(c + v * kLanes, o.accumulate ? old + sum[r][v] : sum[r][v] * factor);
     }
   }
 }
 
-using Block = void (*)(const Operands&);
+// Multiplies a block of 1 .. kRows rows.
+template <bool kTransposed, int kVectors, int kRows = block_rows(kVectors)>
+void product_rows(int64_t rows, const Product& o, Ahead& ahead) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return product_rows<kTransposed, kVectors, kRows - 1>(rows, o, ahead);
+  }
+  product_block<kTransposed, kRows, kVectors>(o, ahead);
+}
 
+// Multiplies a strip of columns, its rows divided evenly into blocks.
 template <bool kTransposed, int kVectors>
-constexpr Block kBlocks[kBlockRows] = {
-    product_block<kTransposed, 1, kVectors>, product_block<kTransposed, 2, kVectors>,
-    product_block<kTransposed, 3, kVectors>, product_block<kTransposed, 4, kVectors>,
-    product_block<kTransposed, 5, kVectors>, product_block<kTransposed, 6, kVectors>};
-
-template <bool kTransposed>
-const Block* blocks(int64_t vectors) {
-  switch (vectors) {
-    case 1:
-      return kBlocks<kTransposed, 1>;
-    case 2:
-      return kBlocks<kTransposed, 2>;
-#if defined(__AVX512F__)
-    case 3:
-      return kBlocks<kTransposed, 3>;
-    default:
-      return kBlocks<kTransposed, 4>;
-#else
-    default:
-      return kBlocks<kTransposed, 2>;
-#endif
+void product_strip(Product o, Ahead& ahead) {
+  const int64_t num_blocks = (o.rows + block_rows(kVectors) - 1) / block_rows(kVectors);
+  const int64_t short_rows = o.rows / num_blocks, num_long = o.rows % num_blocks;
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    const int64_t rows = short_rows + (i < num_long);
+    product_rows<kTransposed, kVectors>(rows, o, ahead);
+    o.c += rows * o.ldc;
+    o.a += kTransposed ? rows : rows * o.lda;
+    if (o.factors) o.factors += rows;
   }
 }
 
 template <bool kTransposed>
-void product_all(Operands o, int64_t rows, int64_t columns) {
-  if (rows == 0) return;
-  const int64_t num_blocks = (rows + kBlockRows - 1) / kBlockRows;
-  const int64_t short_rows = rows / num_blocks, num_long = rows % num_blocks;
-  float* const c = o.c;
-  const float* const a = o.a;
-  for (int64_t vectors = columns / kLanes, done = 0; done < vectors;) {
-    const int64_t now = vectors - done < kBlockVectors ? vectors - done : kBlockVectors;
-    const Block* const block = blocks<kTransposed>(now);
-    o.c = c + done * kLanes;
-    o.a = a;
-    for (int64_t i = 0; i < num_blocks; ++i) {
-      const int64_t count = short_rows + (i < num_long);
-      block[count - 1](o);
-      o.c += count * o.ldc;
-      o.a += kTransposed ? count : count * o.lda;
-    }
-    o.b += now * kLanes;
-    done += now;
+void product_all(Product o, Ahead& ahead) {
+  if (o.rows == 0) return;
+  for (int64_t left = o.columns / kLanes; left > 0; left -= kBlockVectors) {
+    if (left == 1)
+      product_strip<kTransposed, 1>(o, ahead);
+    else if (left == 2 || kBlockVectors == 2)
+      product_strip<kTransposed, 2>(o, ahead);
+    else if (left == 3)
+      product_strip<kTransposed, kBlockVectors == 4 ? 3 : 2>(o, ahead);
+    else
+      product_strip<kTransposed, kBlockVectors>(o, ahead);
+    o.c += kBlockVectors * kLanes;
+    o.b += kBlockVectors * kLanes;
   }
 }
 
@@ -202,14 +184,12 @@ bool all_visible(const Arguments& args, const Item& item, const Tile& tile) {
 
 }  // namespace
 
-void product(Ahead& ahead, float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
-             int64_t rows, int64_t columns, int64_t depth, float factor, bool accumulate) {
-  product_all<false>({c, ldc, a, lda, b, ldb, depth, factor, accumulate, &ahead}, rows, columns);
+void product(const Product& p, Ahead& ahead) {
+  product_all<false>(p, ahead);
 }
 
-void product_transposed(Ahead& ahead, float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
-                        int64_t rows, int64_t columns, int64_t depth, float factor, bool accumulate) {
-  product_all<true>({c, ldc, a, lda, b, ldb, depth, factor, accumulate, &ahead}, rows, columns);
+void product_transposed(const Product& p, Ahead& ahead) {
+  product_all<true>(p, ahead);
 }
 
 void load_rows(float* out, Storage storage, const Rows& rows, int64_t offset, int64_t count, int64_t width) {
@@ -250,9 +230,18 @@ KeyRange visible_keys(const Arguments& args, const Item& item, int64_t query, in
 }
 
 void compute_scores(Ahead& ahead, float* scores, const Arguments& args, const Item& item, const Tile& tile,
-                    const float* keys, const float* queries_transposed, float* bias_scratch) {
-  product(ahead, scores, tile.lanes, keys, attention::padded(args.width), queries_transposed, tile.lanes, tile.num_keys,
-          tile.lanes, args.width, args.scale * kLog2E, false);
+                    const Matrix& keys, const float* queries_transposed, float* bias_scratch) {
+  product({.c = scores,
+           .ldc = tile.lanes,
+           .a = keys.data,
+           .lda = keys.ld,
+           .b = queries_transposed,
+           .ldb = tile.lanes,
+           .rows = tile.num_keys,
+           .columns = tile.lanes,
+           .depth = args.width,
+           .factor = args.scale * kLog2E},
+          ahead);
   const bool biased = args.bias.data != nullptr;
   if (biased) load_bias(bias_scratch + attention::kQueryTile * attention::kKeyTile, args, item, tile, bias_scratch);
   if (biased || args.alibi || !all_visible(args, item, tile))

@@ -51,11 +51,39 @@ class Ahead {
 };
 
 // c = factor a b, or c += a b: a is (rows, depth), b (depth, columns), c (rows, columns), columns a multiple of kLanes.
-void product(Ahead& ahead, float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
-             int64_t rows, int64_t columns, int64_t depth, float factor, bool accumulate);
+struct Product {
+  float* c;
+  int64_t ldc;
+  const float* a;
+  int64_t lda;
+  const float* b;
+  int64_t ldb;
+  int64_t rows, columns, depth;
+  bool accumulate = false;
+  float factor = 1.0f;             // where nothing is accumulated
+  const float* factors = nullptr;  // one a row, in the place of `factor`
+};
+void product(const Product& p, Ahead& ahead);
 // The same with a stored as (depth, rows).
-void product_transposed(Ahead& ahead, float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
-                        int64_t rows, int64_t columns, int64_t depth, float factor, bool accumulate);
+void product_transposed(const Product& p, Ahead& ahead);
+
+// Rows of fp32 numbers, `ld` apart.
+struct Matrix {
+  float* data;
+  int64_t ld;
+};
+// Whether fp32 products can read and write the rows of q, k, v and their gradients where they are.
+FASTSSL_INLINE bool usable_in_place(const attention::Arguments& args) {
+  return args.storage == attention::Storage::float32 && args.width % attention::kPadding == 0;
+}
+FASTSSL_INLINE Matrix in_place(const attention::Rows& rows, int64_t offset) {
+  return {static_cast<float*>(rows.data) + offset, rows.row};
+}
+// Rows read once or twice are best left where they are. Rows read more often are copied together: their distance maps
+// them onto few sets of the caches.
+FASTSSL_INLINE bool read_in_place(const attention::Arguments& args, int64_t num_queries) {
+  return usable_in_place(args) && num_queries * args.heads_per_key <= 2 * attention::kQueryTile;
+}
 
 // Widens rows to fp32 and pads them with zeros to `padded(width)` columns, which is also the distance of the rows.
 void load_rows(float* out, attention::Storage storage, const attention::Rows& rows, int64_t offset, int64_t count,
@@ -89,7 +117,7 @@ KeyRange visible_keys(const attention::Arguments& args, const attention::Item& i
 // scores (keys, queries) = log2(e) (scale k q^T + bias + alibi), -inf where hidden, in units of powers of two. Rows are
 // filled up to a multiple of kRowGroup with -inf. bias_scratch holds kQueryTile x kKeyTile floats.
 void compute_scores(Ahead& ahead, float* scores, const attention::Arguments& args, const attention::Item& item,
-                    const Tile& tile, const float* keys, const float* queries_transposed, float* bias_scratch);
+                    const Tile& tile, const Matrix& keys, const float* queries_transposed, float* bias_scratch);
 
 // ---- in line ----
 
