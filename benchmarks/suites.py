@@ -11,6 +11,7 @@ from benchmarks.comparison import Comparison
 SUITES = {
     "attention": "benchmarks.ops.attention",
     "layer_norm": "benchmarks.ops.layer_norm",
+    "bias_gelu": "benchmarks.ops.bias_gelu",
     "linear_cross_entropy": "benchmarks.ops.linear_cross_entropy",
     "quantized_linear": "benchmarks.ops.quantized_linear",
     "sentence_embedding": "benchmarks.models.sentence_embedding",

@@ -17,6 +17,10 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "int dropout_threshold, Tensor? seed, bool residual_apart) "
       "-> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
 
+  // y = gelu(x + bias), exact or by tanh; `grad_bias` is float32.
+  m.def("bias_gelu_forward(Tensor x, Tensor bias, bool tanh) -> Tensor");
+  m.def("bias_gelu_backward(Tensor grad_y, Tensor x, Tensor bias, bool tanh) -> (Tensor grad_x, Tensor grad_bias)");
+
   // Packed (N, H, D) or dense (B, T, H, D). lse is float32, (H, N) or (B, H, T). Without cu_seqlens_k, cu_seqlens_q
   // serves for both.
   m.def(

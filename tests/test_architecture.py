@@ -124,6 +124,7 @@ def test_op_folders_are_complete():
     folders = [folder for folder in (PACKAGE / "ops").iterdir() if folder.is_dir() and folder.name != "__pycache__"]
     assert {folder.name for folder in folders} == {
         "attention",
+        "bias_gelu",
         "layer_norm",
         "linear_cross_entropy",
         "quantized_linear",

@@ -52,6 +52,11 @@ def dropout_add_layer_norm(
     return F.layer_norm(residual + F.dropout(x, dropout_p), x.shape[-1:], weight, bias, eps)
 
 
+def linear_then_gelu(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return GELU of a linear map, two operators, as a feed-forward network is usually written."""
+    return F.gelu(F.linear(hidden, weight, bias))
+
+
 def linear_then_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy over logits of all rows, as Hugging Face models compute it."""
     return F.cross_entropy(F.linear(hidden, weight, bias), targets)

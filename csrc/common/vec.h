@@ -64,11 +64,24 @@ FASTSSL_INLINE VecU as_bits(VecF x) {
   return (VecU)x;
 }
 
+// The larger and the smaller; where one operand is NaN, the second one.
 FASTSSL_INLINE VecF maximum(VecF a, VecF b) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_max_ps((__m256)a, (__m256)b);
+#else
   return a > b ? a : b;
+#endif
 }
 FASTSSL_INLINE VecF minimum(VecF a, VecF b) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_min_ps((__m256)a, (__m256)b);
+#else
   return a < b ? a : b;
+#endif
 }
 
 FASTSSL_INLINE float reduce_add(VecF x) {

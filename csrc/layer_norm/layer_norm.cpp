@@ -1,16 +1,12 @@
 #include "layer_norm/layer_norm.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
 #include "common/block_sums.h"
+#include "common/operands.h"
 
 namespace fastssl {
 namespace {
@@ -18,39 +14,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kGrain = 16384;  // elements that are worth a thread
+constexpr const char* kOp = "layer_norm";
 constexpr int64_t kMinRowsPerBlock = 8;
-
-Element element_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Element::float32;
-    case ScalarType::BFloat16:
-      return Element::bfloat16;
-    case ScalarType::Half:
-      return Element::float16;
-    default:
-      STD_TORCH_CHECK(false, "layer_norm: unsupported dtype");
-  }
-}
-
-// Calls through the stable ABI cost about a microsecond each: make only those that change something.
-Tensor packed(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-std::optional<Tensor> packed(const std::optional<Tensor>& tensor) {
-  if (!tensor) return std::nullopt;
-  return packed(*tensor);
-}
-
-Tensor as_float(const Tensor& tensor) {
-  return packed(tensor.scalar_type() == ScalarType::Float ? tensor : torch::stable::to(tensor, ScalarType::Float));
-}
-
-const void* data(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr() : nullptr;
-}
 
 Dropout dropout_of(int64_t threshold, const std::optional<Tensor>& seed) {
   if (threshold == 0) return {};
@@ -58,13 +23,6 @@ Dropout dropout_of(int64_t threshold, const std::optional<Tensor>& seed) {
   const auto key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
   return {static_cast<uint32_t>(threshold), 65536.0f / static_cast<float>(65536 - threshold),
           static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
-}
-
-// kernel(args, begin, end) over `count` items of `size` elements each.
-template <class Args>
-void parallel_items(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t count, int64_t size) {
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / size),
-                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 Tensor nothing(const Tensor& like) {
@@ -76,10 +34,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Ten
                                                    const std::optional<Tensor>& residual_in, double eps,
                                                    int64_t dropout_threshold, const std::optional<Tensor>& seed) {
   const int64_t width = x_in.size(-1), rows = x_in.numel() / width;
-  const Tensor x = packed(x_in), weight = as_float(weight_in);
-  const std::optional<Tensor> residual = packed(residual_in);
-  std::optional<Tensor> bias;
-  if (bias_in) bias = as_float(*bias_in);
+  const Tensor x = packed(x_in), weight = parameter(weight_in);
+  const std::optional<Tensor> residual = packed(residual_in), bias = parameter(bias_in);
   const Tensor& sum_like = residual ? *residual : x;
   STD_TORCH_CHECK(weight.numel() == width && (!bias || bias->numel() == width), "layer_norm: parameter width");
   STD_TORCH_CHECK(!residual || residual->numel() == x.numel(), "layer_norm: residual shape");
@@ -101,8 +57,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Ten
       .rstd = rstd.mutable_data_ptr<float>(),
       .width = width,
       .eps = static_cast<float>(eps),
-      .x_type = element_of(x),
-      .sum_type = element_of(sum_like),
+      .x_type = element_of(x, kOp),
+      .sum_type = element_of(sum_like, kOp),
       .dropout = dropout_of(dropout_threshold, seed),
   };
   parallel_items(FASTSSL_KERNEL(layer_norm_forward), args, rows, width);
@@ -115,16 +71,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_y_in, con
                                                     const std::optional<Tensor>& seed, bool residual_apart) {
   const int64_t width = sum_in.size(-1), rows = sum_in.numel() / width;
   const Tensor grad_y = packed(grad_y_in), sum = packed(sum_in);
-  const Tensor weight = as_float(weight_in);
+  const Tensor weight = parameter(weight_in);
   const std::optional<Tensor> grad_sum = packed(grad_sum_in);
   STD_TORCH_CHECK(grad_y.numel() == sum.numel() && mean.numel() == rows && rstd.numel() == rows,
                   "layer_norm: shapes of the backward");
   STD_TORCH_CHECK(!grad_sum || grad_sum->scalar_type() == sum.scalar_type(), "layer_norm: dtype of the sum's gradient");
   Tensor grad_x = torch::stable::empty_like(grad_y);
   Tensor grad_residual = residual_apart ? torch::stable::empty_like(sum) : nothing(sum);
-  const int64_t rows_per_block = std::max(kMinRowsPerBlock, (rows + kMaxRowBlocks - 1) / kMaxRowBlocks);
-  const int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
-  Tensor partials = torch::stable::new_empty(mean, {2, blocks, width});
+  const RowBlocks blocks(rows, kMinRowsPerBlock);
+  Tensor partials = torch::stable::new_empty(mean, {2, blocks.count, width});
   Tensor grad_weight = torch::stable::new_empty(mean, {width});
   Tensor grad_bias = torch::stable::new_empty(mean, {width});
   float* partial = partials.mutable_data_ptr<float>();
@@ -138,19 +93,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_y_in, con
       .grad_x = grad_x.mutable_data_ptr(),
       .grad_residual = residual_apart ? grad_residual.mutable_data_ptr() : nullptr,
       .grad_weight = partial,
-      .grad_bias = partial + blocks * width,
+      .grad_bias = partial + blocks.count * width,
       .rows = rows,
-      .rows_per_block = rows_per_block,
+      .rows_per_block = blocks.rows_per_block,
       .width = width,
-      .x_type = element_of(grad_y),
-      .sum_type = element_of(sum),
+      .x_type = element_of(grad_y, kOp),
+      .sum_type = element_of(sum, kOp),
       .dropout = dropout_of(dropout_threshold, seed),
   };
-  parallel_items(FASTSSL_KERNEL(layer_norm_backward), args, blocks, rows_per_block * width);
+  parallel_items(FASTSSL_KERNEL(layer_norm_backward), args, blocks.count, blocks.rows_per_block * width);
   const auto sum_kernel = FASTSSL_KERNEL(sum_blocks);
   torch::stable::parallel_for(0, width, kGrain / kMaxRowBlocks, [&](int64_t begin, int64_t end) {
-    sum_kernel(partial, blocks, width, false, grad_weight.mutable_data_ptr<float>(), begin, end);
-    sum_kernel(partial + blocks * width, blocks, width, false, grad_bias.mutable_data_ptr<float>(), begin, end);
+    sum_kernel(partial, blocks.count, width, false, grad_weight.mutable_data_ptr<float>(), begin, end);
+    sum_kernel(partial + blocks.count * width, blocks.count, width, false, grad_bias.mutable_data_ptr<float>(), begin,
+               end);
   });
   return {grad_x, grad_residual, grad_weight, grad_bias};
 }

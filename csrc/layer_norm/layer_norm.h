@@ -5,10 +5,9 @@
 
 #include "common/cpu_capability.h"
 #include "common/dropout.h"
+#include "common/element.h"
 
 namespace fastssl {
-
-enum class Element : int32_t { float32, bfloat16, float16 };
 
 // y = (sum - mean) * rstd * weight + bias with sum = residual + dropout(x), rounded to its dtype.
 struct LayerNormForward {

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastssl.nn.mlp import ACTIVATIONS
+from fastssl.nn.mlp import ACTIVATIONS, activated
 from fastssl.nn.norm import LayerNorm
 from fastssl.ops.linear_cross_entropy.api import LinearCrossEntropyStats, linear_cross_entropy
 
@@ -93,7 +93,7 @@ class MaskedLMHead(nn.Module):
             self.decoder.weight = nn.Parameter(torch.cat((old, new)))
 
     def _transform(self, hidden_states: Tensor) -> Tensor:
-        return self.norm(self.activation(self.dense(hidden_states)))
+        return self.norm(activated(self.dense, self.activation, hidden_states, self.backend))
 
     def _decoder_weight(self, word_embedding: Tensor) -> Tensor:
         return word_embedding if self.decoder is None else self.decoder.weight

@@ -6,14 +6,33 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastssl.ops.bias_gelu.api import bias_gelu
+
+_tanh_gelu = functools.partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
     "relu": F.relu,
     "silu": F.silu,
 }
 """Name, as in Hugging Face's `hidden_act` -> function."""
+_APPROXIMATIONS = {F.gelu: "none", _tanh_gelu: "tanh"}
+
+
+def activated(linear: nn.Module, activation: Callable[[Tensor], Tensor], x: Tensor, backend: str) -> Tensor:
+    """Return ``activation(linear(x))``, the bias of a plain linear map and a GELU in one pass over its product.
+
+    Args:
+        linear: any map of rows; fused where it is an `nn.Linear` and no subclass of it.
+        activation: a value of `ACTIVATIONS`, or any function; fused where it is a GELU.
+        x: (N, E).
+        backend: of the fused operator.
+    """
+    if type(linear) is nn.Linear and activation in _APPROXIMATIONS:
+        product = F.linear(x, linear.weight)
+        return bias_gelu(product, linear.bias, approximate=_APPROXIMATIONS[activation], backend=backend)
+    return activation(linear(x))
 
 
 class MLP(nn.Module):
@@ -32,7 +51,8 @@ class MLP(nn.Module):
         self.up = nn.Linear(hidden_size, intermediate_size)
         self.down = nn.Linear(intermediate_size, hidden_size)
         self.activation = ACTIVATIONS[activation]
+        self.backend = "auto"
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map each row by itself, (N, E) to (N, E)."""
-        return self.down(self.activation(self.up(hidden_states)))
+        return self.down(activated(self.up, self.activation, hidden_states, self.backend))

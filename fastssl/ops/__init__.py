@@ -1,10 +1,11 @@
-"""The operators, one folder each: attention, layer norm, and the linear cross-entropy.
+"""The operators, one folder each: attention, bias + GELU, layer norm, and the linear cross-entropy.
 
 The functions carry the names of their folders: inside the package import from ``fastssl.ops.<op>.api``.
 """
 
 from fastssl.ops.attention.api import attention
+from fastssl.ops.bias_gelu.api import bias_gelu
 from fastssl.ops.layer_norm.api import layer_norm
 from fastssl.ops.linear_cross_entropy.api import LinearCrossEntropyStats, linear_cross_entropy
 
-__all__ = ["LinearCrossEntropyStats", "attention", "layer_norm", "linear_cross_entropy"]
+__all__ = ["LinearCrossEntropyStats", "attention", "bias_gelu", "layer_norm", "linear_cross_entropy"]

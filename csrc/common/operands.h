@@ -1,0 +1,64 @@
+// Tensors as elementwise kernels take them: packed, of a known dtype.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "common/element.h"
+
+namespace fastssl {
+
+inline Element element_of(const torch::stable::Tensor& tensor, const char* op) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Element::float32;
+    case ScalarType::BFloat16:
+      return Element::bfloat16;
+    case ScalarType::Half:
+      return Element::float16;
+    default:
+      STD_TORCH_CHECK(false, op, ": unsupported dtype");
+  }
+}
+
+// Calls through the stable ABI cost about a microsecond each: make only those that change something.
+inline torch::stable::Tensor packed(const torch::stable::Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline std::optional<torch::stable::Tensor> packed(const std::optional<torch::stable::Tensor>& tensor) {
+  if (!tensor) return std::nullopt;
+  return packed(*tensor);
+}
+
+// A parameter, packed and in float32.
+inline torch::stable::Tensor parameter(const torch::stable::Tensor& tensor) {
+  const auto wide = torch::headeronly::ScalarType::Float;
+  return packed(tensor.scalar_type() == wide ? tensor : torch::stable::to(tensor, wide));
+}
+
+inline std::optional<torch::stable::Tensor> parameter(const std::optional<torch::stable::Tensor>& tensor) {
+  if (!tensor) return std::nullopt;
+  return parameter(*tensor);
+}
+
+inline const void* data(const std::optional<torch::stable::Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+inline constexpr int64_t kGrain = 16384;  // elements that are worth a thread
+
+// kernel(args, begin, end) over `count` items of `size` elements each, on PyTorch's threads.
+template <class Args>
+void parallel_items(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t count, int64_t size) {
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / size),
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+}  // namespace fastssl
