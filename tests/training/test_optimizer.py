@@ -51,3 +51,18 @@ def test_clipping():
     assert clip_gradients(optimizer, 0.0).item() == pytest.approx(2 * size**0.5)
     assert clip_gradients(optimizer, 1.0).item() == pytest.approx(2 * size**0.5)
     assert clip_gradients(optimizer, 1.0).item() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_norm_is_that_of_all_gradients_in_double_precision(dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 700_001), (5,), (2, 3), (1,)]
+    parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=dtype)
+    parameters[0].grad = parameters[0].grad.t().contiguous().t()
+    optimizer = torch.optim.SGD(parameters)
+    expected = torch.cat([p.grad.double().flatten() for p in parameters]).norm().item()
+    assert clip_gradients(optimizer, 0.0).item() == pytest.approx(expected, rel=3e-7)
+    parameters[1].grad[2] = float("nan")
+    assert clip_gradients(optimizer, 1.0).isnan()
