@@ -5,6 +5,7 @@ numbers tell what the code costs and not what the disk does. Every token of a ba
 """
 
 import itertools
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,6 +23,8 @@ from fastssl.data.host import host_code
 from fastssl.data.loader import Loader
 from fastssl.data.objectives import ObjectiveConfig
 from fastssl.data.tokenizer import SpecialTokens
+from fastssl.models.presets import preset
+from fastssl.tasks.step_benchmark import StepConfig, measure_step, seconds_of
 
 VOCAB_SIZE, CORPUS_TOKENS, TOKENS_PER_BATCH, MAX_SEQ_LENGTH = 30_000, 10_000_000, 16_384, 128
 BATCHES = 16
@@ -120,7 +123,25 @@ def drawing(objective: ObjectiveConfig) -> Comparison:
         check=check,
         work=sum(batch.num_tokens for batch in batches),
         unit="token",
+        finish=partial(_beside_a_step, objective),
     )
+
+
+def _beside_a_step(objective: ObjectiveConfig) -> str:
+    """Return what planning and drawing a batch costs beside training the smallest model on it."""
+    data = _data(objective)
+    seconds = seconds_of(lambda: data.plan(0)) / data.plan(0).num_batches
+    seconds += statistics.median(seconds_of(partial(data.batch, 0, index)) for index in range(BATCHES))
+    share = seconds / _seconds_of_a_step()
+    return f"a batch is planned and drawn in {seconds * 1e3:.2f} ms, {share:.2%} of bert-tiny's step on as many tokens"
+
+
+@cache
+def _seconds_of_a_step() -> float:
+    sizes = StepConfig(
+        per_device_train_batch_size=TOKENS_PER_BATCH // MAX_SEQ_LENGTH, max_seq_length=MAX_SEQ_LENGTH, steps=3
+    )
+    return measure_step(preset("bert-tiny"), sizes).seconds
 
 
 def _data(objective: ObjectiveConfig) -> PretrainingData:

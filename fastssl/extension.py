@@ -31,7 +31,7 @@ def fake_kernel(op: str) -> Callable[[Callable], Callable]:
     def register(function: Callable) -> Callable:
         _fake_kernels[op] = function
         if _load_cpu_ops.cache_info().currsize and _load_cpu_ops():
-            torch.library.register_fake(op)(function)
+            _register(op, function)
         return function
 
     return register
@@ -50,8 +50,17 @@ def _load_cpu_ops() -> bool:
         return False
     torch.ops.load_library(str(_OPS_CPU))
     for op, function in _fake_kernels.items():
-        torch.library.register_fake(op)(function)
+        _register(op, function)
     return True
+
+
+def _register(op: str, function: Callable) -> None:
+    if not hasattr(torch.ops.fastssl, op.removeprefix("fastssl::")):
+        raise RuntimeError(
+            f"{_OPS_CPU} was built from other sources than this fastssl: it has no operator {op}. Build it again, by "
+            "`make setup` or `pip install --no-build-isolation -e .`"
+        )
+    torch.library.register_fake(op)(function)
 
 
 @functools.cache
