@@ -24,6 +24,8 @@ _PARTS = (
     ("aten::_fused_adamw", "optimizer"),
     ("aten::_foreach", "clipping"),
     ("aten::linalg_vector_norm", "clipping"),
+    ("aten::dot", "clipping"),
+    ("aten::mul_", "clipping"),
     ("aten::fill_", "filling with zeros"),
     ("aten::zero_", "filling with zeros"),
     ("aten::copy_", "copies"),
