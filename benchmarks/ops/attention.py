@@ -12,12 +12,15 @@ from benchmarks.ops.agreement import Outputs, assert_agreement, forward_backward
 from benchmarks.peers import torch_eager
 from benchmarks.suites import Run
 from benchmarks.timing import timed
+from fastssl import extension
 from fastssl.ops.attention.api import attention
 from fastssl.ops.attention.cases import BENCHMARK_CASES, AttentionCase
 
 QUICK = ("8 x 128 x 12 x 64", "8 x 128 x 12 x 64, dropout", "packed 8..512")
 CAUSAL = ("4 x 512 x 12 x 64, causal", "1 x 2048 x 12 x 64, causal")
 BFLOAT16 = "8 x 128 x 12 x 64"
+AVX2 = ("8 x 128 x 12 x 64", "4 x 512 x 12 x 64")
+"""Cases that also run our kernels for AVX2, where the machine's best set is AVX-512."""
 LARGEST_DEFINED_SCORES = 16 * 2**20
 """Scores up to which the dropout of the definition (every score and its random number, in float64) is checked."""
 
@@ -25,14 +28,19 @@ LARGEST_DEFINED_SCORES = 16 * 2**20
 def cases(run: Run) -> Mapping[str, Callable[[], Comparison]]:
     """Return the shapes of BERT, and 16-bit storage."""
     whole = [name for name, case in BENCHMARK_CASES.items() if not case.causal or name in CAUSAL]
-    found = {name: partial(comparison, BENCHMARK_CASES[name]) for name in (QUICK if run.quick else whole)}
+    found = {
+        name: partial(comparison, BENCHMARK_CASES[name], avx2=name in AVX2 and not run.quick)
+        for name in (QUICK if run.quick else whole)
+    }
     if not run.quick:
         found[f"{BFLOAT16}, bf16 storage"] = partial(comparison, BENCHMARK_CASES[BFLOAT16], torch.bfloat16)
     return found
 
 
-def comparison(case: AttentionCase, dtype: torch.dtype = torch.float32) -> Comparison:
+def comparison(case: AttentionCase, dtype: torch.dtype = torch.float32, avx2: bool = False) -> Comparison:
     """Compare with SDPA; with dropout also with our own time without, in 16 bits also with our own in 32.
+
+    With `avx2` also with our own kernels for AVX2, on a machine that has AVX-512.
 
     With dropout the masks differ, so only ours is checked, against its definition.
     """
@@ -48,6 +56,8 @@ def comparison(case: AttentionCase, dtype: torch.dtype = torch.float32) -> Compa
         launches["own, no dropout"] = forward_backward(partial(ours, dropout_p=0.0), inputs, cotangent)
     if dtype != torch.float32:
         launches["own fp32"] = forward_backward(ours, _inputs(case, torch.float32), cotangent.float())
+    if avx2 and extension.cpu_capability() == "avx512":
+        launches["own, AVX2"] = _by_instruction_set("avx2", launches[OURS])
     reference = partial(ours, backend="reference")
     scores = case.heads * sum(length**2 for length in case.lengths_q)
 
@@ -65,6 +75,20 @@ def comparison(case: AttentionCase, dtype: torch.dtype = torch.float32) -> Compa
         unit="FLOP",
         limit=square_sgemm(),
     )
+
+
+def _by_instruction_set(name: str, launch: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    """Return the launch by our kernels for another instruction set than the machine's best."""
+
+    def by_name() -> Outputs:
+        best = extension.cpu_capability()
+        torch.ops.fastssl.set_cpu_capability(name)
+        try:
+            return launch()
+        finally:
+            torch.ops.fastssl.set_cpu_capability(best)
+
+    return by_name
 
 
 def _inputs(case: AttentionCase, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -124,6 +124,19 @@ struct Plan {
   std::vector<size_t> ends;  // of the groups, in items
 };
 
+// One item a sequence and head: all heads of a sequence, or all sequences of a head, one after the other. The second
+// serves sequences that share a bias, which then stays in the cache.
+std::vector<Item> with_heads(const std::vector<Item>& sequences, int64_t heads, bool head_by_head) {
+  const auto count = static_cast<int64_t>(sequences.size());
+  std::vector<Item> items;
+  items.reserve(count * heads);
+  for (int64_t i = 0; i < count * heads; ++i) {
+    items.push_back(sequences[head_by_head ? i % count : i / heads]);
+    items.back().head = head_by_head ? i / count : i % heads;
+  }
+  return items;
+}
+
 // Groups neighbouring items: heads of one sequence share the pages and, where rows are short, the lines of memory.
 Plan in_groups(std::vector<Item> items) {
   const auto cost = [&](const Item& item) { return item.num_keys * (item.query_end - item.query_begin) + 1; };
@@ -254,13 +267,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_in, const Tensor& k_in, const
   const bool whole =
       static_cast<int64_t>(sequences.size()) * heads >= kItemsPerThread * torch::stable::get_num_threads();
   std::vector<Item> items;
-  for (Item item : sequences) {
+  for (Item item : with_heads(sequences, heads, bias && bias->dim() == 3)) {
     const int64_t step = whole ? std::max<int64_t>(item.num_queries, 1) : kQueryTile;
-    for (item.head = 0; item.head < heads; ++item.head) {
-      for (item.query_begin = 0; item.query_begin < item.num_queries; item.query_begin += step) {
-        item.query_end = std::min(item.query_begin + step, item.num_queries);
-        items.push_back(item);
-      }
+    for (item.query_begin = 0; item.query_begin < item.num_queries; item.query_begin += step) {
+      item.query_end = std::min(item.query_begin + step, item.num_queries);
+      items.push_back(item);
     }
   }
   run(in_groups(std::move(items)), args, multiplications(sequences, heads, args.width),
@@ -335,18 +346,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const Opt
   const bool shared = bias_needs_grad && bias->dim() == 3;
   Plan plan;
   if (shared) {
-    for (int64_t head = 0; head < key_heads; ++head) {
-      for (Item item : sequences) {
-        item.head = head;
-        plan.items.push_back(item);
-      }
-      if (count > 0) plan.ends.push_back(plan.items.size());
-    }
+    plan.items = with_heads(sequences, key_heads, true);
+    for (int64_t end = count; end <= count * key_heads && count > 0; end += count) plan.ends.push_back(end);
   } else {
-    std::vector<Item> items;
-    for (Item item : sequences)
-      for (item.head = 0; item.head < key_heads; ++item.head) items.push_back(item);
-    plan = in_groups(std::move(items));
+    plan = in_groups(with_heads(sequences, key_heads, false));
   }
   run(plan, args, multiplications(sequences, heads, args.width), backward_scratch(args.width, longest_keys(sequences)),
       FASTSSL_KERNEL(attention_backward));

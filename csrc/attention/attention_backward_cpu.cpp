@@ -110,6 +110,10 @@ void differentiate(const Scratch& s, const Arguments& args, const Item& item, co
 // Adds dS to the gradient of the bias.
 void add_grad_bias(const Scratch& s, const Arguments& args, const Item& item, const Tile& tile) {
   const int64_t keys = attention::padded(tile.num_keys);
+  if (whole_squares(tile)) {
+    const Matrix out = in_place(args.grad_bias, args.grad_bias.offset(item.sequence, tile.query, tile.head) + tile.key);
+    return transpose_add(out.data, out.ld, s.grad_scores, tile.lanes, tile.num_keys, tile.lanes, 1.0f);
+  }
   for (int64_t i = tile.num_keys; i < keys; ++i)
     std::memset(s.grad_scores + i * tile.lanes, 0, sizeof(float) * static_cast<size_t>(tile.lanes));
   // The transposition reads (keys, lanes) and writes rows of queries, `keys` apart.

@@ -133,7 +133,8 @@ FASTSSL_INLINE void exchange(VecF (&x)[kLanes]) {
   }
 }
 
-FASTSSL_INLINE void transpose_square(float* out, int64_t ld_out, const float* in, int64_t ld_in) {
+template <bool kAdd>
+FASTSSL_INLINE void transpose_square(float* out, int64_t ld_out, const float* in, int64_t ld_in, float factor) {
   VecF x[kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) x[i] = load(in + i * ld_in);
@@ -142,7 +143,7 @@ FASTSSL_INLINE void transpose_square(float* out, int64_t ld_out, const float* in
   if constexpr (kLanes >= 8) exchange<4>(x);
   if constexpr (kLanes >= 16) exchange<8>(x);
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) store(out + i * ld_out, x[i]);
+  for (int i = 0; i < kLanes; ++i) store(out + i * ld_out, kAdd ? load(out + i * ld_out) + x[i] * factor : x[i]);
 }
 
 // The bias of a tile, transposed as the scores are; (num_queries, num_keys) elements of the bias are read.
@@ -217,7 +218,15 @@ void store_rows(Storage storage, const Rows& rows, int64_t offset, const float* 
 
 void transpose(float* out, const float* in, int64_t ld_in, int64_t rows, int64_t columns) {
   for (int64_t i = 0; i < rows; i += kLanes)
-    for (int64_t j = 0; j < columns; j += kLanes) transpose_square(out + j * rows + i, rows, in + i * ld_in + j, ld_in);
+    for (int64_t j = 0; j < columns; j += kLanes)
+      transpose_square<false>(out + j * rows + i, rows, in + i * ld_in + j, ld_in, 1.0f);
+}
+
+void transpose_add(float* out, int64_t ld_out, const float* in, int64_t ld_in, int64_t rows, int64_t columns,
+                   float factor) {
+  for (int64_t j = 0; j < columns; j += kLanes)
+    for (int64_t i = 0; i < rows; i += kLanes)
+      transpose_square<true>(out + j * ld_out + i, ld_out, in + i * ld_in + j, ld_in, factor);
 }
 
 KeyRange visible_keys(const Arguments& args, const Item& item, int64_t query, int64_t count) {
@@ -242,11 +251,16 @@ void compute_scores(Ahead& ahead, float* scores, const Arguments& args, const It
            .depth = args.width,
            .factor = args.scale * kLog2E},
           ahead);
-  const bool biased = args.bias.data != nullptr;
-  if (biased) load_bias(bias_scratch + attention::kQueryTile * attention::kKeyTile, args, item, tile, bias_scratch);
-  if (biased || args.alibi || !all_visible(args, item, tile))
-    add_to_scores(scores, args, item, tile,
-                  biased ? bias_scratch + attention::kQueryTile * attention::kKeyTile : nullptr);
+  const float* bias = nullptr;
+  if (args.bias.data && args.bias_storage == Storage::float32 && whole_squares(tile)) {
+    const Matrix rows = in_place(args.bias, args.bias.offset(item.sequence, tile.query, tile.head) + tile.key);
+    transpose_add(scores, tile.lanes, rows.data, rows.ld, tile.lanes, tile.num_keys, kLog2E);
+  } else if (args.bias.data) {
+    float* const transposed = bias_scratch + attention::kQueryTile * attention::kKeyTile;
+    load_bias(transposed, args, item, tile, bias_scratch);
+    bias = transposed;
+  }
+  if (bias || args.alibi || !all_visible(args, item, tile)) add_to_scores(scores, args, item, tile, bias);
   for (int64_t i = tile.num_keys * tile.lanes; i % (kRowGroup * tile.lanes) != 0; i += kLanes)
     store(scores + i, broadcast(-__builtin_inff()));
 }

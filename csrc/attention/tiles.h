@@ -93,6 +93,9 @@ void store_rows(attention::Storage storage, const attention::Rows& rows, int64_t
                 int64_t width, float factor, const float* factors);
 // out (columns, rows) = in (rows, columns); both sizes multiples of kPadding, out's distance of rows is `rows`.
 void transpose(float* out, const float* in, int64_t ld_in, int64_t rows, int64_t columns);
+// out += factor * the transpose of `in`, for any distance of out's rows.
+void transpose_add(float* out, int64_t ld_out, const float* in, int64_t ld_in, int64_t rows, int64_t columns,
+                   float factor);
 
 // One tile of scores.
 struct Tile {
@@ -101,6 +104,11 @@ struct Tile {
   int64_t lanes;               // num_queries padded: the distance of the tile's rows
   int64_t head;                // query head
 };
+
+// Whether a tile needs no padding, so that a bias or its gradient can be transposed from and to where it is.
+FASTSSL_INLINE bool whole_squares(const Tile& tile) {
+  return tile.num_queries == tile.lanes && tile.num_keys % attention::kPadding == 0;
+}
 
 // Queries a tile. Of a tile on the diagonal of a causal mask half is wasted, which shows where there are few others.
 FASTSSL_INLINE int64_t query_tile(const attention::Arguments& args, const attention::Item& item) {
