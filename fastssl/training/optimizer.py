@@ -9,7 +9,7 @@ from torch.optim import AdamW
 
 from fastssl.training.config import TrainingConfig
 
-_DOT_LENGTH = 1 << 20
+_DOT_LENGTH = 1 << 18
 
 
 def parameter_groups(

@@ -63,6 +63,6 @@ def test_the_norm_is_that_of_all_gradients_in_double_precision(dtype):
     parameters[0].grad = parameters[0].grad.t().contiguous().t()
     optimizer = torch.optim.SGD(parameters)
     expected = torch.cat([p.grad.double().flatten() for p in parameters]).norm().item()
-    assert clip_gradients(optimizer, 0.0).item() == pytest.approx(expected, rel=3e-7)
+    assert clip_gradients(optimizer, 0.0).item() == pytest.approx(expected, rel=1e-6)
     parameters[1].grad[2] = float("nan")
     assert clip_gradients(optimizer, 1.0).isnan()
