@@ -84,6 +84,7 @@ def our_trainer(directory: Path, sst2: Path) -> Launch:
     """Return our Trainer, one step a launch: it pauses where it would measure on held-out data."""
     torch.manual_seed(0)
     model = BertForSequenceClassification.from_pretrained(directory, labels=LABELS)
+    model.use_sparse_word_gradients()
 
     def train(pause: Callable[[], None]) -> None:
         def evaluation(model: nn.Module, **_: object) -> None:

@@ -136,6 +136,14 @@ class BertForSequenceClassification(nn.Module):
                 )
         self.class_weights = weights
 
+    def use_sparse_word_gradients(self) -> None:
+        """Have the word embedding's gradient as the rows that were read, as ``nn.Embedding(sparse=True)`` does.
+
+        `fastssl.training.Trainer` takes such gradients, in one process, and spends no time on the other rows but for
+        AdamW itself; an optimizer of your own must know them.
+        """
+        self.bert.embeddings.word.sparse = True
+
     def gradient_checkpointing_enable(self) -> None:
         """Keep only each block's input for the backward, and compute the rest again there."""
         self.bert.gradient_checkpointing_enable()

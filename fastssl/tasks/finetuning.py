@@ -97,6 +97,8 @@ def prepare_finetuning(config: FinetuningConfig, *, say: Callable[[str], None] =
     world = World.join(torch.device("cpu"))
     parts = TASKS[config.task](config, say if world.is_main else _say_nothing)
     freeze(parts.model, config.tuning.frozen_layers)
+    if world.size == 1:
+        parts.model.use_sparse_word_gradients()
     return FinetuningRun(config=config, parts=parts, is_main=world.is_main)
 
 

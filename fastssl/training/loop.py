@@ -19,6 +19,7 @@ from fastssl.training.log import Sink
 from fastssl.training.metrics import MetricSums
 from fastssl.training.optimizer import clip_gradients, set_learning_rate
 from fastssl.training.progress import Reporter, Stopwatch
+from fastssl.training.row_gradients import RowGradients
 from fastssl.training.run_directory import RunDirectoryError
 from fastssl.training.schedule import Schedule
 from fastssl.training.source import Batch, InterleavedSource
@@ -68,6 +69,7 @@ class TrainingLoop:
     """The wish to stop."""
     last_checkpoint: Path | None = None
     """The newest checkpoint of this run."""
+    _row_gradients: RowGradients = field(default_factory=RowGradients)
     _stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _timed_tokens: int = 0
     _timed_steps: int = 0
@@ -133,7 +135,8 @@ class TrainingLoop:
                 f"{self.last_checkpoint or 'none'}; try a lower learning_rate or max_grad_norm, or look at that batch"
             ) from error
         set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
+        with self._row_gradients.dense([p for group in self.optimizer.param_groups for p in group["params"]]):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.tokens_seen += report.tokens

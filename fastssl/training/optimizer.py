@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from fastssl.training.config import TrainingConfig
+from fastssl.training.row_gradients import values_of_gradients
 
 _DOT_LENGTH = 1 << 18
 
@@ -61,9 +62,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
     """Scale all gradients to a global 2-norm of at most `max_norm` (0: leave them) and return the norm before, 0-d."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = _total_norm([p.grad for p in parameters])
+    gradients = values_of_gradients(parameters)
+    norm = _total_norm(gradients)
     if max_norm > 0 and not norm <= max_norm:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        scale = max_norm / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_
+        for gradient in gradients:
+            gradient.mul_(scale.to(gradient.device))
     return norm
 
 
