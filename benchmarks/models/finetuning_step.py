@@ -30,7 +30,7 @@ from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
 from fastssl.training import Trainer, TrainingConfig
 from tests.oracle import assert_within_budget
 
-EFFORT = Effort(seconds=40.0, min_rounds=12, max_rounds=40, warmup_rounds=3)
+EFFORT = Effort(seconds=30.0, min_rounds=12, max_rounds=40, warmup_rounds=3)
 QUICK_EFFORT = Effort(seconds=8.0, min_rounds=6, max_rounds=10, warmup_rounds=1)
 BATCH_SIZE, NUM_EXAMPLES, LEARNING_RATE = 32, 4096, 5e-5
 LABELS = ("negative", "positive")
