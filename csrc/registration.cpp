@@ -44,5 +44,7 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
 
   // 8-bit linear map: rows of x (rows, inputs), float32 or bfloat16, are quantised on the way; `packed` holds the
   // weights as `fastssl.ops.quantized_linear` packs them. `vnni` allows the instructions for it where there are any.
-  m.def("quantized_linear(Tensor x, Tensor packed, Tensor scale, Tensor? bias, bool gelu, bool vnni) -> Tensor");
+  m.def(
+      "quantized_linear(Tensor x, Tensor packed, Tensor scale, Tensor sum, Tensor? bias, bool gelu, bool vnni) -> "
+      "Tensor");
 }

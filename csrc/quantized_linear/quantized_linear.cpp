@@ -85,7 +85,7 @@ void run(const QuantizedLinear& a) {
   STD_TORCH_CHECK(!out_of_memory, "quantized_linear: no memory for ", scratch_bytes, " bytes of scratch");
 }
 
-Tensor quantized_linear_forward(const Tensor& x_in, const Tensor& packed, const Tensor& scale,
+Tensor quantized_linear_forward(const Tensor& x_in, const Tensor& packed, const Tensor& scale, const Tensor& sum,
                                 const std::optional<Tensor>& bias, bool gelu, bool vnni) {
   const Tensor x = x_in.is_contiguous() ? x_in : torch::stable::contiguous(x_in);
   const int64_t inputs = x.size(-1), rows = x.numel() / inputs, outputs = scale.numel();
@@ -99,11 +99,14 @@ Tensor quantized_linear_forward(const Tensor& x_in, const Tensor& packed, const 
   STD_TORCH_CHECK(
       !bias || (bias->scalar_type() == ScalarType::Float && bias->is_contiguous() && bias->numel() == outputs),
       "quantized_linear: bias");
+  STD_TORCH_CHECK(sum.scalar_type() == ScalarType::Float && sum.is_contiguous() && sum.numel() == outputs,
+                  "quantized_linear: sum");
   Tensor y = torch::stable::new_empty(x, {rows, outputs});
   const QuantizedLinear args{
       .x = x.const_data_ptr(),
       .weight = packed.const_data_ptr<uint8_t>(),
       .weight_scale = scale.const_data_ptr<float>(),
+      .weight_sum = sum.const_data_ptr<float>(),
       .bias = bias ? bias->const_data_ptr<float>() : nullptr,
       .y = y.mutable_data_ptr(),
       .rows = rows,

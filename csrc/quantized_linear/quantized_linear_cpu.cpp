@@ -105,12 +105,11 @@ __attribute__((target("avx512vnni"))) void multiply_tile_vnni(const int8_t* x, i
 }
 #endif
 
-// A block of quantised rows: the bytes, and what turns products of bytes back into numbers.
-struct Block {
-  int8_t* bytes;
+// What turns the products of a block's rows back into numbers.
+struct Rows {
   float* scales;
+  float* centres;
   int32_t* corrections;  // 128 times the sum of a row's bytes: what the 128 in the weights added to each product
-  int64_t row_bytes;
 };
 
 // Rounds to the nearest whole number, even ones first; the intrinsics keep the compiler from fusing the product before.
@@ -125,29 +124,33 @@ FASTSSL_INLINE VecI rounded(VecF x) {
 #endif
 }
 
-// The largest |x| of a row, NaN or infinite if there is such a value: magnitudes are ordered as their bits are.
+// What a row of bytes q stands for: x = scale q + centre.
+struct Range {
+  float scale, centre, factor;
+};
+
+// The range of a row's values; the scale is NaN if one of them is not finite.
 template <class Element>
-float largest_magnitude(const Element* x, int64_t inputs) {
-  VecI largest{};
+Range range_of_row(const Element* x, int64_t inputs) {
+  VecF low = broadcast(__builtin_inff()), high = broadcast(-__builtin_inff()), poison{};
   for_each_vector(inputs, [&](int64_t j, auto part) {
-    const VecI magnitude = (VecI)(as_bits(load(x + j, part)) & 0x7fffffffu);
-    largest = largest > magnitude ? largest : magnitude;
+    const VecF value = load(x + j, part);
+    low = minimum(low, pad(value, __builtin_inff(), part));
+    high = maximum(high, pad(value, -__builtin_inff(), part));
+    poison += value - value;
   });
-  int32_t bits = 0;
-  for (int lane = 0; lane < kLanes; ++lane) bits = largest[lane] > bits ? largest[lane] : bits;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+  const float lowest = -reduce_max(-low) * 0.5f, highest = reduce_max(high) * 0.5f;
+  const float half = highest - lowest;
+  return {half / 127.0f + reduce_add(poison), lowest + highest, half < 1e-30f ? 0.0f : 127.0f / half};
 }
 
-// Quantises one row; a row with a value that is not finite gets the scale NaN.
 template <class Element>
-void quantize_row(const Element* x, int64_t inputs, int8_t* bytes, float* scale, int32_t* correction) {
-  const float largest = largest_magnitude(x, inputs);
-  const float factor = largest < 1e-30f ? 0.0f : 127.0f / largest;
+void quantize_row(const Element* x, int64_t inputs, int8_t* bytes, float* scale, float* centre, int32_t* correction) {
+  const Range range = range_of_row(x, inputs);
   VecI total{};
   for_each_vector(inputs, [&](int64_t j, auto part) {
-    const VecI quantized = rounded(load(x + j, part) * factor);
+    const VecF shifted = pad(load(x + j, part) - range.centre, 0.0f, part);
+    const VecI quantized = rounded(shifted * range.factor);
     total += quantized;
     const VecI8 narrow = __builtin_convertvector(quantized, VecI8);
     const int64_t room = (inputs + 3) / 4 * 4 - j;  // the lanes past the end are zero and fill the last quad
@@ -155,24 +158,27 @@ void quantize_row(const Element* x, int64_t inputs, int8_t* bytes, float* scale,
   });
   int32_t sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += total[i];
-  *scale = largest < __builtin_inff() ? largest / 127.0f : __builtin_nanf("");
+  *scale = range.scale;
+  *centre = range.centre;
   *correction = 128 * sum;
 }
 
 // Writes (kRows, kTileColumns) products as outputs, of which `rows` rows and the columns below a.outputs exist.
 template <class Element>
-void finish_tile(const QuantizedLinear& a, const int32_t* sums, const float* scales, const int32_t* corrections,
-                 Element* y, int64_t rows, int64_t column) {
+void finish_tile(const QuantizedLinear& a, const int32_t* sums, const Rows& block, int64_t row, Element* y,
+                 int64_t rows, int64_t column) {
   for (int c = 0; c < 2; ++c, column += kLanes) {
     const int64_t left = a.outputs - column;
     if (left <= 0) return;
     const auto finish = [&](auto part) {
       const VecF weight_scale = load(a.weight_scale + column, part);
+      const VecF weight_sum = load(a.weight_sum + column, part);
       const VecF bias = a.bias ? load(a.bias + column, part) : VecF{};
       for (int64_t r = 0; r < rows; ++r) {
-        const VecI products = load_quads(sums + r * kTileColumns + c * kLanes) - corrections[r];
-        const VecF out = __builtin_convertvector(products, VecF) * scales[r] * weight_scale + bias;
-        store(y + r * a.outputs + column, a.gelu ? gelu(out) : out, part);
+        const VecI products = load_quads(sums + r * kTileColumns + c * kLanes) - block.corrections[row + r];
+        const VecF product = __builtin_convertvector(products, VecF) * block.scales[row + r];
+        const VecF out = (product + weight_sum * block.centres[row + r]) * weight_scale + bias;
+        store(y + (row + r) * a.outputs + column, a.gelu ? gelu(out) : out, part);
       }
     };
     if (left >= kLanes)
@@ -200,12 +206,15 @@ void run_block(const QuantizedLinear& a, int64_t row_begin, int64_t row_end, int
                int8_t* scratch) {
   const int64_t rows = row_end - row_begin, padded = (rows + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
   const int64_t row_bytes = quantized_row_bytes(a.inputs);
-  float* scales = reinterpret_cast<float*>(scratch);
-  int32_t* corrections = reinterpret_cast<int32_t*>(scales + padded);
-  int8_t* bytes = reinterpret_cast<int8_t*>(corrections + padded);
-  const Element* x = static_cast<const Element*>(a.x);
+  Rows block;
+  block.scales = reinterpret_cast<float*>(scratch);
+  block.centres = block.scales + padded;
+  block.corrections = reinterpret_cast<int32_t*>(block.centres + padded);
+  int8_t* bytes = reinterpret_cast<int8_t*>(block.corrections + padded);
+  const Element* x = static_cast<const Element*>(a.x) + row_begin * a.inputs;
   for (int64_t r = 0; r < rows; ++r)
-    quantize_row(x + (row_begin + r) * a.inputs, a.inputs, bytes + r * row_bytes, scales + r, corrections + r);
+    quantize_row(x + r * a.inputs, a.inputs, bytes + r * row_bytes, block.scales + r, block.centres + r,
+                 block.corrections + r);
   std::memset(bytes + rows * row_bytes, 0, static_cast<uint64_t>((padded - rows) * row_bytes));
   Element* y = static_cast<Element*>(a.y) + row_begin * a.outputs;
   int32_t sums[kTileRows * kTileColumns];
@@ -214,13 +223,11 @@ void run_block(const QuantizedLinear& a, int64_t row_begin, int64_t row_end, int
     int64_t r = 0;
     for (; r + kTileRows <= padded; r += kTileRows) {
       multiply<kTileRows>(a, bytes + r * row_bytes, row_bytes, column, sums);
-      const int64_t real = r + kTileRows <= rows ? kTileRows : rows - r;
-      finish_tile(a, sums, scales + r, corrections + r, y + r * a.outputs, real, column);
+      finish_tile(a, sums, block, r, y, r + kTileRows <= rows ? kTileRows : rows - r, column);
     }
     for (; r < padded; r += kRowAlignment) {
       multiply<kRowAlignment>(a, bytes + r * row_bytes, row_bytes, column, sums);
-      const int64_t real = r + kRowAlignment <= rows ? kRowAlignment : rows - r;
-      finish_tile(a, sums, scales + r, corrections + r, y + r * a.outputs, real, column);
+      finish_tile(a, sums, block, r, y, r + kRowAlignment <= rows ? kRowAlignment : rows - r, column);
     }
   }
 }

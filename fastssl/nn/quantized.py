@@ -31,12 +31,13 @@ class QuantizedLinear(nn.Module):
         self.in_features, self.out_features = weight.in_features, weight.out_features
         self.register_buffer("packed", weight.packed)
         self.register_buffer("scale", weight.scale)
+        self.register_buffer("sum", weight.sum)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
         super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last dimension, (..., E) to (..., F); see `quantized_linear`."""
-        weight = QuantizedWeight(packed=self.packed, scale=self.scale, in_features=self.in_features)
+        weight = QuantizedWeight(packed=self.packed, scale=self.scale, sum=self.sum, in_features=self.in_features)
         return quantized_linear(x, weight, self.bias, activation=self.activation, backend=self.backend)
 
     def train(self, mode: bool = True) -> "QuantizedLinear":

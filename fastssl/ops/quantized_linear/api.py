@@ -9,7 +9,7 @@ from fastssl.ops.quantized_linear.weight import QuantizedWeight
 
 BACKENDS = {"native": native, "stock": stock, "reference": reference}
 ACTIVATIONS = ("none", "gelu")
-MAX_IN_FEATURES = 65536
+MAX_IN_FEATURES = 32768
 
 
 def quantized_linear(
@@ -20,14 +20,14 @@ def quantized_linear(
     activation: str = "none",
     backend: str = "auto",
 ) -> Tensor:
-    """A linear map in 8 bits, for inference: ``activation(scale_x (q_x q_w^T) scale_w + bias)``.
+    """A linear map in 8 bits, for inference: ``activation((scale_x (q_x q_w^T) + centre_x sum(q_w)) scale_w + bias)``.
 
-    Every row of x is quantised by itself on the way: ``scale_x = max |x| / 127``, ``q_x = round(x / scale_x)``. The
-    products are summed exactly, in 32-bit integers; the rest is fp32.
+    Every row of x is quantised by itself on the way, ``q_x = round((x - centre_x) / scale_x)``, so that its smallest
+    and largest value become -127 and 127. The products are summed exactly, in 32-bit integers; the rest is fp32.
 
     Args:
         x: (..., E) fp32 or bf16 (others: not native).
-        weight: (F, E), from `quantize_weight`, E at most 65,536.
+        weight: (F, E), from `quantize_weight`, E at most 32,768.
         bias: (F) floating, or None.
         activation: "none" or "gelu" (the exact one).
         backend: "auto", "native", "stock" or "reference".

@@ -19,17 +19,21 @@ class QuantizedLinearCase:
     activation: str = "none"
     """Of the outputs."""
     magnitude: float = 1.0
-    """Standard deviation of x; 0 makes rows of zeros."""
+    """Standard deviation of x; 0 makes constant rows."""
+    offset: float = 0.0
+    """Added to x."""
     extreme: bool = False
-    """Whether every value of x and of the weight is the largest of its row, so that the sums are as large as can be."""
+    """Whether the values of x and of the weight are the smallest and largest of their rows, with the same signs or with
+    opposite ones (a negative magnitude), so that the sums are as large as can be."""
 
     def inputs(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return x, the weight (F, E) before it is quantised, and the bias; the same for every call of this method."""
         generator = torch.Generator().manual_seed(17)
-        x = torch.randn(self.shape, generator=generator) * self.magnitude
+        x = torch.randn(self.shape, generator=generator) * self.magnitude + self.offset
         weight = torch.randn(self.outputs, self.shape[-1], generator=generator) * self.shape[-1] ** -0.5
         if self.extreme:
-            x, weight = torch.full_like(x, self.magnitude), torch.full_like(weight, self.magnitude)
+            signs = torch.ones(self.shape[-1]).index_fill(0, torch.arange(0, self.shape[-1], 3), -1)
+            x, weight = (signs * self.magnitude).repeat(self.shape[0], 1), signs.repeat(self.outputs, 1)
         tensors = {"x": x.to(dtype), "weight": weight}
         if self.bias:
             tensors["bias"] = torch.randn(self.outputs, generator=generator)
@@ -47,6 +51,8 @@ EDGE_CASES = {
     "zeros": QuantizedLinearCase(shape=(4, 64), outputs=17, magnitude=0.0),
     "1e4": QuantizedLinearCase(shape=(6, 100), outputs=40, magnitude=1e4, activation="gelu"),
     "1e-20": QuantizedLinearCase(shape=(6, 100), outputs=40, magnitude=1e-20, bias=False),
+    "far from zero": QuantizedLinearCase(shape=(9, 70), outputs=20, offset=30.0),
+    "constant rows": QuantizedLinearCase(shape=(4, 20), outputs=6, magnitude=0.0, offset=3.0),
     "largest sums": QuantizedLinearCase(shape=(5, 3072), outputs=40, extreme=True),
     "smallest sums": QuantizedLinearCase(shape=(5, 3072), outputs=40, extreme=True, magnitude=-1.0),
 }

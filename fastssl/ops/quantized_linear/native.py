@@ -13,9 +13,9 @@ SUPPORTS = Supports(devices=("cpu",), dtypes=(torch.float32, torch.bfloat16), ne
 def forward(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, *, gelu: bool, vnni: bool = True) -> Tensor:
     """Return (N, F) in x's dtype; `vnni` allows the instructions of that name, where the machine has them."""
     bias = None if bias is None else bias.float().contiguous()
-    return torch.ops.fastssl.quantized_linear(x, weight.packed, weight.scale, bias, gelu, vnni)
+    return torch.ops.fastssl.quantized_linear(x, weight.packed, weight.scale, weight.sum, bias, gelu, vnni)
 
 
 @extension.fake_kernel("fastssl::quantized_linear")
-def _forward_fake(x, packed, scale, bias, gelu, vnni):
+def _forward_fake(x, packed, scale, sum, bias, gelu, vnni):
     return x.new_empty(x.shape[0], scale.shape[0])

@@ -31,8 +31,8 @@ SUPPORTS = Supports(
 
 def forward(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, *, gelu: bool) -> Tensor:
     """Return (N, F) in x's dtype."""
-    rows, scale = quantize_rows(x)
+    rows, scale, centre = quantize_rows(x)
     products = torch._int_mm(rows.nan_to_num().to(torch.int8), weight.values().T)
-    y = products * scale * weight.scale
+    y = (products * scale + centre * weight.sum) * weight.scale
     y = y if bias is None else y + bias.float()
     return (F.gelu(y) if gelu else y).to(x.dtype)

@@ -21,6 +21,8 @@ class QuantizedWeight:
     """(F / 16, E / 4, 16, 4) uint8, F rounded up to 32 and E to 4: the values plus 128."""
     scale: Tensor
     """(F) fp32."""
+    sum: Tensor
+    """(F) fp32: the sum of each row's values."""
     in_features: int
     """E."""
 
@@ -56,4 +58,4 @@ def quantize_weight(weight: Tensor) -> QuantizedWeight:
     padded = F.pad(values, (0, -columns % QUAD, 0, -rows % COLUMN_ALIGNMENT))
     panels = padded.view(-1, PANEL_COLUMNS, padded.shape[1] // QUAD, QUAD)
     packed = (panels.permute(0, 2, 1, 3) + 128).to(torch.uint8).contiguous()
-    return QuantizedWeight(packed=packed, scale=largest / 127, in_features=columns)
+    return QuantizedWeight(packed=packed, scale=largest / 127, sum=values.sum(1), in_features=columns)
