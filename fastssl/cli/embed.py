@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import tyro
 
+from fastssl.allocator import keep_freed_memory
 from fastssl.cli.flags import parse_flags
 from fastssl.data.array_file import write_rows
 from fastssl.data.bytes_of_file import read_lines
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"--output {flags.output} is a directory; name a file in it, such as {flags.output}/out.npy")
     if flags.num_threads is not None:
         torch.set_num_threads(flags.num_threads)
+    keep_freed_memory()
     texts = _texts(flags.file)
     embedder = SentenceEmbedder.load(
         flags.model,
