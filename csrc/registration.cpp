@@ -7,13 +7,17 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   m.def("cpu_capability() -> str");
   m.def("set_cpu_capability(str name) -> ()");
 
+  // Gives the memory that large results of ours have left behind back to the system.
+  m.def("release_kept_outputs() -> ()");
+
   // y = LN(residual + dropout(x)). `sum` is empty where it would equal `x`; the statistics are float32, one a row.
   m.def(
       "layer_norm_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float eps, int dropout_threshold, "
       "Tensor? seed) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)");
-  // `grad_residual` is empty where it would equal `grad_x`; the parameter gradients are float32.
+  // No `grad_y`: nothing arrives through y. `grad_residual` is empty unless asked for apart from `grad_x`; the
+  // parameter gradients are float32.
   m.def(
-      "layer_norm_backward(Tensor grad_y, Tensor? grad_sum, Tensor sum, Tensor weight, Tensor mean, Tensor rstd, "
+      "layer_norm_backward(Tensor? grad_y, Tensor? grad_sum, Tensor sum, Tensor weight, Tensor mean, Tensor rstd, "
       "int dropout_threshold, Tensor? seed, bool residual_apart) "
       "-> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
 

@@ -33,5 +33,13 @@ def keep_freed_memory(keep: bool = True) -> bool:
     libc.mallopt(_M_TRIM_THRESHOLD, _NEVER if keep else _DEFAULT_TRIM_THRESHOLD)
     libc.mallopt(_M_MMAP_MAX, 0 if keep else _DEFAULT_MMAP_MAX)
     if not keep:
+        _release_kept_outputs()
         libc.malloc_trim(0)
     return True
+
+
+def _release_kept_outputs() -> None:
+    """Free what our own operators keep of the memory of their large results, at most 512 MB, whatever malloc does."""
+    from fastssl import extension  # imports torch, which nobody needs for the rest of this module
+
+    extension.release_kept_outputs()

@@ -63,6 +63,12 @@ def _register(op: str, function: Callable) -> None:
     torch.library.register_fake(op)(function)
 
 
+def release_kept_outputs() -> None:
+    """Give memory that large results of the CPU operators have left behind back to the system; see `csrc/common`."""
+    if _load_cpu_ops.cache_info().currsize and _load_cpu_ops():
+        torch.ops.fastssl.release_kept_outputs()
+
+
 @functools.cache
 def host() -> ModuleType | None:
     """Return the compiled data module, or None where it was not built."""

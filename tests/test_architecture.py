@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastssl"
 LAYERS = {
-    "allocator": 0,
     "extension": 0,
+    "allocator": 1,
     "ops": 1,
     "data": 1,
     "nn": 2,

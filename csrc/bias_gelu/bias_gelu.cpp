@@ -6,6 +6,7 @@
 
 #include "common/block_sums.h"
 #include "common/operands.h"
+#include "common/outputs.h"
 
 namespace fastssl {
 namespace {
@@ -20,7 +21,7 @@ Tensor forward(const Tensor& x_in, const Tensor& bias_in, bool tanh) {
   const int64_t width = x_in.size(-1), rows = x_in.numel() / width;
   const Tensor x = packed(x_in), bias = parameter(bias_in);
   STD_TORCH_CHECK(bias.numel() == width, "bias_gelu: bias width");
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty_output(x);
   const BiasGeluForward args{
       .x = x.const_data_ptr(),
       .bias = bias.const_data_ptr<float>(),
@@ -38,7 +39,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_y_in, const Tensor& x_in,
   const Tensor grad_y = packed(grad_y_in), x = packed(x_in), bias = parameter(bias_in);
   STD_TORCH_CHECK(grad_y.numel() == x.numel() && grad_y.scalar_type() == x.scalar_type() && bias.numel() == width,
                   "bias_gelu: operands of the backward");
-  Tensor grad_x = torch::stable::empty_like(x);
+  Tensor grad_x = empty_output(x);
   const RowBlocks blocks(rows, kMinRowsPerBlock);
   Tensor partials = torch::stable::new_empty(x, {blocks.count, width}, ScalarType::Float);
   Tensor grad_bias = torch::stable::new_empty(x, {width}, ScalarType::Float);

@@ -7,6 +7,7 @@
 
 #include "common/block_sums.h"
 #include "common/operands.h"
+#include "common/outputs.h"
 
 namespace fastssl {
 namespace {
@@ -42,8 +43,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Ten
   STD_TORCH_CHECK(sum_like.scalar_type() == x.scalar_type() || sum_like.scalar_type() == ScalarType::Float,
                   "layer_norm: residual dtype");
   const bool changed = residual || dropout_threshold;
-  Tensor y = torch::stable::empty_like(x);
-  Tensor sum = changed ? torch::stable::empty_like(sum_like) : nothing(sum_like);
+  Tensor y = empty_output(x);
+  Tensor sum = changed ? empty_output(sum_like) : nothing(sum_like);
   Tensor mean = torch::stable::new_empty(x, {rows}, ScalarType::Float);
   Tensor rstd = torch::stable::new_empty(x, {rows}, ScalarType::Float);
   const LayerNormForward args{
@@ -65,26 +66,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Ten
   return {y, sum, mean, rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_y_in, const std::optional<Tensor>& grad_sum_in,
-                                                    const Tensor& sum_in, const Tensor& weight_in, const Tensor& mean,
-                                                    const Tensor& rstd, int64_t dropout_threshold,
-                                                    const std::optional<Tensor>& seed, bool residual_apart) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const std::optional<Tensor>& grad_y_in,
+                                                    const std::optional<Tensor>& grad_sum_in, const Tensor& sum_in,
+                                                    const Tensor& weight_in, const Tensor& mean, const Tensor& rstd,
+                                                    int64_t dropout_threshold, const std::optional<Tensor>& seed,
+                                                    bool residual_apart) {
   const int64_t width = sum_in.size(-1), rows = sum_in.numel() / width;
-  const Tensor grad_y = packed(grad_y_in), sum = packed(sum_in);
-  const Tensor weight = parameter(weight_in);
-  const std::optional<Tensor> grad_sum = packed(grad_sum_in);
-  STD_TORCH_CHECK(grad_y.numel() == sum.numel() && mean.numel() == rows && rstd.numel() == rows,
+  const Tensor sum = packed(sum_in), weight = parameter(weight_in);
+  const std::optional<Tensor> grad_y = packed(grad_y_in), grad_sum = packed(grad_sum_in);
+  STD_TORCH_CHECK((!grad_y || grad_y->numel() == sum.numel()) && mean.numel() == rows && rstd.numel() == rows,
                   "layer_norm: shapes of the backward");
   STD_TORCH_CHECK(!grad_sum || grad_sum->scalar_type() == sum.scalar_type(), "layer_norm: dtype of the sum's gradient");
-  Tensor grad_x = torch::stable::empty_like(grad_y);
-  Tensor grad_residual = residual_apart ? torch::stable::empty_like(sum) : nothing(sum);
+  const Tensor& x_like = grad_y ? *grad_y : sum;
+  Tensor grad_x = empty_output(x_like);
+  Tensor grad_residual = residual_apart ? empty_output(sum) : nothing(sum);
   const RowBlocks blocks(rows, kMinRowsPerBlock);
   Tensor partials = torch::stable::new_empty(mean, {2, blocks.count, width});
   Tensor grad_weight = torch::stable::new_empty(mean, {width});
   Tensor grad_bias = torch::stable::new_empty(mean, {width});
   float* partial = partials.mutable_data_ptr<float>();
   const LayerNormBackward args{
-      .grad_y = grad_y.const_data_ptr(),
+      .grad_y = data(grad_y),
       .grad_sum = data(grad_sum),
       .sum = sum.const_data_ptr(),
       .weight = weight.const_data_ptr<float>(),
@@ -97,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_y_in, con
       .rows = rows,
       .rows_per_block = blocks.rows_per_block,
       .width = width,
-      .x_type = element_of(grad_y, kOp),
+      .x_type = element_of(x_like, kOp),
       .sum_type = element_of(sum, kOp),
       .dropout = dropout_of(dropout_threshold, seed),
   };

@@ -27,7 +27,7 @@ struct LayerNormForward {
 };
 
 struct LayerNormBackward {
-  const void* grad_y;    // (rows, width) of x_type
+  const void* grad_y;    // (rows, width) of x_type, or null for zeros
   const void* grad_sum;  // (rows, width) of sum_type, or null
   const void* sum;       // (rows, width) of sum_type
   const float* weight;   // (width)

@@ -95,11 +95,11 @@ void forward_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
 template <class X, class Sum>
 void backward_row(const LayerNormBackward& a, int64_t row, float* grad_weight, float* grad_bias) {
   const int64_t width = a.width, at = row * width;
-  const X* grad_y = static_cast<const X*>(a.grad_y) + at;
+  const X* grad_y = a.grad_y ? static_cast<const X*>(a.grad_y) + at : nullptr;
   const Sum* sum = static_cast<const Sum*>(a.sum) + at;
   const float mean = a.mean[row], rstd = a.rstd[row];
   VecF product{};
-  const float total = sum_over_row(width, [&](int64_t j, auto part) {
+  const float total = !a.grad_y ? 0.0f : sum_over_row(width, [&](int64_t j, auto part) {
     const VecF dy = load(grad_y + j, part), n = (load(sum + j, part) - mean) * rstd;
     const VecF g = dy * load(a.weight + j, part);
     product += g * n;
@@ -114,9 +114,12 @@ void backward_row(const LayerNormBackward& a, int64_t row, float* grad_weight, f
   Sum* grad_residual = a.grad_residual ? static_cast<Sum*>(a.grad_residual) + at : nullptr;
   X* grad_x = static_cast<X*>(a.grad_x) + at;
   const auto finish = [&](int /*i*/, int64_t j, auto part, auto drop) {
-    const VecF g = load(grad_y + j, part) * load(a.weight + j, part);
-    const VecF n = (load(sum + j, part) - mean) * rstd;
-    VecF grad = (g - mean_g - n * mean_gn) * rstd;
+    VecF grad{};
+    if (grad_y) {
+      const VecF g = load(grad_y + j, part) * load(a.weight + j, part);
+      const VecF n = (load(sum + j, part) - mean) * rstd;
+      grad = (g - mean_g - n * mean_gn) * rstd;
+    }
     if (grad_sum) grad += load(grad_sum + j, part);
     if (grad_residual) store(grad_residual + j, grad, part);
     store(grad_x + j, drop(grad), part);

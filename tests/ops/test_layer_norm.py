@@ -121,6 +121,22 @@ def test_gradient_through_the_sum_alone():
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("residual_dtype", [None, torch.bfloat16, torch.float32])
+def test_gradient_through_the_sum_alone_and_a_mask(capability, residual_dtype):
+    case = LayerNormCase(shape=(9, 131), residual=residual_dtype is not None, dropout_p=0.3)
+    inputs = case.inputs(torch.bfloat16, residual_dtype)
+    names, tensors = list(inputs), list(inputs.values())
+    cotangent = torch.randn(case.shape)
+
+    def found(backend):
+        function = call(case, backend, names, return_sum=True)
+        return gradients(lambda *tensors: function(*tensors)[1], tensors, cotangent)
+
+    for a, b in zip(found("native"), found("reference"), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("width", [5, 128, 131])
 def test_mask_is_the_philox_oracle(capability, width):
     x = torch.ones(33, width)
@@ -232,9 +248,9 @@ def test_opcheck():
         torch.library.opcheck(forward, args)
         y, total, mean, rstd = forward(*args)
         total = total if total.numel() else x
-        for grad_sum in (None, torch.ones_like(total)):
+        for grad_y, grad_sum in ((y, None), (y, torch.ones_like(total)), (None, torch.ones_like(total))):
             torch.library.opcheck(
-                backward, (y, grad_sum, total, weight, mean, rstd, threshold, seed, total.dtype != y.dtype)
+                backward, (grad_y, grad_sum, total, weight, mean, rstd, threshold, seed, total.dtype != y.dtype)
             )
 
 

@@ -84,12 +84,20 @@ class _NativeLayerNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y, grad_total=None):
         total, weight, mean, rstd, seed = ctx.saved_tensors
-        grad_y = total.new_zeros(total.shape, dtype=ctx.x_dtype) if grad_y is None else grad_y
+        if grad_y is None and ctx.x_dtype != total.dtype:
+            grad_y = total.new_zeros(total.shape, dtype=ctx.x_dtype)
         grad_x, grad_residual, grad_weight, grad_bias = native.backward(
-            grad_y, grad_total, total, weight, mean, rstd, dropout_p=ctx.dropout_p, seed=seed
+            grad_y,
+            grad_total,
+            total,
+            weight,
+            mean,
+            rstd,
+            dropout_p=ctx.dropout_p,
+            seed=seed,
+            with_residual=ctx.needs_input_grad[3],
         )
         grad_bias = None if ctx.bias_dtype is None else grad_bias.to(ctx.bias_dtype)
-        grad_residual = grad_residual if ctx.needs_input_grad[3] else None
         return grad_x, grad_weight.to(weight.dtype), grad_bias, grad_residual, None, None, None, None
 
 

@@ -37,7 +37,7 @@ def forward_saving(
 
 
 def backward(
-    grad_y: Tensor,
+    grad_y: Tensor | None,
     grad_sum: Tensor | None,
     total: Tensor,
     weight: Tensor,
@@ -46,14 +46,22 @@ def backward(
     *,
     dropout_p: float,
     seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, residual, weight and bias (the last two float32)."""
+    with_residual: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Return the gradients of x, residual (None where not asked for), weight and bias (the last two float32).
+
+    No `grad_y` stands for zeros of the dtype of `total`.
+    """
     threshold = dropout_threshold(dropout_p)
-    apart = threshold > 0 or grad_y.dtype != total.dtype
+    apart = with_residual and (threshold > 0 or (grad_y is not None and grad_y.dtype != total.dtype))
     grad_x, grad_residual, grad_weight, grad_bias = torch.ops.fastssl.layer_norm_backward(
         grad_y, grad_sum, total, weight, mean, rstd, threshold, seed, apart
     )
-    return grad_x, grad_residual if apart else grad_x, grad_weight, grad_bias
+    if not with_residual:
+        grad_residual = None
+    elif not apart:
+        grad_residual = grad_x
+    return grad_x, grad_residual, grad_weight, grad_bias
 
 
 @extension.fake_kernel("fastssl::layer_norm_forward")
@@ -66,7 +74,7 @@ def _forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed):
 
 @extension.fake_kernel("fastssl::layer_norm_backward")
 def _backward_fake(grad_y, grad_sum, sum, weight, mean, rstd, dropout_threshold, seed, residual_apart):
-    grad_x = torch.empty_like(grad_y, memory_format=torch.contiguous_format)
+    grad_x = torch.empty_like(sum if grad_y is None else grad_y, memory_format=torch.contiguous_format)
     grad_residual = sum.new_empty(sum.shape) if residual_apart else sum.new_empty(0)
     parameter = weight.new_empty(weight.shape, dtype=torch.float32)
     return grad_x, grad_residual, parameter, torch.empty_like(parameter)
