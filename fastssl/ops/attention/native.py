@@ -35,7 +35,7 @@ def backward(
     )  # fmt: skip
     heads, key_heads = q.shape[-2], k.shape[-2]
     if q.shape[:-2] == k.shape[:-2]:
-        grad_q, grad_k, grad_v = grad_q.split((heads, key_heads, key_heads), dim=-2)
+        grad_q, grad_k, grad_v = grad_q.split_with_sizes((heads, key_heads, key_heads), dim=-2)
     else:
         grad_k, grad_v = grad_kv.split(key_heads, dim=-2)
     return grad_q, grad_k, grad_v, grad_bias if bias_needs_grad else None
