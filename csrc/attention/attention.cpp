@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/outputs.h"
+
 namespace fastssl {
 namespace attention {
 
@@ -258,7 +260,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_in, const Tensor& k_in, const
   const std::vector<Item> sequences = sequences_of(q, k, cu_seqlens_q, cu_seqlens_k);
   const int64_t heads = q.size(-2);
   check_bias(bias, sequences, heads);
-  Tensor out = torch::stable::new_empty(q, q.sizes());
+  Tensor out = empty_output(q);
   Tensor lse = torch::stable::new_empty(q, lse_sizes(q), ScalarType::Float);
   args.out = rows_of(out);
   args.lse = lse_rows_of(lse);
@@ -290,7 +292,7 @@ Gradients gradients(const Tensor& q, const Tensor& k) {
   const auto with_heads = [](const Tensor& like, int64_t heads) {
     std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end());
     sizes[sizes.size() - 2] = heads;
-    return torch::stable::new_empty(like, sizes);
+    return empty_output(like, sizes);
   };
   const int64_t heads = q.size(-2), key_heads = k.size(-2);
   const bool together = q.size(0) == k.size(0) && (q.dim() == 3 || q.size(1) == k.size(1));

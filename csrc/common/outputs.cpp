@@ -94,10 +94,14 @@ void release_kept_outputs() {
 }  // namespace
 
 Tensor empty_output(const Tensor& like) {
-  const int64_t bytes = like.numel() * static_cast<int64_t>(like.element_size());
+  return empty_output(like, like.sizes());
+}
+
+Tensor empty_output(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  int64_t bytes = static_cast<int64_t>(like.element_size());
+  for (const int64_t size : sizes) bytes *= size;
   const int64_t size = block_size(std::max<int64_t>(bytes, 1));
-  if (bytes < kMinBytes || size > kMaxKept) return torch::stable::empty_like(like);
-  const auto sizes = like.sizes();
+  if (bytes < kMinBytes || size > kMaxKept) return torch::stable::new_empty(like, sizes);
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * sizes[i];
   return torch::stable::from_blob(take(size), sizes, strides, like.device(), like.scalar_type(),

@@ -7,10 +7,12 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
 namespace fastssl {
 
-// An uninitialised tensor of the shape and dtype of `like`, packed.
+// An uninitialised tensor of the dtype of `like` and of its shape, or of `sizes`; packed.
 torch::stable::Tensor empty_output(const torch::stable::Tensor& like);
+torch::stable::Tensor empty_output(const torch::stable::Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes);
 
 }  // namespace fastssl
