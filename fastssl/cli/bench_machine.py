@@ -9,6 +9,7 @@ import torch
 
 from fastssl import extension
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.threads import use_threads
 from fastssl.ops.machine import measured_copy_bandwidth, measured_matmul_flops
 
 
@@ -30,8 +31,7 @@ class BenchMachineFlags:
 def main(arguments: list[str]) -> int:
     """Print what the machine gives."""
     flags = parse_flags(BenchMachineFlags, arguments, program="fastssl bench machine")
-    if flags.num_threads is not None:
-        torch.set_num_threads(flags.num_threads)
+    use_threads(flags.num_threads)
     found = {
         "num_threads": torch.get_num_threads(),
         "instruction_set": extension.cpu_capability(),

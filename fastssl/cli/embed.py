@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
 from fastssl.allocator import keep_freed_memory
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
+from fastssl.cli.threads import use_threads
 from fastssl.data.array_file import write_rows
-from fastssl.data.bytes_of_file import read_lines
-from fastssl.data.corpus import check_file
+from fastssl.data.files import make_directory, replaceable_file
 from fastssl.tasks.embedding import SentenceEmbedder
-
-_STANDARD_INPUT = Path("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +30,7 @@ class EmbedFlags:
       zcat lines.gz | fastssl embed --model runs/x - --pooling cls --normalize --output lines.npy
     """
 
-    file: tyro.conf.Positional[Path] = _STANDARD_INPUT
+    file: tyro.conf.Positional[Path] = STANDARD_INPUT
     """Text, UTF-8, one text a line, also .gz or .zst; "-" or nothing: standard input."""
     model: Path
     """Directory of the model and its tokenizer."""
@@ -57,12 +53,14 @@ class EmbedFlags:
 def main(arguments: list[str]) -> int:
     """Embed every line, and print how many and how fast."""
     flags = parse_flags(EmbedFlags, arguments, program="fastssl embed")
+    if str(flags.output) == "-":
+        raise ValueError("--output - is not possible: an array's size stands before its rows; name a .npy file")
     if flags.output.is_dir():
         raise ValueError(f"--output {flags.output} is a directory; name a file in it, such as {flags.output}/out.npy")
-    if flags.num_threads is not None:
-        torch.set_num_threads(flags.num_threads)
+    replaceable_file(flags.output)
+    use_threads(flags.num_threads)
     keep_freed_memory()
-    texts = _texts(flags.file)
+    texts = text_lines(flags.file)
     embedder = SentenceEmbedder.load(
         flags.model,
         dtype=flags.dtype,
@@ -71,7 +69,7 @@ def main(arguments: list[str]) -> int:
         max_length=flags.max_length,
         tokens_per_batch=flags.tokens_per_batch,
     )
-    flags.output.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(flags.output.parent)
     start = time.perf_counter()
     num_rows = write_rows(flags.output, embedder.stream(texts), embedder.width)
     seconds = time.perf_counter() - start
@@ -80,20 +78,3 @@ def main(arguments: list[str]) -> int:
         f"{num_rows / max(seconds, 1e-9):,.0f} texts/s"
     )
     return 0
-
-
-def _texts(file: Path) -> Iterator[str]:
-    if file == _STANDARD_INPUT:
-        return _decoded(enumerate(line.rstrip(b"\n") for line in sys.stdin.buffer), "standard input")
-    check_file(file)
-    return _decoded(enumerate(line for _, line in read_lines(file, lambda num_bytes: None)), str(file))
-
-
-def _decoded(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[str]:
-    for number, line in lines:
-        try:
-            yield line.removesuffix(b"\r").decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{source} is not UTF-8 in line {number + 1}, byte {error.start + 1}; convert it, as with iconv"
-            ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
 from fastssl.tasks.classification import Classifier, Prediction
 from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
 
@@ -37,7 +37,7 @@ class PredictFlags:
     """
 
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """A text, or a pair of texts."""
+    """A text, or a pair of texts; "-" or nothing: the lines of standard input."""
     model: Path
     """Directory of a fine-tuned model."""
     file: Path | None = None
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
 
 def _examples(flags: PredictFlags) -> Iterator[tuple[str, str | None]]:
     """Yield texts with their second texts, all with one or all without."""
-    if flags.texts:
+    if flags.texts and flags.texts != (str(STANDARD_INPUT),):
         yield flags.texts[0], flags.texts[1] if len(flags.texts) == 2 else None
     elif flags.file is not None:
         found = read_labelled_texts(flags.file, flags.columns, needs_labels=False)
@@ -87,8 +87,8 @@ def _examples(flags: PredictFlags) -> Iterator[tuple[str, str | None]]:
 
 def _standard_input() -> Iterator[tuple[str, str | None]]:
     paired = None
-    for number, line in enumerate(sys.stdin, start=1):
-        text, tab, pair = line.rstrip("\n").partition("\t")
+    for number, line in enumerate(text_lines(STANDARD_INPUT), start=1):
+        text, tab, pair = line.partition("\t")
         if paired is None:
             paired = bool(tab)
         elif paired != bool(tab):

@@ -10,20 +10,22 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from fastssl.data.files import replace_file
+from fastssl.data.files import replace_file, replaceable_file
 
 
 def write_rows(path: Path, parts: Iterable[np.ndarray], width: int) -> int:
     """Write float32 rows of unknown number as one array, and return their number.
 
     Args:
-        path: Replaced where it exists; it keeps its old content if the rows end in an error.
+        path: Replaced where it exists, or the file that it is a symbolic link to; the old content stays if the rows
+            end in an error.
         parts: Arrays of shape (k, ``width``).
         width: Number of columns.
 
     Raises:
-        ValueError: A part has another shape.
+        ValueError: A part has another shape, or ``path`` is a device, a pipe or a directory.
     """
+    path = replaceable_file(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     num_rows = 0
     try:

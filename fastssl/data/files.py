@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,46 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def replaceable_file(path: Path) -> Path:
+    """Return the file that writing ``path`` replaces: itself, or what it is a symbolic link to.
+
+    Raises:
+        ValueError: There is something that is not a regular file, such as a device or a pipe.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise ValueError(f"{path} is not a regular file, which alone can be replaced as a whole; name another file")
+    return target
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, as far as they are missing.
+
+    Raises:
+        ValueError: A file of that name stands in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), path)
+        raise ValueError(f"{path} must be a directory, but {file} is a file; name another directory") from error
+
+
+def write_with_usual_mode(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written by a library that makes it readable for its owner alone, and give it the usual mode."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    write(path)
+    path.chmod(mode)
+
+
 def replace_file(temporary: Path, path: Path) -> None:
-    """Bring a finished temporary file to disk and give it its name, in one step that survives a power cut."""
+    """Bring a finished temporary file to disk and give it its name, in one step that survives a power cut.
+
+    Raises:
+        ValueError: ``path`` is something that is not a regular file; ask ``replaceable_file`` before the work.
+    """
+    path = replaceable_file(path)
     _sync(temporary)
     temporary.replace(path)
     _sync(path.parent)
@@ -31,6 +70,7 @@ def replace_file(temporary: Path, path: Path) -> None:
 
 def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a JSON file in one step; its last key holds a checksum of the others."""
+    path = replaceable_file(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         checked = {**content, _CHECKSUM_KEY: _checksum(content)}

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from fastssl.data import wordpiece
+from fastssl.data.files import make_directory
 
 KNOWN_NAMES = {
     "pad": ("[PAD]", "<pad>"),
@@ -43,7 +44,7 @@ def write(
     tokenizer: Tokenizer, directory: Path, *, special_names: Mapping[str, str], model_max_length: int | None
 ) -> None:
     """Write the files from which ``transformers.AutoTokenizer`` gives the same ids; see ``data.tokenizer``."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     specials = {f"{kind}_token": name for kind, name in special_names.items()}
     state = json.loads(tokenizer.to_str())
     options = {**specials, **_class_options(state), "clean_up_tokenization_spaces": False}

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fastssl.data.files import replace_file
+from fastssl.data.files import make_directory, replace_file, replaceable_file, write_with_usual_mode
 from fastssl.nn.init import initialize
 
 SAFE_FILE, PICKLE_FILE, CONFIG_FILE = "model.safetensors", "pytorch_model.bin", "config.json"
@@ -133,9 +133,12 @@ def save_directory(directory: str | Path, config: Mapping[str, object], tensors:
         directory: made where missing.
         config: contents of config.json.
         tensors: name -> tensor.
+
+    Raises:
+        ValueError: where a file stands in the place of the directory.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     _replace(
         directory / SAFE_FILE, lambda path: safetensors.torch.save_file(contiguous, path, metadata={"format": "pt"})
@@ -281,9 +284,10 @@ def _listed(names: list[str]) -> str:
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part."""
+    path = replaceable_file(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
+        write_with_usual_mode(temporary, write)
         replace_file(temporary, path)
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(f"could not write {path}: {error}; what was there before is intact") from error

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fastssl.data.files import write_with_usual_mode
 from fastssl.training.metrics import ExponentialAverage, MetricSums, PlateauDetector
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -73,7 +74,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, directory
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    save_file(tensors, directory / OPTIMIZER_FILE)
+    write_with_usual_mode(directory / OPTIMIZER_FILE, lambda path: save_file(tensors, path))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, directory: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_file(directory: str, tmp_path: Path, capsys):
 
 
 def test_standard_input_and_options(directory: str, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO("\n".join([*LINES, ""]).encode())))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO("\n".join([*LINES, ""]).encode("utf-8-sig"))))
     out = tmp_path / "out.npy"
     options = ["--pooling", "cls", "max", "--normalize", "--max-length", "4", "--output", str(out)]
     assert main(["embed", "--model", directory, *options]) == 0
@@ -60,3 +60,14 @@ def test_wrong_input_is_explained(directory: str, tmp_path: Path, capsys):
     assert "is a directory; name a file in it" in capsys.readouterr().err
     assert main(["embed", "--model", str(tmp_path), str(text), "--output", str(out)]) == 1
     assert "config.json is missing" in capsys.readouterr().err
+    out.write_text("kept")
+    for options, message in (
+        (["--output", "/dev/null"], "/dev/null is not a regular file"),
+        (["--output", "-"], "name a .npy file"),
+        (["--output", str(out / "a.npy")], f"{out} is a file; name another directory"),
+        (["--output", str(out), "--num-threads", "0"], "num_threads must be at least 1, got 0"),
+        (["--output", str(out), "--num-threads", "-1"], "num_threads must be at least 1, got -1"),
+    ):
+        assert main([*call[:-2], *options]) == 1
+        assert message in capsys.readouterr().err
+    assert out.read_text() == "kept"

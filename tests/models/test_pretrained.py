@@ -241,6 +241,13 @@ def test_configs_of_published_models(saved):
     assert same_weights(model, BertForPreTraining.from_pretrained(directory))
 
 
+def test_a_file_in_place_of_a_directory_to_save_to_is_told(saved, tmp_path):
+    (tmp_path / "a_file.tsv").write_text("kept")
+    with pytest.raises(ValueError, match=r"a_file.tsv must be a directory, but .*a_file.tsv is a file; name another"):
+        saved[0].save_pretrained(tmp_path / "a_file.tsv")
+    assert (tmp_path / "a_file.tsv").read_text() == "kept"
+
+
 def test_missing_parts_of_a_directory(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere is not a directory.*hf download"):
         BertModel.from_pretrained(tmp_path / "nowhere")
