@@ -189,11 +189,15 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text in which special tokens may be spelt out ("a [MASK] b"); none are added."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """Return what `encode` returns for each text, with the library's threads, one per CPU."""
-        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        texts = _several(texts)
+        try:
+            return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError as error:
+            raise _why_no_texts(texts) from error
 
     def encode_batch(self, texts: Sequence[str], *, parallel: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
         """Encode plain texts, such as the sentences of a corpus.
@@ -207,12 +211,19 @@ class Tokenizer:
         Returns:
             For each text ``ids (length) int32`` and ``word_starts (length) bool``, True at the first token of a word as
             the tokenizer's own pre-tokenizer sees words.
+
+        Raises:
+            ValueError: One string instead of several, or something that is no text.
         """
-        if parallel:
-            encodings = self._plain.encode_batch(list(texts), add_special_tokens=False)
-        else:
-            encodings = (self._plain.encode(text, add_special_tokens=False) for text in texts)
-        return [(np.array(e.ids, dtype=np.int32), _word_starts(e.word_ids)) for e in encodings]
+        texts = _several(texts)
+        try:
+            if parallel:
+                encodings = self._plain.encode_batch(texts, add_special_tokens=False)
+            else:
+                encodings = (self._plain.encode(text, add_special_tokens=False) for text in texts)
+            return [(np.array(e.ids, dtype=np.int32), _word_starts(e.word_ids)) for e in encodings]
+        except TypeError as error:
+            raise _why_no_texts(texts) from error
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids, special tokens spelt out unless skipped."""
@@ -253,6 +264,27 @@ class Tokenizer:
             f"the tokenizer has no {kind} token: expected one of {', '.join(candidates)} in its vocabulary; "
             f'name it as "{kind}_token" in tokenizer_config.json, or choose a tokenizer made for masked language models'
         )
+
+
+def _several(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise ValueError("texts must be several strings, got one; put it into a list")
+    return list(texts)
+
+
+def _why_no_texts(texts: Sequence[object]) -> ValueError:
+    """Return the error that names what the library could not read among texts."""
+    for text in texts:
+        if not isinstance(text, str):
+            return ValueError(f"texts must be strings, got {type(text).__name__}: {text!r:.60}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return ValueError(
+                f"the text {text[:40]!r} holds half a character, {text[error.start]!r} at {error.start}, which UTF-8 "
+                'cannot spell; mend it, as with text.encode(errors="replace").decode()'
+            )
+    return ValueError("texts must be strings")
 
 
 def _word_starts(word_ids: list[int | None]) -> np.ndarray:

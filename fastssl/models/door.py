@@ -27,8 +27,8 @@ def pack(
         padded: the other arguments of `PackedBatch.from_padded`.
 
     Raises:
-        ValueError: for neither or both kinds of input, a sequence too long for the model, or an id outside of one of
-            its tables (seen on the CPU; a GPU is not made to wait for this check).
+        ValueError: for neither or both kinds of input, one that is no tensor, a sequence too long for the model, or an
+            id outside of one of its tables (seen on the CPU; a GPU is not made to wait for this check).
     """
     if batch is not None and not isinstance(batch, PackedBatch):
         raise ValueError(
@@ -40,6 +40,10 @@ def pack(
         raise ValueError("the model needs a PackedBatch, or input_ids of shape (B, T); got neither")
     if batch is not None and surplus:
         raise ValueError(f"the model got a PackedBatch and also {', '.join(surplus)}; give one or the other")
+    for name, value in {"input_ids": input_ids, **padded}.items():
+        if value is not None and not isinstance(value, Tensor):
+            argument = name.removeprefix("sequence_")
+            raise ValueError(f"{argument} must be a tensor, got {type(value).__name__}; make one with torch.tensor")
     packed = PackedBatch.from_padded(input_ids, **padded) if batch is None else batch
     if packed.max_seqlen > max_positions:
         raise ValueError(

@@ -278,3 +278,18 @@ def test_tokenizer_without_a_mask():
     backend.add_special_tokens(["<pad>", "<unk>", "<s>", "</s>"])
     with pytest.raises(ValueError, match="has no mask token"):
         Tokenizer(backend)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("one text", "texts must be several strings, got one; put it into a list"),
+        (["a", 3], "texts must be strings, got int: 3"),
+        (["a", "b\ud800c"], r"the text 'b\\ud800c' holds half a character, '\\ud800' at 1.*mend it"),
+    ],
+)
+def test_what_is_no_text_is_told(trained: Tokenizer, texts, message: str):
+    calls = (trained.encode_many, trained.encode_batch, lambda given: trained.encode_batch(given, parallel=False))
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call(texts)

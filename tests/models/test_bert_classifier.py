@@ -184,6 +184,7 @@ def test_accumulated_batches_have_the_gradient_of_one():
         (torch.tensor([0, 1, 2, 3]), "below 3.*got 3"),
         (torch.tensor([0.0, 1.0, 0.0, 1.0]), r"multi_label|shape of the logits"),
         (torch.tensor([0, 1, 2]), "one row per sequence"),
+        ([0, 1, 2, 0], "labels must be a tensor, got list; make one with torch.tensor"),
     ],
 )
 def test_labels_that_do_not_fit_are_named(labels, message):
