@@ -31,6 +31,18 @@ PRESETS: dict[str, BertConfig] = {
 }
 """Name -> config. Sources: Devlin et al. 2018 (1810.04805); tiny to medium: Turc et al. 2019 (1908.08962)."""
 
+PUBLISHED_CHECKPOINTS = frozenset(
+    (
+        "bert-base-uncased",
+        "bert-base-cased",
+        "bert-base-chinese",
+        "bert-base-multilingual-cased",
+        "bert-large-uncased",
+        "bert-large-cased",
+    )
+)
+"""Presets whose names are those of published weights, which a preset does not have."""
+
 
 def preset(name: str) -> BertConfig:
     """Return the config of a preset; ValueError with the nearest name for one that does not exist."""

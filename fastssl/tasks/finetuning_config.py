@@ -34,13 +34,14 @@ class StartConfig:
     model: str
     """Directory of a pretrained model, or the name of a preset such as bert-mini, which starts from random weights."""
     tokenizer: Path | None = None
-    """Tokenizer for a preset; None trains one on the training texts."""
+    """Tokenizer for a preset, not for a directory; None trains one on the training texts."""
     from_scratch: bool = False
     """Take the shape and the tokenizer of the directory, but random weights: what was pretraining worth?"""
     fresh_head: bool = False
     """Start a new head, where the model has one that was trained for other labels."""
     problem_type: ProblemType | None = None
-    """What labels are; None tells it from the file: lists are several classes at once, decimal numbers regression."""
+    """What labels are; None tells it from the file: lists are several classes at once, decimal numbers regression but
+    for 0.0, 1.0, ..., which count classes."""
     dropout: float | None = None
     """Dropout of hidden states, attention and head; None keeps the model's."""
 

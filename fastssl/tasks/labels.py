@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 from fastssl.models.bert_config import ProblemType, default_label_names
 
 _NAMES_SHOWN = 20
+_MOST_COUNTED_CLASSES = 20
+_WHOLE_WITH_POINT = re.compile(r"(-?\d+)\.0*")
+_DECIMAL = re.compile(r"[-+]?(\d*[.,]\d+|\d+\.)([eE][-+]?\d+)?")
 Place = Callable[[int], str]
 """Row -> where it stands, for errors."""
 
@@ -34,12 +38,13 @@ class LabelSet:
             labels: as the file spells them: text, numbers, or lists of them (several classes at once).
             place: says where a row stands.
             problem_type: None tells it from the labels: lists mean several classes at once; numbers of which one has a
-                decimal point mean regression; all else is one class a text.
+                decimal point mean regression, unless they count classes (0.0, 1.0, ...); all else is one class a text.
 
         Raises:
-            ValueError: for a row without label, a label that is no number in regression, or one class only.
+            ValueError: for a row without label, a label that is no number in regression or among decimal numbers, or
+                one class only.
         """
-        kind = problem_type or _kind_of(labels)
+        kind = problem_type or _kind_of(labels, place)
         if kind == "regression":
             for row, label in enumerate(labels):
                 _number(label, place, row)
@@ -62,7 +67,9 @@ class LabelSet:
         """
         if self.problem_type == "regression":
             return torch.tensor([_number(label, place, row) for row, label in enumerate(labels)])
-        numbers = {name: number for number, name in enumerate(self.names)}
+        # A head from elsewhere may spell its names 0.0 and 1.0.
+        numbers = {spelled(name): number for number, name in enumerate(self.names)}
+        numbers |= {name: number for number, name in enumerate(self.names)}
         if self.names == default_label_names(len(self.names)):
             numbers |= {str(number): number for number in range(len(self.names))}
         rows = [
@@ -92,22 +99,46 @@ class LabelSet:
 
 
 def spelled(label: Any) -> str:
-    """Return a label as text: 1 and 1.0 are "1", true is "true"."""
+    """Return a label as text: 1, 1.0 and "1.0" are "1", true is "true"."""
     if isinstance(label, bool):
         return str(label).lower()
     if isinstance(label, float) and label.is_integer():
         label = int(label)
-    return str(label).strip()
+    text = str(label).strip()
+    whole = _WHOLE_WITH_POINT.fullmatch(text)
+    return whole[1] if whole else text
 
 
-def _kind_of(labels: Iterable[Any]) -> ProblemType:
+def _kind_of(labels: Iterable[Any], place: Place) -> ProblemType:
     labels = list(labels)
     if any(isinstance(label, list) for label in labels):
         return "multi_label_classification"
+    decimal = [_is_decimal(label) for label in labels]
+    if not any(decimal):
+        return "single_label_classification"
     values = [_as_number(label) for label in labels]
-    if None not in values and any(isinstance(label, float) or "." in str(label) for label in labels):
-        return "regression"
+    if None not in values:
+        return "single_label_classification" if _count_classes(values) else "regression"
+    if 2 * sum(value is not None or point for value, point in zip(values, decimal, strict=True)) > len(labels):
+        row = values.index(None)
+        raise ValueError(
+            f"{place(row)}: expected a number as label, with a decimal point, as most lines have; got {labels[row]!r}; "
+            "mend it or leave the line out, or give --problem-type single_label_classification if they are names"
+        )
     return "single_label_classification"
+
+
+def _is_decimal(label: Any) -> bool:
+    """Whether a label is a number that is written with a point, or with a comma for it."""
+    if isinstance(label, str):
+        return bool(_DECIMAL.fullmatch(label.strip())) and (_as_number(label) is not None or "," in label)
+    return isinstance(label, float) and math.isfinite(label)
+
+
+def _count_classes(values: Sequence[float]) -> bool:
+    """Whether numbers are 0, 1, ... without a gap, as classes are counted, and few: spreadsheets add the ".0"."""
+    found = set(values)
+    return 2 <= len(found) <= _MOST_COUNTED_CLASSES and found == set(range(len(found)))
 
 
 def _names(label: Any, kind: ProblemType, place: Place, row: int) -> list[str]:
@@ -115,7 +146,8 @@ def _names(label: Any, kind: ProblemType, place: Place, row: int) -> list[str]:
     if isinstance(label, list) and not several:
         raise ValueError(f"{place(row)}: expected one label, got the list {label}")
     names = [spelled(name) for name in (label if isinstance(label, list) else [label])]
-    if label is None or not all(names):
+    missing = label is None or (isinstance(label, float) and not math.isfinite(label))
+    if missing or not all(names):
         raise ValueError(f"{place(row)}: there is no label")
     return names
 

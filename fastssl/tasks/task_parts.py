@@ -12,7 +12,7 @@ from torch import nn
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models import bert_files
 from fastssl.models.bert_config import BertConfig
-from fastssl.models.presets import preset
+from fastssl.models.presets import PUBLISHED_CHECKPOINTS, preset
 from fastssl.tasks.finetuning_config import StartConfig
 from fastssl.training.evaluation import Evaluation
 from fastssl.training.source import BatchSource
@@ -62,14 +62,19 @@ def find_start(wanted: StartConfig, texts: Sequence[str], say: Callable[[str], N
 
     Raises:
         FileNotFoundError: for a directory that is not there.
-        ValueError: for a preset that does not exist, or a tokenizer that does not fit the model.
+        ValueError: for a preset that does not exist or that has the name of published weights, a tokenizer beside a
+            directory, or one that does not fit the model.
     """
     directory = Path(wanted.model)
     if directory.is_dir() or "/" in wanted.model:
-        config = bert_files.load_config(directory)
-        tokenizer = Tokenizer.load(wanted.tokenizer or directory)
+        if wanted.tokenizer is not None:
+            raise ValueError(
+                f"--tokenizer is for presets, but {wanted.model} is a directory, whose tokenizer its weights were "
+                "trained with; leave --tokenizer out (a directory without one needs the files in it)"
+            )
+        config, tokenizer = bert_files.load_config(directory), Tokenizer.load(directory)
     else:
-        directory, config = None, preset(wanted.model)
+        directory, config = None, _preset(wanted)
         if wanted.tokenizer is not None:
             tokenizer = Tokenizer.load(wanted.tokenizer)
         else:
@@ -85,6 +90,21 @@ def find_start(wanted: StartConfig, texts: Sequence[str], say: Callable[[str], N
         say(f"{wanted.model}: starting from random weights")
         directory = None
     return Start(directory=directory, config=config, tokenizer=tokenizer)
+
+
+def _preset(wanted: StartConfig) -> BertConfig:
+    """Return the sizes of a preset, unless published weights seem to be meant."""
+    try:
+        config = preset(wanted.model)
+    except ValueError as error:
+        raise ValueError(f"there is no directory {wanted.model!r}, and {error}") from error
+    if wanted.model in PUBLISHED_CHECKPOINTS and not wanted.from_scratch:
+        raise ValueError(
+            f"there is no directory {wanted.model!r}, and the preset of that name has the sizes of the published model "
+            f"but random weights; fetch the weights (`hf download {wanted.model} --local-dir {wanted.model}`) and give "
+            "their directory, or give --from-scratch if random ones are meant"
+        )
+    return config
 
 
 def make_model(start: Start, model_class: type[nn.Module], labels: Sequence[str], **changes: object) -> nn.Module:

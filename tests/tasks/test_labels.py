@@ -33,6 +33,30 @@ def test_decimal_numbers_mean_regression_and_lists_mean_several():
     assert several.encode([["c", "a"], []], place).tolist() == [[1, 0, 1], [0, 0, 0]]
 
 
+def test_counted_classes_may_carry_a_decimal_point_in_every_format():
+    for labels in (["1.0", "0.0", "1"], [1.0, 0.0, 1]):
+        found = LabelSet.of(labels, place)
+        assert found == LabelSet(names=("0", "1"), problem_type="single_label_classification")
+        assert found.encode(labels, place).tolist() == [1, 0, 1]
+        assert found.encode(["1.0", 1.0, "1", 0], place).tolist() == [1, 1, 1, 0]
+        assert LabelSet.of(labels, place, "regression").problem_type == "regression"
+    for labels in (["1.0", "2.0"], ["0.0", "2.0"], [0.0, 0.5, 1.0]):
+        assert LabelSet.of(labels, place).problem_type == "regression"
+    spelt = LabelSet(names=("0.0", "1.0"), problem_type="single_label_classification")
+    assert spelt.encode(["1.0", 1, "0"], place).tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("wrong", ["nan", "NA", "", "2,5", None, float("nan"), "inf"])
+def test_among_decimal_numbers_no_other_label_becomes_a_class(wrong):
+    with pytest.raises(ValueError, match=f"line 3: expected a number as label.*got {wrong!r}; .*--problem-type"):
+        LabelSet.of(["1.5", wrong, "2.0"], place)
+    with pytest.raises(ValueError, match=r"line 2: expected a number as label.*got '1,5'"):
+        LabelSet.of(["1,5", "2,5", "2,0"], place)
+    if wrong not in ("", None) and wrong == wrong:
+        assert wrong in LabelSet.of(["1.5", wrong, "2.0"], place, "single_label_classification").names
+    assert LabelSet.of(["1.5", "a", "b"], place).names == ("1.5", "a", "b")
+
+
 def test_labels_without_names_take_numbers():
     nameless = LabelSet(names=("LABEL_0", "LABEL_1"), problem_type="single_label_classification")
     assert nameless.encode(["1", "LABEL_0", 0], place).tolist() == [1, 0, 0]
@@ -52,6 +76,7 @@ def test_balanced_weights_have_the_mean_one():
         (["a", "a"], None, "all labels are a: a classifier needs at least two"),
         (["a", "b", ""], None, "line 4: there is no label"),
         (["a", None], None, "line 3: there is no label"),
+        ([0, float("nan"), 1, "a"], None, "line 3: there is no label"),
         (["1.5", "x"], "regression", "line 3: regression needs a number as label, got 'x'"),
         ([1.5, float("nan")], "regression", "line 3: regression needs a number"),
         ([["a"], ["b"]], "single_label_classification", "line 2: expected one label, got the list"),
