@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
 from fastssl.tasks.classification import Classifier
@@ -42,14 +43,17 @@ def main(arguments: list[str]) -> int:
     """Print the figures of a model on a file."""
     flags = parse_flags(EvaluateFlags, arguments, program="fastssl evaluate")
     examples = read_labelled_texts(flags.eval_file, flags.columns)
-    figures = Classifier.load(flags.model, max_seq_length=flags.max_seq_length).evaluate(examples)
+    classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length)
+    figures = classifier.evaluate(examples)
+    f1_of = {"f1_of": classifier.label_set.names[1]} if "f1" in figures else {}
     if flags.json:
-        print(json.dumps({"examples": len(examples), **figures}, indent=2))
+        print(json.dumps({"examples": len(examples), **figures, **f1_of}, indent=2, ensure_ascii=False))
         return 0
     table = Table("figure", "value", box=None, pad_edge=False, header_style="dim")
     table.columns[1].justify = "right"
     table.add_row("examples", f"{len(examples):,}")
     for name, value in figures.items():
-        table.add_row(name.replace("_", " "), f"{value:.4f}")
+        shown = f"f1 (of {f1_of['f1_of']})" if name == "f1" else name.replace("_", " ")
+        table.add_row(Text(shown), f"{value:.4f}")
     Console(highlight=False).print(table)
     return 0

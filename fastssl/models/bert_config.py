@@ -46,6 +46,8 @@ class BertConfig:
     """What the numbers of a classification head mean; None: regression with one, else the labels' dtype tells."""
     classifier_dropout: float | None = None
     """Probability of dropping an element of what a classification head reads; None: hidden_dropout_prob."""
+    trained_on_pairs: bool | None = None
+    """Whether a classification head was trained on pairs of texts, or on single ones; None: nobody noted it."""
     norm_position: str = "post"
     """Where the layer norms stand: "post", after each sum, as published; "pre", before each part, with a final norm."""
 

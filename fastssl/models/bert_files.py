@@ -15,7 +15,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _OUR_KEY = "fastssl"
 """Key of config.json that holds the options Hugging Face's BERT does not have."""
-_OUR_OPTIONS = ("norm_position",)
+_OUR_OPTIONS = ("norm_position", "trained_on_pairs")
 _MODEL_TYPE, _OUR_MODEL_TYPE = "bert", "fastssl_bert"
 """The second is written where Hugging Face's BERT would compute other numbers, so that it refuses to load them."""
 _UNSUPPORTED = {
@@ -109,7 +109,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
 def config_to_dict(config: BertConfig) -> dict:
     """Return a config as config.json spells it."""
     values = asdict(config)
-    ours = {name: values.pop(name) for name in _OUR_OPTIONS}
+    ours = {name: value for name in _OUR_OPTIONS if (value := values.pop(name)) is not None}
     if (labels := values.pop("labels")) is not None:
         values["id2label"] = dict(enumerate(labels))
         values["label2id"] = {name: number for number, name in enumerate(labels)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from fastssl.data.batch import PackedBatch
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert_classifier import BertForSequenceClassification
 from fastssl.models.bert_config import ProblemType
+from fastssl.models.pretrained import read_config
 from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
 from fastssl.tasks.labelled_texts import LabelledTexts
 from fastssl.tasks.labels import LabelSet
@@ -172,6 +173,24 @@ def scores(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> dict[st
     return _floats(found)
 
 
+def metric_names(label_set: LabelSet) -> tuple[str, ...]:
+    """Return the names of the figures of `scores` for these labels."""
+    size = len(label_set.names)
+    labels = {
+        "single_label_classification": torch.arange(size),
+        "multi_label_classification": torch.eye(size),
+        "regression": torch.zeros(size),
+    }
+    return tuple(scores(torch.eye(size), labels[label_set.problem_type], label_set.problem_type))
+
+
+def checked_length(wanted: int | None, positions: int) -> int:
+    """Return where texts are cut: as wanted, or at the model's positions; ValueError where these do not reach."""
+    if wanted is not None and not 4 <= wanted <= positions:
+        raise ValueError(f"max_seq_length must be between 4 and the model's {positions} positions, got {wanted}")
+    return wanted or positions
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What a classifier makes of one text or pair."""
@@ -195,7 +214,7 @@ class Classifier:
         max_seq_length: longer texts are cut; None: the model's positions.
 
     Raises:
-        ValueError: where the tokenizer has ids that the model does not.
+        ValueError: where the tokenizer has ids that the model does not, or `max_seq_length` is beyond its positions.
     """
 
     def __init__(
@@ -206,9 +225,8 @@ class Classifier:
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}; "
                 "give the tokenizer that the model was trained with"
             )
-        positions = model.config.max_position_embeddings
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.max_seq_length = min(max_seq_length or positions, positions)
+        self.max_seq_length = checked_length(max_seq_length, model.config.max_position_embeddings)
         config = model.config
         kind = "regression" if config.num_labels == 1 else "single_label_classification"
         self.label_set = LabelSet(names=config.label_names, problem_type=config.problem_type or kind)
@@ -219,8 +237,10 @@ class Classifier:
 
         Raises:
             FileNotFoundError: where a part is missing.
-            ValueError: where the model is none for classification, or a part is damaged.
+            ValueError: where the model is none for classification, a part is damaged, or the model's positions do not
+                reach to `max_seq_length`.
         """
+        read_config(directory)  # says first of all that there is no such directory
         tokenizer = Tokenizer.load(directory)
         with warnings.catch_warnings():
             # The warning of a fresh head says what the error says.
@@ -231,14 +251,20 @@ class Classifier:
                 f"{directory} holds a model that was not fine-tuned for classification and could only guess at random; "
                 f"train it first (fastssl finetune --task classification --model {directory} --train-file ...)"
             )
-        return cls(model, tokenizer, max_seq_length=max_seq_length or _trained_length(Path(directory)))
+        classifier = cls(model, tokenizer, max_seq_length=max_seq_length)
+        if max_seq_length is None and (length := _trained_length(Path(directory))) is not None:
+            classifier.max_seq_length = min(length, classifier.max_seq_length)
+        return classifier
 
-    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
+    def __call__(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[Prediction]:
         """Return what the model makes of each text, or of each pair of a text and its second one.
 
+        Warns where the model was fine-tuned on pairs and is given single texts, or the other way round.
+
         Raises:
-            ValueError: for second texts of another number.
+            ValueError: for one string instead of several, something that is no text, or second texts of another number.
         """
+        texts, pairs = _strings("texts", texts), None if pairs is None else _strings("pairs", pairs)
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"pairs must hold one text for each of the {len(texts)} texts, got {len(pairs)}")
         if not texts:
@@ -252,7 +278,15 @@ class Classifier:
         ]
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
-        """Return the head's numbers, (number of texts, C) fp32."""
+        """Return the head's numbers, (number of texts, C) fp32; warns as a call does."""
+        trained_on_pairs = self.model.config.trained_on_pairs
+        if trained_on_pairs is not None and trained_on_pairs != (pairs is not None):
+            kinds = ("single texts", "pairs of texts")
+            warnings.warn(
+                f"the model was fine-tuned on {kinds[trained_on_pairs]} and is given {kinds[not trained_on_pairs]}: "
+                "what it makes of them may mean nothing",
+                stacklevel=3,
+            )
         return classify(self.model, encode_texts(self.tokenizer, texts, pairs, max_seq_length=self.max_seq_length))
 
     def evaluate(self, examples: LabelledTexts) -> dict[str, float]:
@@ -274,6 +308,16 @@ class Classifier:
         if kind == "multi_label_classification":
             return tuple(name for name, p in ranked.items() if p > 0.5), ranked
         return next(iter(ranked)), ranked
+
+
+def _strings(name: str, values: Iterable[str]) -> list[str]:
+    if isinstance(values, str):
+        raise ValueError(f"{name} must be several strings, got one; put it into a list")
+    values = list(values)
+    for number, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be strings, got {type(value).__name__} as number {number}")
+    return values
 
 
 def _trained_length(directory: Path) -> int | None:

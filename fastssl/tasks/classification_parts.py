@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fastssl.models.bert_classifier import BertForSequenceClassification
 from fastssl.models.pretrained import read_config
-from fastssl.tasks.classification import MAIN_METRIC, ClassificationData, ClassificationEvaluation
+from fastssl.tasks.classification import (
+    MAIN_METRIC,
+    ClassificationData,
+    ClassificationEvaluation,
+    checked_length,
+    metric_names,
+)
 from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
 from fastssl.tasks.finetuning_config import FinetuningConfig
 from fastssl.tasks.labelled_texts import LabelledTexts, read_labelled_texts
-from fastssl.tasks.labels import LabelSet
+from fastssl.tasks.labels import LabelSet, spelled
 from fastssl.tasks.task_parts import Start, TaskParts, find_start, make_model
 
 
@@ -27,10 +34,13 @@ def classification_parts(config: FinetuningConfig, say: Callable[[str], None]) -
     start = find_start(wanted, train.texts + (train.pairs or []), say)
     label_set, keeps_head = _label_set(train, config, start)
     model = make_model(start, BertForSequenceClassification, label_set.names, problem_type=label_set.problem_type)
+    model.bert.config = replace(model.config, trained_on_pairs=train.pairs is not None)
     if wanted.dropout is not None:
         model.set_dropout(wanted.dropout)
     say(_remark(label_set, keeps_head))
-    length = _checked_length(config, start)
+    if held_out is not None:
+        _check_metric(config.training.metric_for_best_model, label_set)
+    length = checked_length(config.examples.max_seq_length, start.config.max_position_embeddings)
     labels = label_set.encode(train.labels, train.table.place)
     if config.tuning.class_weights == "balanced":
         if label_set.problem_type != "single_label_classification":
@@ -81,7 +91,7 @@ def _label_set(train: LabelledTexts, config: FinetuningConfig, start: Start) -> 
         return found, False
     own = LabelSet(names=start.config.label_names, problem_type=found.problem_type)
     regression = found.problem_type == "regression"
-    known = regression or set(found.names) <= set(own.names) | _numbers_of(own)
+    known = regression or set(found.names) <= set(own.names) | set(map(spelled, own.names)) | _numbers_of(own)
     if known and regression == (len(own.names) == 1):
         return own, True
     raise ValueError(
@@ -95,6 +105,13 @@ def _numbers_of(label_set: LabelSet) -> set[str]:
     return {str(number) for number in range(len(label_set.names))} if nameless else set()
 
 
+def _check_metric(wanted: str | None, label_set: LabelSet) -> None:
+    """Refuse before training what the first evaluation would refuse after it."""
+    known = metric_names(label_set)
+    if wanted is not None and wanted.removeprefix("eval_") not in known:
+        raise ValueError(f"metric_for_best_model={wanted!r} is not measured here; expected one of {', '.join(known)}")
+
+
 def _remark(label_set: LabelSet, keeps_head: bool) -> str:
     head = "the model's own head goes on" if keeps_head else "a new head"
     if label_set.problem_type == "regression":
@@ -102,13 +119,6 @@ def _remark(label_set: LabelSet, keeps_head: bool) -> str:
     kind = "several of" if label_set.problem_type == "multi_label_classification" else "one of"
     names = ", ".join(label_set.names[:20]) + (", ..." if len(label_set.names) > 20 else "")
     return f"{kind} {len(label_set.names)} classes ({names}), {head}"
-
-
-def _checked_length(config: FinetuningConfig, start: Start) -> int:
-    positions, length = start.config.max_position_embeddings, config.examples.max_seq_length
-    if length is not None and not 4 <= length <= positions:
-        raise ValueError(f"max_seq_length must be between 4 and the model's {positions} positions, got {length}")
-    return length or positions
 
 
 def _encoded(examples: LabelledTexts, start: Start, length: int, say: Callable[[str], None]) -> EncodedTexts:

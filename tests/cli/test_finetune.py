@@ -12,6 +12,10 @@ from tests.tasks.test_finetuning import pretrained, write_examples  # noqa: F401
 SIZES = ["--per-device-train-batch-size", "8", "--learning-rate", "3e-3", "--num-threads", "1"]
 
 
+def standard_input(content: str | bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content if isinstance(content, bytes) else content.encode()))
+
+
 @pytest.fixture(scope="module")
 def run(pretrained, tmp_path_factory) -> Path:  # noqa: F811
     """A directory of a fine-tuned model, with its files beside it."""
@@ -37,7 +41,9 @@ def test_evaluate(run, capsys):
     figures = json.loads(capsys.readouterr().out)
     assert figures["examples"] == 400 and figures["accuracy"] > 0.9
     assert main(["evaluate", "--model", str(run), "--eval-file", dev]) == 0
-    assert f"{figures['accuracy']:.4f}" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert f"{figures['accuracy']:.4f}" in table
+    assert figures["f1_of"] == "positive" and "f1 (of positive)" in table
 
 
 def test_predict_a_text_and_a_pair(run, capsys):
@@ -54,19 +60,29 @@ def test_predict_a_file_and_standard_input_in_order(run, capsys, monkeypatch):
     of_file = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     texts = [line.split("\t")[0] for line in dev.read_text().splitlines()[1:]]
     assert [one["text"] for one in of_file] == texts
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts) + "\n"))
+    monkeypatch.setattr("sys.stdin", standard_input("\n".join(texts) + "\n"))
     monkeypatch.setattr("fastssl.cli.predict._AT_ONCE", 7)
     assert main(["predict", "--model", str(run), "--json"]) == 0
     of_input = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["label"] for one in of_input] == [one["label"] for one in of_file]
-    monkeypatch.setattr("sys.stdin", io.StringIO("a film\tgood\n\tbad\n"))
+    monkeypatch.setattr("sys.stdin", standard_input("a film\tgood\n\tbad\n"))
     assert main(["predict", "--model", str(run), "--json"]) == 0
     assert [json.loads(line)["pair"] for line in capsys.readouterr().out.splitlines()] == ["good", "bad"]
+
+
+def test_predict_reads_standard_input_for_a_dash_and_drops_a_byte_order_mark(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", standard_input("very good\r\n".encode("utf-8-sig")))
+    assert main(["predict", "--model", str(run), "-", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "very good"
 
 
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
+        (["predict", "a", "--max-seq-length", "0"], "", "between 4 and the model's 40 positions, got 0"),
+        (["evaluate", "--eval-file", "{dev}", "--max-seq-length", "99999"], "", "model's 40 positions, got 99999"),
+        (["predict", "a", "--model", "nosuch"], "", "nosuch is not a directory"),
+        (["predict"], "gut\nschön\n".encode("latin-1"), "standard input is not UTF-8 in line 2, byte 4"),
         (["predict", "a", "b", "c"], "", "expected one text or a pair, got 3"),
         (["predict", "a", "--file", "x.tsv"], "", "both given"),
         (["predict"], "", "there is no text"),
@@ -76,7 +92,7 @@ def test_predict_a_file_and_standard_input_in_order(run, capsys, monkeypatch):
     ],
 )
 def test_mistakes_are_told_in_one_line(run, capsys, monkeypatch, arguments, stdin, message):
-    monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    monkeypatch.setattr("sys.stdin", standard_input(stdin))
     verb, *rest = (argument.replace("{dev}", str(run.parent / "dev.tsv")) for argument in arguments)
     assert main([verb, "--model", str(run), *rest]) == 1
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastssl: error:")]

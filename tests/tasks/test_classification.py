@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fastssl import BertConfig, BertForMaskedLM, BertForSequenceClassification, Classifier, Tokenizer
-from fastssl.tasks.classification import ClassificationData, classify, scores
+from fastssl.tasks.classification import ClassificationData, classify, metric_names, scores
 from fastssl.tasks.encoded_texts import encode_texts
+from fastssl.tasks.labels import LabelSet
 
 TEXTS = ["a cat sees a dog", "", "the old house by the river is large", "cat", "a b c d e f g", "dog"]
 SIZES = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 53}
@@ -125,6 +126,48 @@ def test_a_model_of_another_task_is_refused(tokenizer, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="was not fine-tuned for classification"):
         Classifier.load(tmp_path)
+
+
+def test_what_are_no_texts_is_told_and_generators_are_taken(tokenizer):
+    classifier = Classifier(make_model(tokenizer), tokenizer)
+    for texts, pairs, message in (
+        ("one text", None, "texts must be several strings, got one"),
+        (["a", "b"], "ab", "pairs must be several strings, got one"),
+        (["a", None], None, "texts must be strings, got NoneType as number 1"),
+        (["a"], [("b", "c")], "pairs must be strings, got tuple as number 0"),
+        (["\ud800"], None, "holds half a character"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            classifier(texts, pairs)
+    found = classifier((text for text in ("cat", "dog")), (text for text in ("dog", "cat")))
+    assert [(one.text, one.pair) for one in found] == [("cat", "dog"), ("dog", "cat")]
+
+
+def test_lengths_that_the_model_does_not_have_are_refused(tokenizer, tmp_path):
+    model = make_model(tokenizer, max_position_embeddings=20)
+    for wrong in (0, 3, 21, -1):
+        with pytest.raises(ValueError, match=f"between 4 and the model's 20 positions, got {wrong}"):
+            Classifier(model, tokenizer, max_seq_length=wrong)
+    model.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path, model_max_length=512)
+    assert Classifier.load(tmp_path).max_seq_length == 20
+    with pytest.raises(ValueError, match="got 512"):
+        Classifier.load(tmp_path, max_seq_length=512)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "expected"),
+    [
+        (("a", "b"), "single_label_classification", ("loss", "accuracy", "matthews", "f1")),
+        (("a", "b", "c"), "single_label_classification", ("loss", "accuracy", "matthews", "macro_f1")),
+        (("a", "b"), "multi_label_classification", ("loss", "accuracy", "micro_f1", "macro_f1")),
+        (("a",), "multi_label_classification", ("loss", "accuracy", "micro_f1", "macro_f1")),
+        (("a",), "regression", ("loss", "pearson", "spearman")),
+    ],
+)
+def test_names_of_figures_are_known_beforehand(names, kind, expected, recwarn):
+    assert metric_names(LabelSet(names=names, problem_type=kind)) == expected
+    assert not recwarn
 
 
 def test_pairs_must_be_as_many_as_texts(tokenizer):

@@ -18,6 +18,7 @@ from fastssl.tasks.finetuning_config import (
     StartConfig,
     TuningConfig,
 )
+from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
 from fastssl.training import RunDirectoryError, trainer
 from fastssl.training.log import read_metrics
 from tests.training.stand_in import metrics_only_sinks
@@ -102,6 +103,8 @@ def test_learns_and_leaves_a_hugging_face_directory(pretrained, files, tmp_path)
     result = run.run()
     assert said[0] == "one of 2 classes (negative, positive), a new head"
     assert result.stopped_by == "max_steps" and result.step == 100
+    modes = {path.stat().st_mode for path in (tmp_path / "run").glob("*.*") if path.is_file()}
+    assert len(modes) == 1
     assert result.evaluation["eval_accuracy"] > 0.9
     evaluated = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in row]
     assert evaluated == [50, 100]
@@ -112,6 +115,8 @@ def test_learns_and_leaves_a_hugging_face_directory(pretrained, files, tmp_path)
     assert tokenizer.model_max_length == 16
     classifier = Classifier.load(tmp_path / "run")
     assert classifier.max_seq_length == 16
+    with pytest.warns(UserWarning, match="fine-tuned on single texts and is given pairs of texts"):
+        classifier(["this is"], ["very good"])
     for text in ("this is very good", "a dull story"):
         logits = theirs(**tokenizer(text, return_tensors="pt")).logits
         torch.testing.assert_close(classifier.logits([text]), logits.detach(), rtol=1e-4, atol=1e-5)
@@ -145,7 +150,7 @@ def test_pairs(pretrained, tmp_path):
     )
     run = prepare_finetuning(config)
     batch = run.parts.train_data.batch(0, 0)
-    assert run.parts.has_pairs and batch.token_type_ids.max() == 1
+    assert run.parts.model.config.trained_on_pairs and run.parts.has_pairs and batch.token_type_ids.max() == 1
     assert run.run().evaluation["eval_accuracy"] > 0.8
 
 
@@ -237,6 +242,32 @@ def test_empty_texts_are_left_out_and_counted(pretrained, files, tmp_path):
     assert len(run.parts.train_data.examples) == 400
 
 
+def test_what_is_never_measured_cannot_choose_the_best(pretrained, files, tmp_path):
+    config = make_config(pretrained, files, tmp_path / "run", training={"metric_for_best_model": "macro_f1"})
+    with pytest.raises(
+        ValueError, match="'macro_f1' is not measured here; expected one of loss, accuracy, matthews, f1"
+    ):
+        prepare_finetuning(config)
+    assert not list(tmp_path.glob("run/checkpoint-*"))
+
+
+@pytest.mark.parametrize("ending", ["tsv", "jsonl"])
+def test_classes_that_a_spreadsheet_made_decimal(pretrained, tmp_path, ending):
+    def write(name: str, labels: list[str]) -> Path:
+        path, words = tmp_path / f"{name}.{ending}", (GOOD + BAD)[: len(labels)]
+        line = "{}\t{}" if ending == "tsv" else '{{"text": "{}", "label": {}}}'
+        rows = [line.format(*row) for row in zip(words, labels, strict=True)]
+        path.write_text("\n".join((["text\tlabel"] if ending == "tsv" else []) + rows) + "\n", encoding="utf-8")
+        return path
+
+    train, held_out = write("train", ["0.0", "1.0", "0.0"]), write("dev", ["1", "0.0"])
+    files = ExamplesConfig(train_file=train, eval_file=held_out)
+    run = prepare_finetuning(make_config(pretrained, files, tmp_path / "run", training={"max_steps": 1}))
+    assert run.parts.model.config.labels == ("0", "1") and run.run().step == 1
+    figures = Classifier.load(tmp_path / "run").evaluate(read_labelled_texts(held_out, ColumnConfig()))
+    assert "accuracy" in figures
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -244,6 +275,9 @@ def test_empty_texts_are_left_out_and_counted(pretrained, files, tmp_path):
         ({"tuning": {"frozen_layers": 3}}, "frozen_layers=3, but the model has 2 layers"),
         ({"eval_file": None, "training": {"metric_for_best_model": "f1"}}, "give an eval_file"),
         ({"start": {"model": "bert-tinny"}}, "did you mean 'bert-tiny'"),
+        ({"start": {"model": "nosuch"}}, "there is no directory 'nosuch', and there is no preset"),
+        ({"start": {"model": "bert-base-uncased"}}, "no directory .* but random weights; .* or give --from-scratch"),
+        ({"start": {"tokenizer": Path("x")}}, "--tokenizer is for presets, but .* is a directory"),
         ({"start": {"problem_type": "regression"}}, "line 2: regression needs a number as label"),
         ({"training": {"metric_for_best_model": "acc"}}, "'acc' is not measured here; expected one of loss, accuracy"),
     ],
