@@ -31,13 +31,13 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "attention_forward(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? bias, "
       "Tensor? alibi_slopes, int window_left, int window_right, int dropout_threshold, Tensor? seed, float scale) "
       "-> (Tensor out, Tensor lse)");
-  // Where q, k and v have the same rows, `grad_q` holds the heads of all three side by side and `grad_kv` is empty;
-  // else `grad_kv` holds those of k and v. `grad_bias` is float32, empty unless needed.
+  // `together`: `grad_q` holds the heads of q, k and v side by side and `grad_k` and `grad_v` are empty, for q, k and v
+  // that are slices of one tensor. `grad_bias` is float32, empty unless needed.
   m.def(
       "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
       "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? bias, Tensor? alibi_slopes, int window_left, "
-      "int window_right, int dropout_threshold, Tensor? seed, float scale, bool bias_needs_grad) "
-      "-> (Tensor grad_q, Tensor grad_kv, Tensor grad_bias)");
+      "int window_right, int dropout_threshold, Tensor? seed, float scale, bool bias_needs_grad, bool together) "
+      "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_bias)");
 
   // Losses of a chunk of logits, which become their own gradient; logits float32 or bfloat16, the rest float32.
   // `grad_bias` is added to (`accumulate`) or written.

@@ -281,45 +281,46 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_in, const Tensor& k_in, const
   return {out, lse};
 }
 
-// One buffer (rows, H + 2 H_k, D) of all gradients where q, k and v have the same rows, so that the gradient of a fused
-// projection needs no copy; else (rows_q, H, D) and (rows_k, 2 H_k, D).
+// The gradients of q, k and v: apart, or in one buffer (rows, H + 2 H_k, D), so that the gradient of the projection
+// that q, k and v are slices of needs no copy.
 struct Gradients {
-  Tensor first, second;
+  Tensor of_q, of_k, of_v;  // `together`: the first holds all, the others nothing
   Rows q, k, v;
 };
 
-Gradients gradients(const Tensor& q, const Tensor& k) {
-  const auto with_heads = [](const Tensor& like, int64_t heads) {
-    std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end());
-    sizes[sizes.size() - 2] = heads;
-    return empty_output(like, sizes);
-  };
+Gradients gradients(const Tensor& q, const Tensor& k, bool together) {
+  if (!together) {
+    Gradients g{empty_output(q), empty_output(k), empty_output(k), {}, {}, {}};
+    g.q = rows_of(g.of_q);
+    g.k = rows_of(g.of_k);
+    g.v = rows_of(g.of_v);
+    return g;
+  }
   const int64_t heads = q.size(-2), key_heads = k.size(-2);
-  const bool together = q.size(0) == k.size(0) && (q.dim() == 3 || q.size(1) == k.size(1));
-  Gradients g{with_heads(q, together ? heads + 2 * key_heads : heads),
-              together ? torch::stable::new_empty(k, {0}) : with_heads(k, 2 * key_heads),
-              {},
-              {},
-              {}};
-  const auto from_head = [](Rows rows, int64_t head, size_t element) {
+  STD_TORCH_CHECK(q.size(0) == k.size(0) && (q.dim() == 3 || q.size(1) == k.size(1)),
+                  "attention: q and k of one projection must have the same rows");
+  std::vector<int64_t> sizes(q.sizes().begin(), q.sizes().end());
+  sizes[sizes.size() - 2] = heads + 2 * key_heads;
+  const auto nothing = [&] { return torch::stable::new_empty(k, {0}); };
+  Gradients g{empty_output(q, sizes), nothing(), nothing(), {}, {}, {}};
+  const auto from_head = [&](int64_t head) {
+    Rows rows = rows_of(g.of_q);
+    const size_t element = q.scalar_type() == ScalarType::Float ? 4 : 2;
     rows.data = static_cast<char*>(rows.data) + static_cast<size_t>(head * rows.head) * element;
     return rows;
   };
-  const size_t element = q.scalar_type() == ScalarType::Float ? 4 : 2;
-  g.q = rows_of(g.first);
-  const Rows keys = together ? from_head(g.q, heads, element) : rows_of(g.second);
-  g.k = keys;
-  g.v = from_head(keys, key_heads, element);
+  g.q = from_head(0);
+  g.k = from_head(heads);
+  g.v = from_head(heads + key_heads);
   return g;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const OptionalTensor& grad_lse_in,
-                                            const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
-                                            const Tensor& out, const Tensor& lse, const OptionalTensor& cu_seqlens_q,
-                                            const OptionalTensor& cu_seqlens_k, const OptionalTensor& bias_in,
-                                            const OptionalTensor& alibi_slopes, int64_t window_left,
-                                            int64_t window_right, int64_t dropout_threshold, const OptionalTensor& seed,
-                                            double scale, bool bias_needs_grad) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_out_in, const OptionalTensor& grad_lse_in, const Tensor& q_in, const Tensor& k_in,
+    const Tensor& v_in, const Tensor& out, const Tensor& lse, const OptionalTensor& cu_seqlens_q,
+    const OptionalTensor& cu_seqlens_k, const OptionalTensor& bias_in, const OptionalTensor& alibi_slopes,
+    int64_t window_left, int64_t window_right, int64_t dropout_threshold, const OptionalTensor& seed, double scale,
+    bool bias_needs_grad, bool together) {
   const Tensor q = with_contiguous_columns(q_in), k = with_contiguous_columns(k_in), v = with_contiguous_columns(v_in);
   const Tensor grad_out = with_contiguous_columns(grad_out_in);
   const OptionalTensor grad_lse = with_contiguous_columns(grad_lse_in), bias = with_contiguous_columns(bias_in);
@@ -331,7 +332,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const Opt
   const std::vector<Item> sequences = sequences_of(q, k, cu_seqlens_q, cu_seqlens_k);
   const int64_t heads = q.size(-2), key_heads = k.size(-2);
   check_bias(bias, sequences, heads);
-  const Gradients g = gradients(q, k);
+  const Gradients g = gradients(q, k, together);
   Tensor grad_bias =
       bias_needs_grad ? torch::stable::new_zeros(lse, bias->sizes()) : torch::stable::new_empty(lse, {0});
   args.out = rows_of(out);
@@ -355,7 +356,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const Opt
   }
   run(plan, args, multiplications(sequences, heads, args.width), backward_scratch(args.width, longest_keys(sequences)),
       FASTSSL_KERNEL(attention_backward));
-  return {g.first, g.second, grad_bias};
+  return {g.of_q, g.of_k, g.of_v, grad_bias};
 }
 
 }  // namespace

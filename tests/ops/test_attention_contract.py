@@ -148,7 +148,25 @@ def test_opcheck(name):
     torch.library.opcheck(torch.ops.fastssl.attention_forward, (*qkv, cu_q, cu_k, *rest))
     out, lse = torch.ops.fastssl.attention_forward(*qkv, cu_q, cu_k, *rest)
     arguments = (torch.ones_like(out), None, *qkv, out, lse, cu_q, cu_k, *rest, "bias" in inputs)
-    torch.library.opcheck(torch.ops.fastssl.attention_backward, arguments)
+    same_rows = qkv[0].shape[:-2] == qkv[1].shape[:-2]
+    for together in {False, same_rows}:
+        torch.library.opcheck(torch.ops.fastssl.attention_backward, (*arguments, together))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dense", [False, True])
+def test_gradients_lie_as_the_inputs_do(dense):
+    """Slices of one projection get slices of one buffer; tensors of their own get packed ones, fit to be a .grad."""
+    shape = (2, 5, 12, 8) if dense else (10, 12, 8)
+    offsets = {} if dense else {"cu_seqlens_q": torch.tensor([0, 4, 10], dtype=torch.int32)}
+    fused = torch.randn(shape)
+    slices = [part.requires_grad_() for part in fused.split((6, 3, 3), dim=-2)]
+    apart = [part.detach().clone().requires_grad_() for part in slices]
+    of_slices, of_apart = (torch.autograd.grad(attention(*qkv, **offsets).sin().sum(), qkv) for qkv in (slices, apart))
+    assert len({gradient.untyped_storage().data_ptr() for gradient in of_slices}) == 1
+    assert all(gradient.is_contiguous() for gradient in of_apart)
+    for one, other in zip(of_slices, of_apart, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.native

@@ -26,19 +26,33 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return the gradients of q, k, v and bias (float32, or None where it is not wanted).
 
-    Those of q, k and v are neighbouring slices of one (..., H + 2 H_k, D) buffer where the three have the same rows, so
-    that a fused projection takes them without a copy.
+    Those of q, k and v are neighbouring slices of one (..., H + 2 H_k, D) buffer where the three themselves are, so
+    that a fused projection takes them without a copy; else each is packed, so that it becomes a `.grad` without one.
     """
-    grad_q, grad_kv, grad_bias = torch.ops.fastssl.attention_backward(
+    together = _of_one_projection(q, k, v)
+    grad_q, grad_k, grad_v, grad_bias = torch.ops.fastssl.attention_backward(
         grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, bias, alibi_slopes, window_left,
-        window_right, dropout_threshold(dropout_p), seed, scale, bias_needs_grad,
+        window_right, dropout_threshold(dropout_p), seed, scale, bias_needs_grad, together,
     )  # fmt: skip
-    heads, key_heads = q.shape[-2], k.shape[-2]
-    if q.shape[:-2] == k.shape[:-2]:
-        grad_q, grad_k, grad_v = grad_q.split_with_sizes((heads, key_heads, key_heads), dim=-2)
-    else:
-        grad_k, grad_v = grad_kv.split(key_heads, dim=-2)
+    if together:
+        grad_q, grad_k, grad_v = grad_q.split_with_sizes((q.shape[-2], k.shape[-2], k.shape[-2]), dim=-2)
     return grad_q, grad_k, grad_v, grad_bias if bias_needs_grad else None
+
+
+def _of_one_projection(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether q, k and v are neighbouring slices of one packed (..., H + 2 H_k, D) tensor."""
+    if torch.compiler.is_compiling() or q.shape[:-2] != k.shape[:-2]:
+        return False
+    heads, key_heads, width = q.shape[-2], k.shape[-2], q.shape[-1]
+    row = (heads + 2 * key_heads) * width
+    size = width * q.element_size()
+    return (
+        q.stride() == k.stride() == v.stride()
+        and q.stride()[-3:] == (row, width, 1)
+        and (q.dim() == 3 or q.stride(0) == q.shape[1] * row)
+        and k.data_ptr() == q.data_ptr() + heads * size
+        and v.data_ptr() == k.data_ptr() + key_heads * size
+    )
 
 
 @extension.fake_kernel("fastssl::attention_forward")
@@ -49,10 +63,10 @@ def _forward_fake(q, *_):
 
 @extension.fake_kernel("fastssl::attention_backward")
 def _backward_fake(grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, bias, *rest):
-    *_, bias_needs_grad = rest
+    *_, bias_needs_grad, together = rest
+    grad_bias = lse.new_empty(bias.shape if bias_needs_grad else 0)
+    if not together:
+        return q.new_empty(q.shape), k.new_empty(k.shape), k.new_empty(k.shape), grad_bias
     *rows, heads, width = q.shape
-    *key_rows, key_heads, _ = k.shape
-    together = rows == key_rows
-    grad_q = q.new_empty((*rows, heads + 2 * key_heads if together else heads, width))
-    grad_kv = k.new_empty(0 if together else (*key_rows, 2 * key_heads, width))
-    return grad_q, grad_kv, lse.new_empty(bias.shape if bias_needs_grad else 0)
+    grad_q = q.new_empty((*rows, heads + 2 * k.shape[-2], width))
+    return grad_q, k.new_empty(0), k.new_empty(0), grad_bias
