@@ -2,7 +2,7 @@
 
 PyTorch allocates CPU tensors with the C library's malloc. glibc's gives large blocks, and the top of its heap, back to
 the system as soon as they are free, and every step of a training loop gets the same gigabytes anew, one page fault per
-4 kB: a tenth to a sixth of a BERT-base step. A process that is there to train or to serve does better to keep them.
+4 kB. A process that is there to train or to serve does better to keep them.
 """
 
 import ctypes

@@ -74,8 +74,8 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.T
 def _total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     """Return the 2-norm of all gradients together, 0-d.
 
-    On a CPU as dot products, which run at the speed of memory there, three times as fast as torch's norm; short ones,
-    added up in double precision, so that nothing is lost in a long float32 sum.
+    On a CPU as dot products, which run at the speed of memory there; short ones, added up in double precision, so that
+    nothing is lost in a long float32 sum.
     """
     if any(gradient.device.type != "cpu" or gradient.dtype != torch.float32 for gradient in gradients):
         return nn.utils.get_total_norm(gradients)
