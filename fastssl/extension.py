@@ -8,6 +8,7 @@ Importing this module loads nothing; the first question does.
 
 import functools
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,20 @@ def host() -> ModuleType | None:
     except ImportError as error:
         _warn_missing("_host", f"batches are drawn by numpy, dozens of times slower ({error})")
         return None
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def triton_installed() -> bool:
+    """Tell whether Triton can be imported, without importing it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def triton_interprets() -> bool:
+    """Tell whether Triton's kernels run in its interpreter, on CPU tensors: TRITON_INTERPRET=1 at its first import."""
+    return triton_installed() and bool(importlib.import_module("triton").knobs.runtime.interpret)
 
 
 def cpu_capability() -> str | None:

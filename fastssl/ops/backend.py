@@ -24,6 +24,10 @@ class Supports:
     """Floating types of the main input; empty means any."""
     needs_cpu_ops: bool = False
     """Whether the compiled CPU operators must be present."""
+    needs_triton: bool = False
+    """Whether it is written in Triton, which runs on a CUDA device or, in Triton's interpreter, on the CPU."""
+    unverified_on: tuple[str, ...] = ()
+    """Device types on which no recorded run has verified it: there it runs when asked for by name, never by "auto"."""
     refuses: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
     """Reason -> predicate over the call's keyword facts; a true predicate refuses the call for that reason."""
 
@@ -43,6 +47,10 @@ def refusals(supports: Supports, device: torch.device, dtype: torch.dtype, facts
         reasons.append(f"it takes {', '.join(map(str, supports.dtypes))}, the tensors are {dtype}")
     if supports.needs_cpu_ops and not extension.cpu_ops_loaded():
         reasons.append("the compiled CPU operators are not installed")
+    if supports.needs_triton and not extension.triton_installed():
+        reasons.append("Triton is not installed")
+    elif supports.needs_triton and device.type == "cpu" and not extension.triton_interprets():
+        reasons.append("Triton runs on the CPU in its interpreter alone (TRITON_INTERPRET=1 before Python starts)")
     reasons.extend(reason for reason, refuses in supports.refuses.items() if refuses(**facts))
     return reasons
 
@@ -79,6 +87,8 @@ def choose(
     tried = []
     for name, module in backends.items():
         reasons = refusals(module.SUPPORTS, device, dtype, facts)
+        if device.type in module.SUPPORTS.unverified_on:
+            reasons.append(f"no recorded run has verified it on {device.type}; ask for it by name")
         if not reasons:
             return name
         tried.append(f"{name}: {'; '.join(reasons)}")
