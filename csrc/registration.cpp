@@ -7,6 +7,8 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   m.def("cpu_capability() -> str");
   m.def("set_cpu_capability(str name) -> ()");
 
+  // An uninitialised, packed tensor of the dtype of `like`, for a result of a product of PyTorch's that is one of ours.
+  m.def("empty_output(Tensor like, int[] sizes) -> Tensor");
   // Gives the memory that large results of ours have left behind back to the system.
   m.def("release_kept_outputs() -> ()");
 

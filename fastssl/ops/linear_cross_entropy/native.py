@@ -75,9 +75,10 @@ def forward_with_gradients(
     )
     losses, lse = (hidden.new_empty(rows.numel(), dtype=torch.float32) for _ in range(2))
     correct = torch.empty(rows.numel(), dtype=torch.bool)
-    grad_hidden = torch.empty_like(operand) if need_hidden else None
+    grad_hidden = torch.ops.fastssl.empty_output(operand, operand.shape) if need_hidden else None
     one_chunk = rows.numel() <= chunk_rows(rows.numel(), hidden.shape[1])
-    grad_weight = torch.empty_like(matrix, dtype=arithmetic if one_chunk else torch.float32) if need_weight else None
+    grad_weight_like = matrix if one_chunk else losses
+    grad_weight = torch.ops.fastssl.empty_output(grad_weight_like, matrix.shape) if need_weight else None
     grad_bias = losses.new_empty(weight.shape[0]) if need_bias else None
     _run_chunks(
         operand,
@@ -112,7 +113,7 @@ def _run_chunks(hidden, weight, targets, bias, row_grads, options, per_row, grad
                 gradient.zero_()
         return
     step = chunk_rows(num_rows, width)
-    logits = hidden.new_empty(step, weight.shape[0])
+    logits = torch.ops.fastssl.empty_output(hidden, (step, weight.shape[0]))
     for begin in range(0, num_rows, step):
         rows = slice(begin, begin + step)
         operand = hidden[rows]
