@@ -84,6 +84,17 @@ FASTSSL_INLINE VecF minimum(VecF a, VecF b) {
 #endif
 }
 
+FASTSSL_INLINE VecF sqrt(VecF x) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
 // Zero where |x| is below the smallest normal number: a product with one subnormal factor takes a hundred times as
 // long.
 FASTSSL_INLINE VecF without_subnormals(VecF x) {
