@@ -10,7 +10,7 @@ and sums over it cross no thread, and the running state is one number a group, n
 import triton
 import triton.language as tl
 
-_LOWEST = tl.constexpr(-3.4028234663852886e38)
+_LOWEST = tl.constexpr(-1e38)
 """Where a running maximum begins: finite, so that a logit of -inf has a difference from it."""
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -43,14 +43,16 @@ def softmax_cross_entropy(
     """Turn one row of logits into its loss, its log-sum-exp and, in place, its gradient."""
     row = tl.program_id(0)
     logits += row.to(tl.int64) * row_stride
-    target = tl.load(targets + row)
-    if target == ignore_index:
+    label = tl.load(targets + row)
+    if label == ignore_index:
         tl.store(losses + row, 0.0)
         tl.store(lse + row, 0.0)
         tl.store(correct + row, False)
         if WITH_GRADIENT:
             _clear(logits, row_stride, GROUPS, GROUP)
     else:
+        # -1, for a label outside the vocabulary, makes the loss and the gradient NaN.
+        target = tl.where((label >= 0) & (label < num_classes), label, -1).to(tl.int32)
         # Everything below is relative to the target's logit or to the largest one: large logits keep their digits.
         maximum, log_sum, target_logit, distance, is_first = _sweep(
             logits, bias, target, row_stride, num_classes, softcap, SMOOTHED, GROUPS, GROUP
@@ -64,7 +66,7 @@ def softmax_cross_entropy(
         tl.store(correct + row, is_first & (loss == loss))
         if WITH_GRADIENT:
             grad = 1.0 if row_grads is None else tl.load(row_grads + row)
-            grad = tl.where((target >= 0) & (target < num_classes), grad, float("nan"))
+            grad = tl.where(target >= 0, grad, float("nan"))
             _form_gradient(
                 logits,
                 bias,
@@ -123,18 +125,19 @@ def _sweep(
 
 @triton.jit
 def _target(logits, bias, target, num_classes, softcap, GROUP: tl.constexpr):
-    """Return the target's logit, NaN outside the vocabulary, and whether it is the first of the largest in its group.
+    """Return the target's logit, NaN for -1, and whether it is the first of the largest in its group.
 
     Read before the sweeps: in the second, other warps may already have written what this one has yet to read.
     """
-    inside = (target >= 0) & (target < num_classes)
     lane = tl.arange(0, GROUP)
-    columns = tl.where(inside, target, 0) // GROUP * GROUP + lane
+    columns = tl.maximum(target, 0) // GROUP * GROUP + lane
     exists = columns < num_classes
     logit = tl.where(exists, _logits(logits, bias, columns, exists, softcap), -float("inf"))
     place = target % GROUP
     target_logit = tl.sum(tl.where(lane == place, logit, 0.0), axis=0)
-    return tl.where(inside, target_logit, float("nan")), tl.argmax(logit, axis=0) == place
+    precedes = (logit > target_logit) | ((logit == target_logit) & (lane < place))
+    is_first = tl.max(precedes.to(tl.int32), axis=0) == 0
+    return tl.where(target >= 0, target_logit, float("nan")), is_first
 
 
 @triton.jit
@@ -163,7 +166,6 @@ def _form_gradient(
     GROUP: tl.constexpr,
 ):
     """Write probability_factor * softmax - uniform - target_share [j = target], times the slope of the softcap."""
-    target = target.to(tl.int32)
     log2_sum = log_sum * _LOG2_E
     within = tl.arange(0, GROUPS)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     for begin in range(0, row_stride, GROUPS * GROUP):
