@@ -72,9 +72,9 @@ def forward_with_gradients(
     losses, lse = (hidden.new_empty(labels.numel(), dtype=torch.float32) for _ in range(2))
     correct = torch.empty(labels.numel(), dtype=torch.bool)
     step = chunk_rows(labels.numel(), hidden.shape[1])
-    grad_dtype = arithmetic if labels.numel() <= step else torch.float32
-    grad_hidden = torch.empty_like(operand) if need_hidden else None
-    grad_weight = torch.empty_like(matrix, dtype=grad_dtype) if need_weight else None
+    grad_weight_like = matrix if labels.numel() <= step else losses
+    grad_hidden = torch.ops.fastssl.empty_output(operand, operand.shape) if need_hidden else None
+    grad_weight = torch.ops.fastssl.empty_output(grad_weight_like, matrix.shape) if need_weight else None
     grad_bias = losses.new_empty(weight.shape[0]) if need_bias else None
 
     def row_kernel(chunk: Tensor, part: slice, first: bool) -> None:
@@ -95,7 +95,7 @@ def forward_with_gradients(
         )
 
     gradients = (grad_hidden, grad_weight, grad_bias)
-    chunks.run(operand, matrix, operand.new_empty(step, weight.shape[0]), row_kernel, gradients)
+    chunks.run(operand, matrix, torch.ops.fastssl.empty_output(operand, (step, weight.shape[0])), row_kernel, gradients)
     return chunks.results((hidden, weight, bias), targets.numel(), rows, (losses, lse, correct), gradients)
 
 
