@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 CACHE = Path(__file__).resolve().parents[2] / "build" / "cuda-check" / "triton"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the names that Triton's signatures use."""
 CAPABILITIES = (80, 90)
 """Ampere and Hopper; Triton compiles the latter for sm_90a."""
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
