@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastssl import extension
-
 if not torch.cuda.is_available():
-    # Triton reads this when its kernels are defined: it must stand before anything imports Triton. A value that is
-    # already there stays, such as the 0 of `make cuda-check`, which compiles what the interpreter would run.
+    # Triton reads this when its functions are defined, its own among them, so it must stand before anything imports
+    # Triton, as torch's compiler does. A value that is already there stays, such as the 0 of `make cuda-check`, which
+    # compiles what the interpreter would run.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from fastssl import extension  # noqa: E402
 
 _PROJECT = Path(__file__).resolve().parent.parent
 
