@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
     # compiles what the interpreter would run.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from fastssl import extension  # noqa: E402
+from fastssl import extension
 
 _PROJECT = Path(__file__).resolve().parent.parent
 
