@@ -9,6 +9,11 @@ import torch
 
 from fastssl import extension
 
+if not torch.cuda.is_available():
+    # Triton reads this when its kernels are defined: it must stand before anything imports Triton. A value that is
+    # already there stays, such as the 0 of `make cuda-check`, which compiles what the interpreter would run.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -18,10 +23,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         missing["native"] = pytest.mark.skip(reason="the compiled CPU operators are not built")
     if any(item.get_closest_marker("host") for item in items) and extension.host() is None:
         missing["host"] = pytest.mark.skip(reason="the compiled data code is not built")
+    if any(item.get_closest_marker("triton") for item in items) and not _triton_runs():
+        missing["triton"] = pytest.mark.skip(reason="Triton is not installed, or runs on nothing here")
     for item in items:
         for marker, skip in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(skip)
+
+
+def _triton_runs() -> bool:
+    return extension.triton_installed() and (torch.cuda.is_available() or extension.triton_interprets())
 
 
 @pytest.fixture(scope="session")

@@ -85,17 +85,21 @@ def layer_norm_keep_mask(num_rows: int, width: int, p: float, seed: int | Tensor
     return keep_mask((column_group, row & _LOW32, row >> 32, torch.zeros_like(row)), width, p, seed)
 
 
-def resolve_seed(seed: int | Tensor | None) -> Tensor:
-    """Return the seed as a 0-d int64 tensor; None draws one from torch's default generator."""
+def resolve_seed(seed: int | Tensor | None, device: torch.device | str = "cpu") -> Tensor:
+    """Return the seed as a 0-d int64 tensor on `device`; None draws one from torch's default generator there.
+
+    A kernel reads the seed from its own device, so that a captured graph draws a new mask when the tensor changes; for
+    an int and for None no copy from the host is made.
+    """
     if seed is None:
-        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
         if seed.numel() != 1 or seed.dtype != torch.int64:
             raise ValueError(
                 f"seed must be an int or a 0-d int64 tensor, got {seed.dtype} of shape {tuple(seed.shape)}"
             )
-        return seed.reshape(())
-    return torch.tensor(_signed64(seed), dtype=torch.int64)
+        return seed.reshape(()).to(device)
+    return torch.full((), _signed64(seed), dtype=torch.int64, device=device)
 
 
 def _signed64(value: int) -> int:

@@ -32,3 +32,9 @@ def with_threads():
 
     yield call
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def triton_device() -> str:
+    """Where Triton's kernels run in this session: on the GPU, or on the CPU in Triton's interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

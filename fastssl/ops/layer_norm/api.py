@@ -59,7 +59,7 @@ def layer_norm(
         "parameter_dtypes": (weight.dtype, None if bias is None else bias.dtype),
     }
     name = choose("layer_norm", backend, BACKENDS, x.device, x.dtype, facts)
-    seed = resolve_seed(seed) if dropout_p > 0 else None
+    seed = resolve_seed(seed, x.device) if dropout_p > 0 else None
     if name != "native" or not torch.is_grad_enabled() or not _needs_gradient(x, weight, bias, residual):
         y, total = BACKENDS[name].forward(x, weight, bias, residual, eps=eps, dropout_p=dropout_p, seed=seed)
         return (y, total) if return_sum else y
