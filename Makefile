@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: setup demo test bench lint format test-sanitize clean
+.PHONY: setup demo test cuda-check bench lint format test-sanitize clean
 
 $(VENV)/installed: requirements.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +23,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The GPU kernels compiled for sm_80 and sm_90a, where there need be no GPU. Results are kept in build/cuda-check, so
+# that what did not change is not compiled again.
+cuda-check: setup
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/cuda_check/check_*.py
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,104 @@
+"""Compiles Triton kernels for GPUs that this machine need not have, and reads what the assembler says of them.
+
+`make cuda-check` runs the `check_*.py` beside this file. Results are kept by content in `build/cuda-check/triton`, so
+a kernel that did not change is not compiled again.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+CACHE = Path(__file__).resolve().parents[2] / "build" / "cuda-check" / "triton"
+CAPABILITIES = (80, 90)
+"""Ampere and Hopper; Triton compiles the latter for sm_90a."""
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+"""Shared memory that one block of threads may have, per compute capability."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes."""
+
+    registers: int
+    """Per thread."""
+    spill_bytes: int
+    """Registers stored to and loaded from local memory, per thread, both ways together."""
+    stack_bytes: int
+    """Local memory per thread, spilled registers included."""
+    shared_bytes: int
+    """Shared memory per block of threads."""
+
+
+def compile_and_check(
+    kernel: triton.JITFunction,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, object],
+    *,
+    capability: int,
+    num_warps: int,
+    num_stages: int,
+    hot: bool = True,
+    **options: object,
+) -> Resources:
+    """Compile a kernel and return its resources; a hot kernel may not spill registers or use local memory.
+
+    Args:
+        kernel: the `@triton.jit` function.
+        signature: type of every argument that is no constant, such as "*bf16", "fp32" or "i32". Pointers count as
+            divisible by 16 bytes; an integer that a launch finds divisible by 16 is written "i32:16".
+        constexprs: the constants by name; None for a pointer that is not given.
+        capability: compute capability times ten.
+        num_warps, num_stages, options: as in a launch.
+        hot: whether spills and local memory fail the check.
+    """
+    if not isinstance(kernel, triton.JITFunction):
+        raise RuntimeError("Triton's interpreter is on, so nothing can be compiled: run `make cuda-check`")
+    given = [*signature, *constexprs]
+    assert sorted(given) == sorted(kernel.arg_names), set(given) ^ set(kernel.arg_names)
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True, **options}
+    call = [sorted(signature.items()), sorted(constexprs.items()), capability, sorted(options.items())]
+    key = hashlib.sha256(f"{triton.__version__} {kernel.cache_key} {call}".encode()).hexdigest()
+    kept = CACHE / f"{key}.json"
+    if kept.exists():
+        resources = Resources(**json.loads(kept.read_text()))
+    else:
+        resources = _compiled(kernel, signature, constexprs, capability, options)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(asdict(resources)))
+    what = f"{kernel.__name__} for sm_{capability}, {dict(constexprs)}, {options}: {resources}"
+    assert resources.shared_bytes <= SHARED_BYTES[capability], f"more shared memory than there is: {what}"
+    assert not hot or (resources.spill_bytes == 0 and resources.stack_bytes == 0), f"local memory: {what}"
+    return resources
+
+
+def _compiled(kernel, signature, constexprs, capability, options) -> Resources:
+    types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    divisible = {
+        (place,): [["tt.divisibility", 16]]
+        for place, kind in enumerate(types.values())
+        if kind.startswith("*") or kind.endswith(":16")
+    }
+    types = {name: kind.removesuffix(":16") for name, kind in types.items()}
+    log = io.StringIO()
+    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), triton.knobs.cache.scope():
+        triton.knobs.compilation.always_compile = True
+        triton.knobs.nvidia.dump_ptxas_log = True
+        triton.knobs.cache.dir = str(CACHE / "intermediate")
+        with contextlib.redirect_stdout(log):
+            source = ASTSource(kernel, types, dict(constexprs), divisible)
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    text = log.getvalue()
+    frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
+    used = re.search(r"Used (\d+) registers", text)
+    assert frame and used, f"the assembler's report has another form: {text}"
+    stack, stores, loads = map(int, frame.groups())
+    return Resources(int(used[1]), stores + loads, stack, compiled.metadata.shared)
