@@ -53,7 +53,6 @@ def keep_mask(c0, c1, c2, c3, key_0, key_1, threshold):
     w0, w1, w2, w3 = philox_words(c0, c1, c2, c3, key_0, key_1)
     # The last two dimensions count the words of a group: 2 * first + second.
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    threshold = tl.to_tensor(threshold).to(tl.uint32)
     # The high half needs no shift where the threshold has one.
-    lanes = tl.join((words & 0xFFFF) >= threshold, words >= threshold << 16)
+    lanes = tl.join((words & 0xFFFF) >= threshold, words >= (threshold << 16))
     return tl.reshape(lanes, (lanes.shape[0], lanes.shape[1] * GROUP))

@@ -46,7 +46,7 @@ def mask_kernel(out, seed, threshold, c2, c3, first_group, first_row, GROUPS: tl
     key_0, key_1 = philox_key(seed)
     group = (first_group + tl.arange(0, GROUPS)[None, :]).to(tl.uint32)
     row = (first_row + tl.arange(0, ROWS)[:, None]).to(tl.uint32)
-    c2, c3 = tl.to_tensor(c2).to(tl.uint32), tl.to_tensor(c3).to(tl.uint32)
+    c2, c3 = tl.full((1, 1), c2, tl.uint32), tl.full((1, 1), c3, tl.uint32)
     keep = keep_mask(group, row, c2, c3, key_0, key_1, threshold)
     column = tl.arange(0, 8 * GROUPS)[None, :]
     tl.store(out + tl.arange(0, ROWS)[:, None] * 8 * GROUPS + column, keep)
