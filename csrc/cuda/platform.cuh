@@ -59,8 +59,12 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t sha
   constexpr size_t kWithoutAsking = 48 * 1024;
   if (shared_bytes > kWithoutAsking)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-  kernel<<<blocks, threads, shared_bytes, stream> > >(arguments...);
-  check(cudaGetLastError());
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 // The block's dynamic shared memory.
