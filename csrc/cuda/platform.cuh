@@ -73,11 +73,22 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
   return memory;
 }
 
-// 16 bytes from global to shared memory, both aligned, without a register in between. The thread that asked may read
-// them after copy_async_wait<n>() has left at most its n latest groups under way; others, after a barrier behind that.
+// The 16-byte words at an address that is a multiple of 16.
+template <class T>
+__device__ __forceinline__ const uint4* words_at(const T* p) {
+  return reinterpret_cast<const uint4*>(p);
+}
+template <class T>
+__device__ __forceinline__ uint4* words_at(T* p) {
+  return reinterpret_cast<uint4*>(p);
+}
+
+// 16 bytes from global to shared memory, both aligned, without a register in between; by way of the first-level cache,
+// where the other half of a sector waits for the next copy. The thread that asked may read them after
+// copy_async_wait<n>() has left at most its n latest groups under way; others, after a barrier behind that.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
   asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
       "l"(global)
       : "memory");
 }

@@ -122,8 +122,7 @@ struct StagedColumns {
     for (int v = 0; v < kVectors; ++v)
 #pragma unroll
       for (int word = 0; word < Packed<T>::kWords; ++word)
-        if (columns.inside(v))
-          copy_async_16(at(v, word), reinterpret_cast<const uint4*>(row + columns.begin(v)) + word);
+        if (columns.inside(v)) copy_async_16(at(v, word), words_at(row + columns.begin(v)) + word);
   }
   __device__ __forceinline__ Packed<T> vector(int v) const {
     Packed<T> packed;

@@ -28,22 +28,22 @@
 
 namespace fastssl::cuda {
 
+inline cudaStream_t current_stream(int device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
 // The device of a tensor, current as long as this lives, and PyTorch's current stream on it.
-class Device {
- public:
-  explicit Device(const torch::stable::Tensor& tensor)
-      : guard_(tensor.get_device_index()), limits(limits_of(tensor.get_device_index())) {
-    void* current = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &current));
-    stream = static_cast<cudaStream_t>(current);
-  }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-
- public:
+struct Device {
+  torch::stable::accelerator::DeviceGuard guard;
   DeviceLimits limits;
   cudaStream_t stream;
+
+  explicit Device(const torch::stable::Tensor& tensor)
+      : guard(tensor.get_device_index()),
+        limits(limits_of(tensor.get_device_index())),
+        stream(current_stream(tensor.get_device_index())) {}
 };
 
 inline torch::stable::Tensor empty_output(const torch::stable::Tensor& like,

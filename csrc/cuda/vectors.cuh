@@ -32,14 +32,14 @@ template <class T>
 __device__ __forceinline__ Packed<T> load_packed(const T* p) {
   Packed<T> packed;
 #pragma unroll
-  for (int i = 0; i < Packed<T>::kWords; ++i) packed.words[i] = reinterpret_cast<const uint4*>(p)[i];
+  for (int i = 0; i < Packed<T>::kWords; ++i) packed.words[i] = words_at(p)[i];
   return packed;
 }
 
 template <class T>
 __device__ __forceinline__ void store_packed(T* p, const Packed<T>& packed) {
 #pragma unroll
-  for (int i = 0; i < Packed<T>::kWords; ++i) reinterpret_cast<uint4*>(p)[i] = packed.words[i];
+  for (int i = 0; i < Packed<T>::kWords; ++i) words_at(p)[i] = packed.words[i];
 }
 
 __device__ __forceinline__ float2 widen(uint32_t pair, BFloat16) {

@@ -68,7 +68,7 @@ struct LogitRow {
       if (aligned && count == kVector) {
 #pragma unroll
         for (int word = 0; word < Packed<Logit>::kWords; ++word)
-          copy_async_16(shared(v, word), reinterpret_cast<const uint4*>(row + v * kVector) + word);
+          copy_async_16(shared(v, word), words_at(row + v * kVector) + word);
       } else {
         float values[kVector];
         load_any(row + v * kVector, count, values);
@@ -176,8 +176,14 @@ struct LogitGradient {
   }
 };
 
+// Three blocks of 512 threads a multiprocessor: one computes while the others wait for memory.
+constexpr int softmax_blocks_per_multiprocessor(int threads) {
+  return threads == 512 ? 3 : 1;
+}
+
 template <class Logit, int kThreads, bool kInShared>
-__global__ void __launch_bounds__(kThreads, 1) softmax_cross_entropy(const SoftmaxCrossEntropy a) {
+__global__ void __launch_bounds__(kThreads, softmax_blocks_per_multiprocessor(kThreads))
+    softmax_cross_entropy(const SoftmaxCrossEntropy a) {
   using Group = RowGroup<kThreads, 1>;
   __shared__ float shared_target_logit;
   const int64_t row = blockIdx.x, given = a.targets[row];

@@ -89,10 +89,10 @@ void copy_later(void* to, const void* from, size_t bytes);
 void commit_copies();
 void wait_for_copies(int groups_under_way);
 
-// A pointer that a vector instruction would accept.
+// A pointer that an instruction of 16 bytes would accept.
 template <class T>
-const T* aligned(const T* p, size_t bytes) {
-  if (reinterpret_cast<uintptr_t>(p) % bytes) fail("misaligned address");
+T* aligned(T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 16) fail("misaligned address");
   return p;
 }
 
@@ -204,9 +204,16 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t sha
 inline unsigned char* dynamic_shared() {
   return cuda_on_host::dynamic_shared();
 }
+template <class T>
+const uint4* words_at(const T* p) {
+  return reinterpret_cast<const uint4*>(cuda_on_host::aligned(p));
+}
+template <class T>
+uint4* words_at(T* p) {
+  return reinterpret_cast<uint4*>(cuda_on_host::aligned(p));
+}
 inline void copy_async_16(void* shared, const void* global) {
-  cuda_on_host::copy_later(const_cast<void*>(cuda_on_host::aligned(static_cast<const void*>(shared), 16)),
-                           cuda_on_host::aligned(global, 16), 16);
+  cuda_on_host::copy_later(cuda_on_host::aligned(shared), cuda_on_host::aligned(global), 16);
 }
 inline void copy_async_commit() {
   cuda_on_host::commit_copies();

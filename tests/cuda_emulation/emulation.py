@@ -6,7 +6,6 @@ taken as it is: the operators have the schemas of `csrc/registration.cpp` and ru
 
 import ctypes
 import fcntl
-import functools
 import os
 import subprocess
 import sys
@@ -60,7 +59,6 @@ class Emulation:
         return self._library.self_test(name.encode()).decode()
 
 
-@functools.cache
 def load() -> Emulation:
     """Build what has changed, and load it."""
     BUILD.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,9 @@ __global__ void write_behind_shared_memory() {
 __global__ void misaligned_copy(const uint32_t* source) {
   copy_async_16(dynamic_shared(), source + 1);
 }
+__global__ void misaligned_vector(const uint32_t* source) {
+  load_packed(reinterpret_cast<const float*>(source + 1));
+}
 // Right in one order of the threads only: the barrier between the write and the read is missing.
 __global__ void race() {
   auto* shared = reinterpret_cast<uint32_t*>(dynamic_shared());
@@ -90,7 +93,8 @@ void run_test(const std::string& name) {
   if (name == "outside the mask") return launch(shuffle_from_outside_its_mask, one, threads, 0, nullptr);
   if (name == "different instructions") return launch(different_instructions, one, threads, 0, nullptr);
   if (name == "behind shared memory") return launch(write_behind_shared_memory, one, threads, 64, nullptr);
-  if (name == "misaligned") return launch(misaligned_copy, one, dim3(1), 64, nullptr, source);
+  if (name == "misaligned copy") return launch(misaligned_copy, one, dim3(1), 64, nullptr, source);
+  if (name == "misaligned vector") return launch(misaligned_vector, one, dim3(1), 64, nullptr, source);
   if (name == "too much shared memory") return launch(shuffles, one, threads, 1 << 20, nullptr);
   if (name == "race") return launch(race, one, threads, 256, nullptr);
   throw std::runtime_error("no such test");

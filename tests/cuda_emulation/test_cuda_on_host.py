@@ -1,22 +1,22 @@
 """The emulation itself: CUDA's instructions do what they say, and mistakes are found."""
 
 import pytest
+import torch
 
-from tests.cuda_emulation import emulation
+from fastssl.ops.philox import philox_4x32
 
 
-@pytest.fixture
-def run():
-    loaded = emulation.load()
-    yield loaded.self_test
-    loaded.set_thread_order(0)
+@pytest.fixture(autouse=True)
+def in_order(cuda_emulation):
+    yield
+    cuda_emulation.set_thread_order(0)
 
 
 @pytest.mark.parametrize("name", ["conversions", "shuffles", "copies"])
-def test_what_works_on_a_gpu_works(run, name):
+def test_what_works_on_a_gpu_works(cuda_emulation, name):
     for order in (0, 1, 2):
-        emulation.load().set_thread_order(order)
-        assert run(name) == ""
+        cuda_emulation.set_thread_order(order)
+        assert cuda_emulation.self_test(name) == ""
 
 
 @pytest.mark.parametrize(
@@ -27,16 +27,25 @@ def test_what_works_on_a_gpu_works(run, name):
         ("outside the mask", "a lane that does not take part"),
         ("different instructions", "meet in different instructions"),
         ("behind shared memory", "a write outside the dynamic shared memory"),
-        ("misaligned", "misaligned address"),
+        ("misaligned copy", "misaligned address"),
+        ("misaligned vector", "misaligned address"),
         ("too much shared memory", "more shared memory than the device has"),
     ],
 )
-def test_mistakes_are_found(run, name, message):
-    assert message in run(name)
-    assert run("shuffles") == ""  # and the next kernel runs
+def test_mistakes_are_found(cuda_emulation, name, message):
+    assert message in cuda_emulation.self_test(name)
+    assert cuda_emulation.self_test("shuffles") == ""  # and the next kernel runs
 
 
-def test_another_order_of_the_threads_finds_a_missing_barrier(run):
-    assert run("race") == ""
-    emulation.load().set_thread_order(1)
-    assert "wrong result" in run("race")
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**61) - 7])
+def test_philox_words_are_those_of_the_definition(cuda_emulation, seed):
+    counters = torch.randint(0, 2**32, (40, 4), generator=torch.Generator().manual_seed(1)).tolist()
+    for counter in ([0] * 4, [2**32 - 1] * 4, *counters):
+        expected = philox_4x32(tuple(map(torch.tensor, counter)), seed)
+        assert cuda_emulation.philox_words(counter, seed) == [int(word) for word in expected]
+
+
+def test_another_order_of_the_threads_finds_a_missing_barrier(cuda_emulation):
+    assert cuda_emulation.self_test("race") == ""
+    cuda_emulation.set_thread_order(1)
+    assert "wrong result" in cuda_emulation.self_test("race")

@@ -45,17 +45,16 @@ def triton_device() -> str:
 
 
 @pytest.fixture
-def emulated_cuda(monkeypatch) -> Iterator[emulation.Emulation]:
+def emulated_cuda(monkeypatch, cuda_emulation) -> Iterator[emulation.Emulation]:
     """Run the CUDA kernels, emulated on the CPU, wherever the native backends call the compiled operators.
 
     A write outside a tensor that a launcher had allocated fails the test.
     """
     if not extension.cpu_ops_loaded():
         pytest.skip("the compiled CPU operators are not built")
-    loaded = emulation.load()
-    loaded.set_device()
-    loaded.set_thread_order(0)
-    monkeypatch.setattr(torch.ops, "fastssl", loaded.ops)
-    yield loaded
+    cuda_emulation.set_device()
+    cuda_emulation.set_thread_order(0)
+    monkeypatch.setattr(torch.ops, "fastssl", cuda_emulation.ops)
+    yield cuda_emulation
     gc.collect()
-    assert not loaded.remembered_error()
+    assert not cuda_emulation.remembered_error()
