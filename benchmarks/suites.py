@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.comparison import Comparison
 
 SUITES = {
+    "adamw": "benchmarks.ops.adamw",
     "attention": "benchmarks.ops.attention",
     "layer_norm": "benchmarks.ops.layer_norm",
     "bias_gelu": "benchmarks.ops.bias_gelu",

@@ -1,4 +1,7 @@
-"""What more threads bring: our own operators and training step on all of PyTorch's threads, and on one."""
+"""What more threads bring: our own operators and training step on all of PyTorch's threads, and on one.
+
+The machine's product and copy are measured likewise, under the name of our side: no work scales better than these.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,6 +10,7 @@ import torch
 
 from benchmarks import suites
 from benchmarks.comparison import OURS, Comparison
+from benchmarks.limits import Limit, copy_of, square_sgemm
 from benchmarks.timing import Launch
 
 MEASURED = {
@@ -17,6 +21,11 @@ MEASURED = {
 }
 """Suite -> its cases that are measured."""
 QUICK = ("attention",)
+LIMITS = {
+    "the machine's sgemm, 1024 x 1024 x 1024": ("FLOP", square_sgemm),
+    "the machine's copy, 63 MB": ("B", partial(copy_of, 63_000_000)),
+}
+"""Plain work that is measured in the same way: as many bytes as a layer norm of 4096 x 768 moves, and a product."""
 
 
 def cases(run: suites.Run) -> Mapping[str, Callable[[], Comparison]]:
@@ -25,7 +34,18 @@ def cases(run: suites.Run) -> Mapping[str, Callable[[], Comparison]]:
     for suite in QUICK if run.quick else MEASURED:
         whole = {case.name: case for case in suites.select([suite], suites.Run(output_dir=run.output_dir))}
         found |= {f"{suite}, {name}": partial(comparison, whole[name]) for name in MEASURED[suite]}
-    return found
+    return found if run.quick else found | {name: partial(machine, *limit) for name, limit in LIMITS.items()}
+
+
+def machine(unit: str, make_limit: Callable[[], Limit]) -> Comparison:
+    """Compare the machine itself: what its second thread brings to plain work bounds what it can bring to ours."""
+    limit = make_limit()
+    return Comparison(
+        contenders={OURS: limit.launch, "own, one thread": _on_one_thread(limit.launch)},
+        check=lambda: None,
+        work=limit.work,
+        unit=unit,
+    )
 
 
 def comparison(case: suites.Case) -> Comparison:

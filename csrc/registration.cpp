@@ -7,6 +7,8 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   m.def("cpu_capability() -> str");
   m.def("set_cpu_capability(str name) -> ()");
 
+  // An uninitialised, packed tensor of the dtype of `like`, for a result of a product of PyTorch's that is one of ours.
+  m.def("empty_output(Tensor like, int[] sizes) -> Tensor");
   // Gives the memory that large results of ours have left behind back to the system.
   m.def("release_kept_outputs() -> ()");
 
@@ -45,6 +47,18 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "softmax_cross_entropy_(Tensor(a!) logits, Tensor? bias, Tensor targets, Tensor? row_grads, "
       "float label_smoothing, float z_loss, float softcap, bool with_gradient, Tensor(b!) losses, Tensor(c!) lse, "
       "Tensor(d!) correct, Tensor(e!)? grad_bias, bool accumulate) -> ()");
+
+  // One step of AdamW, in place, on float32 tensors; gradients count `gradient_factor` times.
+  m.def(
+      "adamw_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, int step, "
+      "float lr, float beta1, float beta2, float eps, float weight_decay, float gradient_factor) -> ()");
+  // The same for one matrix whose gradient is `values` at `rows`, zero elsewhere; `touched` (rows) is added to.
+  m.def(
+      "adamw_rows_(Tensor(a!) parameter, Tensor rows, Tensor values, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
+      "Tensor(d!) touched, int step, float lr, float beta1, float beta2, float eps, float weight_decay, "
+      "float gradient_factor) -> ()");
+  // The sum of the squares of all numbers, float64.
+  m.def("sum_of_squares(Tensor[] tensors) -> Tensor");
 
   // 8-bit linear map: rows of x (rows, inputs), float32 or bfloat16, are quantised on the way; `packed` holds the
   // weights as `fastssl.ops.quantized_linear` packs them. `vnni` allows the instructions for it where there are any.

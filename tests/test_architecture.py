@@ -123,6 +123,7 @@ def test_no_import_cycles():
 def test_op_folders_are_complete():
     folders = [folder for folder in (PACKAGE / "ops").iterdir() if folder.is_dir() and folder.name != "__pycache__"]
     assert {folder.name for folder in folders} == {
+        "adamw",
         "attention",
         "bias_gelu",
         "layer_norm",

@@ -10,7 +10,15 @@ from benchmarks import real_data
 from benchmarks.comparison import OURS, Comparison
 from benchmarks.limits import LinearShape, sgemm_of
 from benchmarks.models import batches
-from benchmarks.models.training_step import TrainingStep, adamw, assert_same_step, in_turn, loss_of_fastssl, saved
+from benchmarks.models.training_step import (
+    TrainingStep,
+    adamw,
+    assert_same_step,
+    in_turn,
+    loss_of_fastssl,
+    our_adamw,
+    saved,
+)
 from benchmarks.own_process import OwnProcess
 from benchmarks.peers import hugging_face, torch_compile
 from benchmarks.suites import Run
@@ -110,7 +118,7 @@ def step_of_fastssl(directory: Path) -> Launch:
     keep_freed_memory()
     model = BertForMaskedLM.from_pretrained(directory).train()
     packed = torch.load(directory / BATCHES_FILE, weights_only=False)
-    return timed(TrainingStep(model, loss_of_fastssl, in_turn(packed), adamw(model, fused=True)))
+    return timed(TrainingStep(model, loss_of_fastssl, in_turn(packed), our_adamw(model)))
 
 
 def step_of_hugging_face(directory: Path, *, fused_adamw: bool, through_compiler: bool = False) -> Launch:

@@ -13,7 +13,7 @@ from benchmarks.peers import hugging_face
 from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_files import file_layout
-from fastssl.training.optimizer import parameter_groups
+from fastssl.training.optimizer import FusedAdamW, parameter_groups
 from tests.oracle import assert_within_budget
 
 WEIGHT_DECAY = 0.01
@@ -53,6 +53,11 @@ class TrainingStep(Generic[Batch]):
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+
+
+def our_adamw(model: nn.Module, *, learning_rate: float = 1e-4) -> FusedAdamW:
+    """Return the AdamW of our trainer, with weight decay on matrices alone."""
+    return FusedAdamW(parameter_groups(model, WEIGHT_DECAY), lr=learning_rate)
 
 
 def adamw(model: nn.Module, *, fused: bool, learning_rate: float = 1e-4) -> torch.optim.AdamW:

@@ -333,8 +333,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const int64_t heads = q.size(-2), key_heads = k.size(-2);
   check_bias(bias, sequences, heads);
   const Gradients g = gradients(q, k, together);
-  Tensor grad_bias =
-      bias_needs_grad ? torch::stable::new_zeros(lse, bias->sizes()) : torch::stable::new_empty(lse, {0});
+  Tensor grad_bias = bias_needs_grad ? empty_output(lse, bias->sizes()) : torch::stable::new_empty(lse, {0});
+  if (bias_needs_grad) torch::stable::zero_(grad_bias);
   args.out = rows_of(out);
   args.lse = lse_rows_of(lse);
   args.grad_out = rows_of(grad_out);

@@ -212,6 +212,7 @@ void want_queries(Ahead& ahead, const Arguments& args, const Item& item, int64_t
   const int64_t step = query_tile(args, item), left = item.num_queries - query, count = left < step ? left : step;
   const Rows* const wanted[] = {&args.q, &args.grad_out, &args.out};
   for (const Rows* rows : wanted) ahead.add(*rows, rows->offset(item.sequence, item.q_row + query, head), count);
+  want_bias(ahead, args, item, query, count, head);
 }
 
 void want_keys(Ahead& ahead, const Rows& first, const Rows& second, const Item& item) {

@@ -163,6 +163,7 @@ void look_ahead(Ahead& ahead, const Arguments& args, const Item& item, const Ite
   if (after < item.query_end) {
     const int64_t left = item.query_end - after;
     ahead.add(args.q, args.q.offset(item.sequence, item.q_row + after, item.head), left < step ? left : step);
+    want_bias(ahead, args, item, after, left < step ? left : step, item.head);
   } else if (next) {
     const int64_t queries = next->query_end - next->query_begin;
     const KeyRange keys = visible_keys(args, *next, next->query_begin, queries);
@@ -171,6 +172,7 @@ void look_ahead(Ahead& ahead, const Arguments& args, const Item& item, const Ite
     ahead.add(args.v, args.v.offset(next->sequence, row, key_head), keys.end - keys.begin);
     ahead.add(args.q, args.q.offset(next->sequence, next->q_row + next->query_begin, next->head),
               queries < step ? queries : step);
+    want_bias(ahead, args, *next, next->query_begin, queries < step ? queries : step, next->head);
   }
 }
 

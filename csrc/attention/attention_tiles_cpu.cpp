@@ -238,6 +238,16 @@ KeyRange visible_keys(const Arguments& args, const Item& item, int64_t query, in
   return {begin, end < begin ? begin : end};
 }
 
+void want_bias(Ahead& ahead, const Arguments& args, const Item& item, int64_t query, int64_t count, int64_t head) {
+  const KeyRange keys = visible_keys(args, item, query, count);
+  const auto want = [&](Storage storage, const Rows& rows) {
+    if (!rows.data) return;
+    ahead.add(storage, rows, rows.offset(item.sequence, query, head) + keys.begin, count, keys.end - keys.begin);
+  };
+  want(args.bias_storage, args.bias);
+  want(Storage::float32, args.grad_bias);
+}
+
 void compute_scores(Ahead& ahead, float* scores, const Arguments& args, const Item& item, const Tile& tile,
                     const Matrix& keys, const float* queries_transposed, float* bias_scratch) {
   product({.c = scores,

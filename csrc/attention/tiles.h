@@ -38,6 +38,14 @@ class Ahead {
     const char* row = static_cast<const char*>(rows.data) + offset * element_;
     for (; count > 0 && end_ < kCapacity; --count, row += rows.row * element_) rows_[end_++] = row;
   }
+  // Wants `columns` elements of each of `count` rows of another storage, in pieces as long as the other rows are.
+  void add(attention::Storage storage, const attention::Rows& rows, int64_t offset, int64_t count, int64_t columns) {
+    const int64_t element = storage == attention::Storage::float32 ? 4 : 2;
+    const char* row = static_cast<const char*>(rows.data) + offset * element;
+    for (; count > 0; --count, row += rows.row * element)
+      for (int64_t byte = 0; byte < columns * element && end_ < kCapacity; byte += row_bytes_)
+        rows_[end_++] = row + byte;
+  }
   // Asks for the share of what is wanted that so many multiplications pay for.
   FASTSSL_INLINE void step(int64_t multiplications) {
     constexpr int64_t kLine = 64;
@@ -121,6 +129,10 @@ struct KeyRange {
   int64_t begin, end;
 };
 KeyRange visible_keys(const attention::Arguments& args, const attention::Item& item, int64_t query, int64_t count);
+
+// Wants the bias, and its gradient where it is added to, of queries [query, query + count) of a head.
+void want_bias(Ahead& ahead, const attention::Arguments& args, const attention::Item& item, int64_t query,
+               int64_t count, int64_t head);
 
 // scores (keys, queries) = log2(e) (scale k q^T + bias + alibi), -inf where hidden, in units of powers of two. Rows are
 // filled up to a multiple of kRowGroup with -inf. bias_scratch holds kQueryTile x kKeyTile floats.

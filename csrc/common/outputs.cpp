@@ -108,7 +108,18 @@ Tensor empty_output(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef
                                   [size](void* memory) { give_back(memory, size); });
 }
 
+namespace {
+
+Tensor empty_output_of(const Tensor& like, std::vector<int64_t> sizes) {
+  return empty_output(like, sizes);
+}
+
+}  // namespace
 }  // namespace fastssl
+
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("empty_output", TORCH_BOX(&fastssl::empty_output_of));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fastssl, CompositeExplicitAutograd, m) {
   m.impl("release_kept_outputs", TORCH_BOX(&fastssl::release_kept_outputs));

@@ -84,6 +84,24 @@ FASTSSL_INLINE VecF minimum(VecF a, VecF b) {
 #endif
 }
 
+FASTSSL_INLINE VecF sqrt(VecF x) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+// Zero where |x| is below the smallest normal number: a product with one subnormal factor takes a hundred times as
+// long.
+FASTSSL_INLINE VecF without_subnormals(VecF x) {
+  constexpr float kSmallestNormal = 1.17549435e-38f;
+  return as_float(as_bits(x) & 0x7fffffffu) < kSmallestNormal ? VecF{} : x;
+}
+
 FASTSSL_INLINE float reduce_add(VecF x) {
   // A fixed tree, the same for every call: results do not depend on how the compiler would order a sum.
   float lanes[kLanes];
@@ -265,19 +283,36 @@ FASTSSL_INLINE void for_each_vector(int64_t width, Body body) {
   if (j < width) body(j, Part{static_cast<int>(width - j)});
 }
 
-// The sum of body(j, Whole or Part) over a row, in a fixed order: four partial sums hide the latency of the additions.
-// The lanes of a Part that are past the end must be zero.
-template <class Body>
-FASTSSL_INLINE float sum_over_row(int64_t width, Body body) {
-  VecF sum[4] = {};
+// A number of rows that the compiler knows.
+template <int kRows>
+struct Count {
+  static constexpr int value = kRows;
+};
+
+// The sums of body(row, j, Whole or Part) over rows, each in the same fixed order whatever the number of rows: four
+// partial sums hide the latency of the additions. The lanes of a Part that are past the end must be zero.
+template <int kRows, class Body>
+FASTSSL_INLINE void sums_over_rows(Count<kRows>, int64_t width, float* sums, Body body) {
+  VecF sum[kRows][4] = {};
+  const auto add = [&](int i, int64_t j, auto part) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) sum[r][i] += body(r, j, part);
+  };
   int64_t j = 0;
   for (; j + 4 * kLanes <= width; j += 4 * kLanes) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sum[i] += body(j + i * kLanes, Whole{});
+    for (int i = 0; i < 4; ++i) add(i, j + i * kLanes, Whole{});
   }
-  for (; j + kLanes <= width; j += kLanes) sum[0] += body(j, Whole{});
-  if (j < width) sum[0] += body(j, Part{static_cast<int>(width - j)});
-  return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  for (; j + kLanes <= width; j += kLanes) add(0, j, Whole{});
+  if (j < width) add(0, j, Part{static_cast<int>(width - j)});
+  for (int r = 0; r < kRows; ++r) sums[r] = reduce_add((sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]));
+}
+// The sum of body(j, Whole or Part) over one row.
+template <class Body>
+FASTSSL_INLINE float sum_over_row(int64_t width, Body body) {
+  float sum;
+  sums_over_rows(Count<1>{}, width, &sum, [&](int, int64_t j, auto part) { return body(j, part); });
+  return sum;
 }
 
 // The largest lane of body(j, Whole or Part) over a row.

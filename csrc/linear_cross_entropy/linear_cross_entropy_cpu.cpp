@@ -41,8 +41,9 @@ void form_gradient(const SoftmaxCrossEntropy& a, Logit* logits, int64_t target, 
   const float inverse_cap = kCapped ? 1.0f / a.softcap : 0.0f;
   const auto slope = [&](auto logit) { return 1.0f - logit * inverse_cap * (logit * inverse_cap); };
   const auto without_target = [&](VecF logit) {
-    const VecF gradient = exp(logit - maximum - log_sum) * probability_factor - uniform;
-    return kCapped ? gradient * slope(logit) : gradient;
+    VecF gradient = exp(logit - maximum - log_sum) * probability_factor - uniform;
+    if (kCapped) gradient *= slope(logit);
+    return without_subnormals(gradient);
   };
   const float target_logit = load_scalar(logits + target);
   const float target_part = -grad * (1.0f - a.label_smoothing) * (kCapped ? slope(target_logit) : 1.0f);

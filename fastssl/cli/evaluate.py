@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,8 @@ class EvaluateFlags:
     """Which columns are meant."""
     max_seq_length: int | None = None
     """Longer texts are cut, in tokens; None: where they were cut in training."""
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    """What the model computes in; int8 rounds its linear maps to 8 bits."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -43,7 +46,7 @@ def main(arguments: list[str]) -> int:
     """Print the figures of a model on a file."""
     flags = parse_flags(EvaluateFlags, arguments, program="fastssl evaluate")
     examples = read_labelled_texts(flags.eval_file, flags.columns)
-    classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length)
+    classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
     figures = classifier.evaluate(examples)
     f1_of = {"f1_of": classifier.label_set.names[1]} if "f1" in figures else {}
     if flags.json:

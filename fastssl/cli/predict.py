@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -46,6 +47,8 @@ class PredictFlags:
     """Which columns are meant."""
     max_seq_length: int | None = None
     """Longer texts are cut, in tokens; None: where they were cut in training."""
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    """What the model computes in; int8 rounds its linear maps to 8 bits."""
     json: bool = False
     """Print one JSON object a line, with the probabilities of all labels, instead of a table."""
 
@@ -60,7 +63,7 @@ def main(arguments: list[str]) -> int:
             f"expected one text or a pair, got {len(flags.texts)} texts; give many as --file, or one a line on "
             "standard input"
         )
-    classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length)
+    classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
     examples = _examples(flags)
     console = Console(highlight=False)
     while chunk := list(itertools.islice(examples, _AT_ONCE)):

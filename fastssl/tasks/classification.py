@@ -21,6 +21,7 @@ from fastssl.models.bert_classifier import BertForSequenceClassification
 from fastssl.models.bert_config import ProblemType
 from fastssl.models.pretrained import read_config
 from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
+from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
 from fastssl.tasks.labelled_texts import LabelledTexts
 from fastssl.tasks.labels import LabelSet
 from fastssl.training.distributed import World
@@ -232,26 +233,32 @@ class Classifier:
         self.label_set = LabelSet(names=config.label_names, problem_type=config.problem_type or kind)
 
     @classmethod
-    def load(cls, directory: str | Path, *, max_seq_length: int | None = None) -> Classifier:
+    def load(cls, directory: str | Path, *, max_seq_length: int | None = None, dtype: str = "fp32") -> Classifier:
         """Read model and tokenizer from one directory; texts are cut where they were in training.
+
+        Args:
+            directory: of a fine-tuned model.
+            max_seq_length: where texts are cut instead, in tokens.
+            dtype: "fp32", "bf16" or "int8" (see `fastssl.quantize`), of the computation.
 
         Raises:
             FileNotFoundError: where a part is missing.
             ValueError: where the model is none for classification, a part is damaged, or the model's positions do not
                 reach to `max_seq_length`.
         """
+        parameters_in = dtype_of_parameters(dtype)
         read_config(directory)  # says first of all that there is no such directory
         tokenizer = Tokenizer.load(directory)
         with warnings.catch_warnings():
             # The warning of a fresh head says what the error says.
             warnings.simplefilter("ignore", UserWarning)
-            model = BertForSequenceClassification.from_pretrained(directory)
+            model = BertForSequenceClassification.from_pretrained(directory, dtype=parameters_in)
         if model.load_report.fresh:
             raise ValueError(
                 f"{directory} holds a model that was not fine-tuned for classification and could only guess at random; "
                 f"train it first (fastssl finetune --task classification --model {directory} --train-file ...)"
             )
-        classifier = cls(model, tokenizer, max_seq_length=max_seq_length)
+        classifier = cls(in_dtype(model, dtype), tokenizer, max_seq_length=max_seq_length)
         if max_seq_length is None and (length := _trained_length(Path(directory))) is not None:
             classifier.max_seq_length = min(length, classifier.max_seq_length)
         return classifier

@@ -15,11 +15,9 @@ from fastssl.data.batch import PackedBatch
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertModel
 from fastssl.nn.pooling import POOLINGS
-from fastssl.nn.quantized import quantize
 from fastssl.tasks.embedding_files import EmbeddingConfig, read_embedding_config
+from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
-"""What the model may compute in -> dtype of its other parameters; "int8": see `quantize`."""
 _TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 1024, 1 << 22
 
 
@@ -77,7 +75,7 @@ class SentenceEmbedder:
 
         Args:
             directory: what it says of pooling, normalisation and length holds unless said otherwise here.
-            dtype: a key of `DTYPES`.
+            dtype: "fp32", "bf16" or "int8".
             pooling: one or several of "cls", "max", "mean", "mean_sqrt_len_tokens"; several are concatenated.
             normalize: divide every vector by its length.
             max_length: tokens of a text that are read, [CLS] and [SEP] included.
@@ -87,8 +85,7 @@ class SentenceEmbedder:
             FileNotFoundError: where a part is missing.
             ValueError: for a damaged part, another kind of model, or an option that does not exist.
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        parameters_in = dtype_of_parameters(dtype)
         model_directory, config = read_embedding_config(directory)
         chosen = {
             "pooling": (pooling,) if isinstance(pooling, str) else pooling,
@@ -100,9 +97,8 @@ class SentenceEmbedder:
         with warnings.catch_warnings():
             # Of a pooler that is not there: it is not used.
             warnings.simplefilter("ignore", UserWarning)
-            model = BertModel.from_pretrained(model_directory, dtype=DTYPES[dtype])
-        model = quantize(model) if dtype == "int8" else model
-        return cls(model, tokenizer, config, tokens_per_batch=tokens_per_batch)
+            model = BertModel.from_pretrained(model_directory, dtype=parameters_in)
+        return cls(in_dtype(model, dtype), tokenizer, config, tokens_per_batch=tokens_per_batch)
 
     @property
     def width(self) -> int:

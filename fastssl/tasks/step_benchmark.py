@@ -15,7 +15,7 @@ from fastssl.models.bert_config import BertConfig
 from fastssl.models.cost import flops_per_token
 from fastssl.ops.machine import measured_matmul_flops
 from fastssl.training.config import TrainingConfig
-from fastssl.training.optimizer import clip_gradients, make_optimizer
+from fastssl.training.optimizer import clip_factor, gradient_norm, make_optimizer
 
 _MASK_RATE = 0.15
 _WARMUP_STEPS = 2
@@ -87,8 +87,8 @@ class TrainingStep:
     def __call__(self) -> None:
         """Train once."""
         self._model(self.batch).loss.backward()
-        clip_gradients(self._optimizer, self._training.max_grad_norm)
-        self._optimizer.step()
+        norm = gradient_norm(self._optimizer)
+        self._optimizer.step(gradient_factor=clip_factor(norm, self._training.max_grad_norm))
         self._optimizer.zero_grad(set_to_none=True)
 
 

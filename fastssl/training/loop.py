@@ -17,9 +17,8 @@ from fastssl.training.evaluation import Evaluation
 from fastssl.training.interrupt import EXIT_CODES, StopRequest
 from fastssl.training.log import Sink
 from fastssl.training.metrics import MetricSums
-from fastssl.training.optimizer import clip_gradients, set_learning_rate
+from fastssl.training.optimizer import FusedAdamW, clip_factor, gradient_norm, set_learning_rate
 from fastssl.training.progress import Reporter, Stopwatch
-from fastssl.training.row_gradients import RowGradients
 from fastssl.training.run_directory import RunDirectoryError
 from fastssl.training.schedule import Schedule
 from fastssl.training.source import Batch, InterleavedSource
@@ -39,7 +38,7 @@ class TrainingLoop:
     """The settings."""
     model: nn.Module
     """The model, not wrapped."""
-    optimizer: torch.optim.Optimizer
+    optimizer: FusedAdamW
     """Its optimizer."""
     state: TrainingState
     """The numbers of the run, changed in place."""
@@ -69,7 +68,6 @@ class TrainingLoop:
     """The wish to stop."""
     last_checkpoint: Path | None = None
     """The newest checkpoint of this run."""
-    _row_gradients: RowGradients = field(default_factory=RowGradients)
     _stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _timed_tokens: int = 0
     _timed_steps: int = 0
@@ -126,7 +124,7 @@ class TrainingLoop:
         state = self.state
         torch.manual_seed(step_seed(self.config.seed, state.step, self.world.rank))
         losses, metrics = accumulate_gradients(model, batches, dtype=self.dtype, world=self.world)
-        norm = clip_gradients(self.optimizer, self.config.max_grad_norm)
+        norm = gradient_norm(self.optimizer)
         try:
             report = make_report(losses, norm, metrics, batches, self.world)
         except NonFiniteError as error:
@@ -135,8 +133,7 @@ class TrainingLoop:
                 f"{self.last_checkpoint or 'none'}; try a lower learning_rate or max_grad_norm, or look at that batch"
             ) from error
         set_learning_rate(self.optimizer, learning_rate)
-        with self._row_gradients.dense([p for group in self.optimizer.param_groups for p in group["params"]]):
-            self.optimizer.step()
+        self.optimizer.step(gradient_factor=clip_factor(norm, self.config.max_grad_norm))
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.tokens_seen += report.tokens

@@ -46,6 +46,18 @@ def test_evaluate(run, capsys):
     assert figures["f1_of"] == "positive" and "f1 (of positive)" in table
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_evaluate_and_predict_in_fewer_bits(run, capsys, dtype):
+    dev, figures = str(run.parent / "dev.tsv"), []
+    for wanted in ("fp32", dtype):
+        assert main(["evaluate", "--model", str(run), "--eval-file", dev, "--json", "--dtype", wanted]) == 0
+        figures.append(json.loads(capsys.readouterr().out))
+    assert figures[1]["accuracy"] == pytest.approx(figures[0]["accuracy"], abs=0.02)
+    assert figures[1]["loss"] != figures[0]["loss"]
+    assert main(["predict", "--model", str(run), "this is very good", "--dtype", dtype]) == 0
+    assert "positive" in capsys.readouterr().out.splitlines()[1].split()[0]
+
+
 def test_predict_a_text_and_a_pair(run, capsys):
     assert main(["predict", "--model", str(run), "this is very good"]) == 0
     assert "positive" in capsys.readouterr().out.splitlines()[1].split()[0]

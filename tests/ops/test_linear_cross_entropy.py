@@ -259,6 +259,32 @@ def test_same_bits_on_repeat_and_row_kernel_for_any_thread_count(capability, wit
 
 
 @pytest.mark.native
+def test_gradients_of_the_logits_hold_no_subnormal_numbers(capability):
+    """A trained model's logits lie a hundred apart; the products after the kernel crawl over subnormal factors."""
+    logits = torch.linspace(-110, 0, 4003).repeat(3, 1)
+    per_row = [torch.empty(3), torch.empty(3), torch.empty(3, dtype=torch.bool)]
+    targets, row_grads = torch.tensor([4002, 0, 2000]), torch.full((3,), 1e-3)
+    torch.ops.fastssl.softmax_cross_entropy_(
+        logits, None, targets, row_grads, 0.0, 0.0, 0.0, True, *per_row, None, False
+    )
+    magnitude = logits.abs()
+    assert ((magnitude == 0) | (magnitude >= torch.finfo(torch.float32).tiny)).all()
+    assert (magnitude > 0).sum() > 8000
+
+
+@pytest.mark.native
+def test_the_weight_gradient_uses_freed_memory_again():
+    hidden, targets = torch.randn(9, 64), torch.arange(9)
+    weight = torch.randn(8000, 64, requires_grad=True)
+    addresses = set()
+    for _ in range(3):
+        linear_cross_entropy(hidden, weight, targets, backend="native").backward()
+        addresses.add(weight.grad.data_ptr())
+        weight.grad = None
+    assert len(addresses) == 1
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("name", ["prime", "all ignored", "no rows"])
 def test_poisoned_memory(poisoned_memory, name, reduction):

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastssl.ops.backend import choose
-from fastssl.ops.linear_cross_entropy import native, reference, stock
+from fastssl.ops.linear_cross_entropy import native, reference, stock, triton_backend
 
-BACKENDS = {"native": native, "stock": stock, "reference": reference}
+BACKENDS = {"native": native, "triton": triton_backend, "stock": stock, "reference": reference}
+FUSED = ("native", "triton")
 REDUCTIONS = ("none", "sum", "mean")
 
 
@@ -55,7 +56,7 @@ def linear_cross_entropy(
         reduction: "none" (one loss a row, 0 where ignored), "sum", or "mean" over labelled rows; the mean over no
             labels is 0 with zero gradients.
         return_stats: also return `LinearCrossEntropyStats`.
-        backend: "auto", "native", "stock" or "reference".
+        backend: "auto", "native", "triton", "stock" or "reference".
 
     Returns:
         The loss, float32 (float64 for float64 inputs), 0-d or the shape of `targets`; with `return_stats` also the
@@ -63,13 +64,17 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: for shapes, dtypes, devices or option values that do not fit, a target outside the vocabulary, or a
-            backend that cannot run the call.
+            backend that cannot run the call. On a GPU the host does not wait to look at targets: there the triton
+            backend answers one outside the vocabulary with a loss and gradients of NaN, PyTorch with its own error.
 
     Numerics: the product's operands are in the autocast dtype where autocast is on, else in the wider dtype of
     `hidden` and `weight`; softmax, loss and gradient accumulation are float32. A bfloat16 product rounds the logits
     to bfloat16, as PyTorch's does, on machines with bfloat16 arithmetic, and leaves them float32 on others.
-    Memory: with the native backend one chunk of logits beyond the gradients, which "sum" and "mean" compute in the
-    forward; "none" recomputes the logits in the backward.
+    Memory: with the native and triton backends one chunk of logits beyond the gradients, which "sum" and "mean" compute
+    in the forward; "none" recomputes the logits in the backward.
+    CUDA graphs: under capture no row can be dropped for what its target holds. Pass labelled rows, gathered to a fixed
+    count with `ignore_index` in the rest: the triton backend then does the work of every row and counts zero for the
+    rest. Outside of capture it waits once for the device, for the number of labelled rows.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024), arXiv 2411.09009; gradient in
     the forward: Hsu et al., "Liger Kernel" (2024), arXiv 2410.10989, section 3.2; z-loss: Chowdhery et al., "PaLM"
@@ -90,9 +95,9 @@ def linear_cross_entropy(
     name = choose("linear_cross_entropy", backend, BACKENDS, hidden.device, product_dtype, options)
     rows, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     with torch.autocast(hidden.device.type, enabled=False):
-        if name == "native" and torch.is_grad_enabled() and _needs_gradient(hidden, weight, bias):
-            loss, losses, lse, num_correct = _NativeLinearCrossEntropy.apply(
-                rows, weight, bias, labels, reduction, *options.values()
+        if name in FUSED and torch.is_grad_enabled() and _needs_gradient(hidden, weight, bias):
+            loss, losses, lse, num_correct = _FusedLinearCrossEntropy.apply(
+                rows, weight, bias, labels, name, reduction, *options.values()
             )
         else:
             losses, lse, num_correct = BACKENDS[name].forward(rows, weight, labels, bias, **options)
@@ -104,22 +109,29 @@ def linear_cross_entropy(
     return loss, LinearCrossEntropyStats(*per_row, num_correct)
 
 
-class _NativeLinearCrossEntropy(torch.autograd.Function):
+class _FusedLinearCrossEntropy(torch.autograd.Function):
     """The gradients of "sum" and "mean" are computed in the forward, where the logits are, and handed out once."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, reduction, *options):
+    def forward(ctx, hidden, weight, bias, targets, backend, reduction, *options):
+        ignore_index, *_, product_dtype = options
         wanted = ctx.needs_input_grad[:3] if reduction != "none" else (False, False, False)
-        row_grads = None
-        if reduction == "mean":
-            row_grads = _num_labelled(targets, options[0]).reciprocal().expand(targets.shape)
-        losses, lse, num_correct, *gradients = native.forward_with_gradients(
-            hidden, weight, targets, bias, row_grads, *options, *wanted
+        share = _num_labelled(targets, ignore_index).reciprocal() if reduction == "mean" else None
+        # A mean's small gradients would vanish in float16 before the loss scale arrives: there the division is last.
+        late = share is not None and product_dtype == torch.float16
+        losses, lse, num_correct, *gradients = BACKENDS[backend].forward_with_gradients(
+            hidden,
+            weight,
+            targets,
+            bias,
+            None if share is None or late else share.expand(targets.shape),
+            *options,
+            *wanted,
         )
-        loss = losses.clone() if reduction == "none" else _reduce(losses, targets, options[0], reduction)
+        loss = losses.clone() if reduction == "none" else _reduce(losses, targets, ignore_index, reduction)
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.gradients = gradients if reduction != "none" else None
-        ctx.row_grads, ctx.options = row_grads, options
+        ctx.backend, ctx.share, ctx.late, ctx.options = backend, share, late, options
         ctx.mark_non_differentiable(losses, lse, num_correct)
         return loss, losses, lse, num_correct
 
@@ -128,15 +140,16 @@ class _NativeLinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss, *_):
         gradients, ctx.gradients = ctx.gradients, None
         wanted = ctx.needs_input_grad[:3]
+        backend = BACKENDS[ctx.backend]
         if gradients is None:  # "none", or a second backward over a retained graph
             hidden, weight, bias, targets = ctx.saved_tensors
-            row_grads = grad_loss if ctx.row_grads is None else grad_loss * ctx.row_grads
+            row_grads = grad_loss if ctx.share is None else grad_loss * ctx.share
             row_grads = row_grads.expand(targets.shape).contiguous()
-            gradients = native.forward_with_gradients(hidden, weight, targets, bias, row_grads, *ctx.options, *wanted)[
+            gradients = backend.forward_with_gradients(hidden, weight, targets, bias, row_grads, *ctx.options, *wanted)[
                 3:
             ]
-        elif torch.compiler.is_compiling() or grad_loss.item() != 1.0:
-            gradients = [gradient.mul_(grad_loss) for gradient in gradients]
+        else:
+            backend.scale_(gradients, grad_loss * ctx.share if ctx.late else grad_loss)
         found = (gradient if needed else None for gradient, needed in zip(gradients, wanted, strict=True))
         return *found, *(None for _ in ctx.needs_input_grad[3:])
 

@@ -1,0 +1,198 @@
+"""`linear_cross_entropy` by PyTorch's matrix products and one Triton kernel over the rows between them.
+
+Nothing is added atomically and nothing depends on which program runs first: the same call gives the same bits.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastssl.ops.backend import Supports
+from fastssl.ops.linear_cross_entropy import chunks
+
+SUPPORTS = Supports(
+    devices=("cuda", "cpu"),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    needs_triton=True,
+    unverified_on=("cuda", "cpu"),
+)
+
+MIN_CHUNK_ROWS = 2048
+MAX_CHUNK_ROWS = 8192
+CHUNK_ELEMENTS = 2**22
+TILE_ROWS = 128
+CACHE_LINE_BYTES = 128
+
+
+class RowKernelConfig(NamedTuple):
+    """How one program sweeps its row."""
+
+    groups: int
+    """Groups of classes in one block: two loads of 16 bytes for each thread."""
+    group: int
+    """Neighbouring classes in one load of 16 bytes."""
+    num_warps: int
+    """Warps of one program."""
+
+
+def row_kernel_config(vocab_size: int, dtype: torch.dtype, with_gradient: bool) -> RowKernelConfig:
+    """Return the shape of the row kernel for a vocabulary and the dtype of its logits.
+
+    The second sweep shall find its row in the second-level cache, which has about 390 KB a multiprocessor on A100 and
+    on H100. A multiprocessor runs 32 to 40 of these warps at once, so 8 KB a warp keep some 256 to 320 KB in flight.
+    Without a second sweep more rows may be in flight, and fewer warps wait for each other at the end. A program of 32
+    warps has 64 registers a thread: too few, with every option, for float32.
+    """
+    row_bytes = vocab_size * dtype.itemsize
+    max_warps = 8 if not with_gradient else 16 if dtype == torch.float32 else 32
+    num_warps = 1
+    while num_warps < max_warps and num_warps * 8192 < row_bytes:
+        num_warps *= 2
+    return RowKernelConfig(groups=64 * num_warps, group=16 // dtype.itemsize, num_warps=num_warps)
+
+
+def chunk_rows(num_rows: int, width: int) -> int:
+    """Return the rows of one chunk: enough for the products to fill a large GPU, in chunks of equal size.
+
+    The gradient of `hidden`, (rows, E), is the smallest product: 2^22 elements are a tile of 128 x 256 for each of 128
+    multiprocessors. From 2,048 rows on, reading W twice and adding to dW costs little beside the products. Several
+    chunks are whole tiles, which also leaves every pointer into the rows as aligned as the first.
+    """
+    rows = chunks.even_rows(num_rows, min(max(CHUNK_ELEMENTS // width, MIN_CHUNK_ROWS), MAX_CHUNK_ROWS))
+    return rows if rows == num_rows else -(-rows // TILE_ROWS) * TILE_ROWS
+
+
+def forward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    product_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (losses (N), lse (N), number of correct predictions (0-d)), without a graph for autograd."""
+    options = (ignore_index, label_smoothing, z_loss, softcap, product_dtype)
+    return forward_with_gradients(hidden, weight, targets, bias, None, *options, False, False, False)[:3]
+
+
+@torch.library.custom_op("fastssl::linear_cross_entropy_triton", mutates_args=())
+def forward_with_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    row_grads: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    product_dtype: torch.dtype,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return losses (N), lse (N), number of correct predictions, and the gradients of <row_grads, losses>.
+
+    The host waits once, for the number of labelled rows. Under CUDA graph capture it cannot: there all rows take part,
+    and those without a label give zeros, so the caller passes rows gathered to a fixed count.
+
+    Args:
+        row_grads: (N) float32; None for ones.
+        need_hidden, need_weight, need_bias: which gradients to compute; the others come back empty.
+        hidden, weight, targets, bias, ignore_index, label_smoothing, z_loss, softcap, product_dtype: as in the
+            public function.
+    """
+    from fastssl.ops.linear_cross_entropy import triton_kernels
+
+    if _is_capturing(hidden):
+        # Zeros in place of rows without a label: what these hold, be it NaN, would meet gradients of zero in a product.
+        rows, operand = None, hidden.masked_fill((targets == ignore_index)[:, None], 0)
+    else:
+        rows = chunks.labelled_rows(targets, ignore_index)
+        operand = chunks.gather(hidden, rows)
+    operand, matrix = (tensor.to(product_dtype).contiguous() for tensor in (operand, weight))
+    labels, row_grads = chunks.gather(targets, rows), chunks.gather(row_grads, rows)
+    losses, lse = (hidden.new_empty(labels.numel(), dtype=torch.float32) for _ in range(2))
+    correct = labels.new_empty(labels.numel(), dtype=torch.bool)
+    step, vocab_size = chunk_rows(labels.numel(), hidden.shape[1]), weight.shape[0]
+    rounds_once = step == labels.numel() and weight.dtype == product_dtype
+    grad_dtype = product_dtype if rounds_once else torch.float32
+    grad_hidden = torch.empty_like(operand) if need_hidden else None
+    grad_weight = torch.empty_like(matrix, dtype=grad_dtype) if need_weight else None
+    grad_bias = losses.new_empty(vocab_size) if need_bias else None
+    with_gradient = need_hidden or need_weight or need_bias
+    memory = _padded_rows(operand, step, vocab_size)
+    padded_bias = None if bias is None else _padded(bias, memory.shape[1])
+    config = row_kernel_config(vocab_size, product_dtype, with_gradient)
+
+    def row_kernel(chunk: Tensor, part: slice, first: bool) -> None:
+        triton_kernels.softmax_cross_entropy[(chunk.shape[0],)](
+            chunk,
+            padded_bias,
+            labels[part],
+            None if row_grads is None else row_grads[part],
+            losses[part],
+            lse[part],
+            correct[part],
+            chunk.stride(0),
+            vocab_size,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            softcap,
+            SMOOTHED=label_smoothing > 0.0,
+            WITH_GRADIENT=with_gradient,
+            GROUPS=config.groups,
+            GROUP=config.group,
+            num_warps=config.num_warps,
+            enable_fp_fusion=True,
+        )
+        if grad_bias is not None:
+            # Over the padding too, whose sums are dropped: so PyTorch's loads are wide for every vocabulary.
+            column_sums = memory[: chunk.shape[0]].sum(0, dtype=torch.float32)[:vocab_size]
+            _ = grad_bias.copy_(column_sums) if first else grad_bias.add_(column_sums)
+
+    gradients = (grad_hidden, grad_weight, grad_bias)
+    with torch.cuda.device_of(hidden):
+        chunks.run(operand, matrix, memory[:, :vocab_size], row_kernel, gradients)
+    return chunks.results((hidden, weight, bias), targets.numel(), rows, (losses, lse, correct), gradients)
+
+
+forward_with_gradients.register_fake(chunks.fake_results)
+
+
+def scale_(gradients: list[Tensor], factor: Tensor) -> None:
+    """Multiply the gradients of `forward_with_gradients` by a number, in place; the host does not wait for it."""
+    if torch.compiler.is_compiling():
+        for gradient in gradients:
+            gradient.copy_(gradient.float() * factor)
+        return
+    from fastssl.ops.linear_cross_entropy import triton_kernels
+
+    with torch.cuda.device_of(factor):
+        for gradient in gradients:
+            if gradient.numel() > 0:
+                block = 2048
+                grid = (min(-(-gradient.numel() // block), 1024),)
+                triton_kernels.scale[grid](gradient, factor, gradient.numel(), BLOCK=block, num_warps=4)
+
+
+def _is_capturing(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _padded_rows(operand: Tensor, num_rows: int, vocab_size: int) -> Tensor:
+    """Return memory for logits, rows padded to begin at cache lines: loads of 16 bytes then fit every vocabulary."""
+    line = CACHE_LINE_BYTES // operand.itemsize
+    return operand.new_empty(num_rows, -(-vocab_size // line) * line)
+
+
+def _padded(bias: Tensor, length: int) -> Tensor:
+    padded = bias.new_empty(length, dtype=torch.float32)
+    padded[: bias.numel()].copy_(bias)
+    return padded
