@@ -104,18 +104,23 @@ def host() -> ModuleType | None:
 @torch.compiler.assume_constant_result
 def triton_installed() -> bool:
     """Tell whether Triton can be imported, without importing it."""
-    return _find_triton()
-
-
-@functools.cache
-def _find_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return _triton_installed()
 
 
 @torch.compiler.assume_constant_result
 def triton_interprets() -> bool:
     """Tell whether Triton's kernels run in its interpreter, on CPU tensors: TRITON_INTERPRET=1 at its first import."""
-    return _find_triton() and bool(importlib.import_module("triton").knobs.runtime.interpret)
+    return _triton_interprets()
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _triton_interprets() -> bool:
+    return _triton_installed() and bool(importlib.import_module("triton").knobs.runtime.interpret)
 
 
 def cpu_capability() -> str | None:

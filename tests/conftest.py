@@ -8,9 +8,9 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Triton reads this when its kernels and its own functions are defined: it must stand before anything imports
-    # Triton, as torch._dynamo does, which fastssl.extension imports. A value that is already there stays, such as the 0
-    # of `make cuda-check`, which compiles what the interpreter would run.
+    # Triton reads this when its functions are defined, its own among them, so it must stand before anything imports
+    # Triton, as torch's compiler does. A value that is already there stays, such as the 0 of `make cuda-check`, which
+    # compiles what the interpreter would run.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from fastssl import extension
