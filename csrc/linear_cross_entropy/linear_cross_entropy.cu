@@ -2,6 +2,7 @@
 #include <limits>
 #include <optional>
 
+#include "cuda/scale.cuh"
 #include "cuda/tensors.h"
 #include "linear_cross_entropy/linear_cross_entropy_launch.cuh"
 
@@ -57,9 +58,19 @@ void softmax_cross_entropy_(Tensor logits, const std::optional<Tensor>& bias, co
   });
 }
 
+void scale_(Tensor x, const Tensor& factor) {
+  STD_TORCH_CHECK(x.is_contiguous(), "scale_: layout");
+  const Device device(x);
+  const float* by = checked<float>(factor, 1);
+  with_logit_type(element_of(x, "scale_"), [&](auto value) {
+    launch_scale(static_cast<decltype(value)*>(x.mutable_data_ptr()), x.numel(), by, device.limits, device.stream);
+  });
+}
+
 }  // namespace
 }  // namespace fastssl::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(fastssl, FASTSSL_GPU, m) {
   m.impl("softmax_cross_entropy_", TORCH_BOX(&fastssl::cuda::softmax_cross_entropy_));
+  m.impl("scale_", TORCH_BOX(&fastssl::cuda::scale_));
 }
