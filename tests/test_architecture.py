@@ -194,7 +194,8 @@ def test_function_sizes():
 def test_native_sizes(path: Path):
     text = path.read_text().splitlines()
     assert len(text) <= MAX_FILE_LINES
-    limit = MAX_KERNEL_LINES if path.suffix == ".cu" or path.stem.endswith("_cpu") else MAX_FUNCTION_LINES
+    kernels = path.suffix in (".cu", ".cuh") or path.stem.endswith("_cpu")
+    limit = MAX_KERNEL_LINES if kernels else MAX_FUNCTION_LINES
     start = None
     for number, line in enumerate(text):
         # A definition at the margin opens with a line that ends in "{" and closes with a lone "}" (clang-format).

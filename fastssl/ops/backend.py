@@ -23,7 +23,9 @@ class Supports:
     dtypes: tuple[torch.dtype, ...] = ()
     """Floating types of the main input; empty means any."""
     needs_cpu_ops: bool = False
-    """Whether the compiled CPU operators must be present."""
+    """Whether the compiled CPU operators must be present, for tensors on the CPU."""
+    needs_cuda_ops: bool = False
+    """Whether the compiled CUDA operators must be present, for tensors on a CUDA device."""
     needs_triton: bool = False
     """Whether it is written in Triton, which runs on a CUDA device or, in Triton's interpreter, on the CPU."""
     unverified_on: tuple[str, ...] = ()
@@ -45,8 +47,11 @@ def refusals(supports: Supports, device: torch.device, dtype: torch.dtype, facts
         reasons.append(f"it runs on {', '.join(supports.devices)}, the tensors are on {device.type}")
     if supports.dtypes and dtype not in supports.dtypes:
         reasons.append(f"it takes {', '.join(map(str, supports.dtypes))}, the tensors are {dtype}")
-    if supports.needs_cpu_ops and not extension.cpu_ops_loaded():
+    if supports.needs_cpu_ops and device.type == "cpu" and not extension.cpu_ops_loaded():
         reasons.append("the compiled CPU operators are not installed")
+    if supports.needs_cuda_ops and device.type == "cuda" and not extension.cuda_ops_loaded():
+        oldest = ".".join(map(str, extension.OLDEST_COMPUTE_CAPABILITY))
+        reasons.append(f"the compiled CUDA operators are not installed, or the GPU is older than {oldest}")
     if supports.needs_triton and not extension.triton_installed():
         reasons.append("Triton is not installed")
     elif supports.needs_triton and device.type == "cpu" and not extension.triton_interprets():

@@ -1,9 +1,13 @@
 """Fixtures of the operator tests: every instruction set, every thread count."""
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from fastssl import extension
+from tests.cuda_emulation import emulation
 
 CAPABILITIES = ["generic", "avx2", "avx512"]
 
@@ -38,3 +42,19 @@ def with_threads():
 def triton_device() -> str:
     """Where Triton's kernels run in this session: on the GPU, or on the CPU in Triton's interpreter."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def emulated_cuda(monkeypatch, cuda_emulation) -> Iterator[emulation.Emulation]:
+    """Run the CUDA kernels, emulated on the CPU, wherever the native backends call the compiled operators.
+
+    A write outside a tensor that a launcher had allocated fails the test.
+    """
+    if not extension.cpu_ops_loaded():
+        pytest.skip("the compiled CPU operators are not built")
+    cuda_emulation.set_device()
+    cuda_emulation.set_thread_order(0)
+    monkeypatch.setattr(torch.ops, "fastssl", cuda_emulation.ops)
+    yield cuda_emulation
+    gc.collect()
+    assert not cuda_emulation.remembered_error()

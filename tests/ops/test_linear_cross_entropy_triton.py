@@ -163,7 +163,7 @@ def test_ignored_rows_that_come_through_give_zeros(monkeypatch, reduction):
     expected = all_gradients(case, inputs, reduction=reduction)
     stats = call(case, inputs, return_stats=True)(*floats(inputs))
     inputs["hidden"][inputs["targets"] == -100] = float("nan")
-    monkeypatch.setattr(triton_backend, "_is_capturing", lambda tensor: True)
+    monkeypatch.setattr(triton_backend, "is_capturing", lambda tensor: True)
     monkeypatch.setattr(chunks, "labelled_rows", None)
     for a, b in zip(all_gradients(case, inputs, reduction=reduction), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -438,7 +438,7 @@ def test_wide_rows_get_more_warps(vocab_size, dtype, num_warps):
 @pytest.mark.parametrize("vocab_size", [1, 64, 30522, 50257])
 def test_rows_of_logits_begin_at_cache_lines(vocab_size):
     for dtype in DTYPES:
-        logits = triton_backend._padded_rows(torch.empty(3, 5, dtype=dtype), 3, vocab_size)
+        logits = triton_backend.padded_rows(torch.empty(3, 5, dtype=dtype), 3, vocab_size)
         assert vocab_size <= logits.stride(0) < vocab_size + 128
         assert logits.stride(0) * dtype.itemsize % 128 == 0 and logits.stride(0) % 16 == 0
 

@@ -1,4 +1,4 @@
-"""`layer_norm` by the compiled CPU kernels: one pass over memory in each direction, on every instruction set."""
+"""`layer_norm` by the compiled kernels, for the CPU and for CUDA: one pass over memory in each direction."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,11 @@ from fastssl.ops.backend import Supports
 from fastssl.ops.philox import dropout_threshold
 
 SUPPORTS = Supports(
-    devices=("cpu",),
+    devices=("cpu", "cuda"),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     needs_cpu_ops=True,
+    needs_cuda_ops=True,
+    unverified_on=("cuda",),
     refuses={
         "the residual must have the dtype of x, or float32": lambda x_dtype, residual_dtype, **_: (
             residual_dtype not in (x_dtype, torch.float32)

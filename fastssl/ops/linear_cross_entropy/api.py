@@ -64,8 +64,9 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: for shapes, dtypes, devices or option values that do not fit, a target outside the vocabulary, or a
-            backend that cannot run the call. On a GPU the host does not wait to look at targets: there the triton
-            backend answers one outside the vocabulary with a loss and gradients of NaN, PyTorch with its own error.
+            backend that cannot run the call. On a GPU the host does not wait to look at targets: there the native
+            and triton backends answer one outside the vocabulary with a loss and gradients of NaN, PyTorch with its own
+            error.
 
     Numerics: the product's operands are in the autocast dtype where autocast is on, else in the wider dtype of
     `hidden` and `weight`; softmax, loss and gradient accumulation are float32. A bfloat16 product rounds the logits
@@ -73,8 +74,8 @@ def linear_cross_entropy(
     Memory: with the native and triton backends one chunk of logits beyond the gradients, which "sum" and "mean" compute
     in the forward; "none" recomputes the logits in the backward.
     CUDA graphs: under capture no row can be dropped for what its target holds. Pass labelled rows, gathered to a fixed
-    count with `ignore_index` in the rest: the triton backend then does the work of every row and counts zero for the
-    rest. Outside of capture it waits once for the device, for the number of labelled rows.
+    count with `ignore_index` in the rest: the native and triton backends then do the work of every row and count zero
+    for the rest. Outside of capture they wait once for the device, for the number of labelled rows.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024), arXiv 2411.09009; gradient in
     the forward: Hsu et al., "Liger Kernel" (2024), arXiv 2410.10989, section 3.2; z-loss: Chowdhery et al., "PaLM"
@@ -92,7 +93,8 @@ def linear_cross_entropy(
         "softcap": softcap,
         "product_dtype": product_dtype,
     }
-    name = choose("linear_cross_entropy", backend, BACKENDS, hidden.device, product_dtype, options)
+    facts = {**options, "device": hidden.device}
+    name = choose("linear_cross_entropy", backend, BACKENDS, hidden.device, product_dtype, facts)
     rows, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     with torch.autocast(hidden.device.type, enabled=False):
         if name in FUSED and torch.is_grad_enabled() and _needs_gradient(hidden, weight, bias):

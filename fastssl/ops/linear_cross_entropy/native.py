@@ -4,16 +4,27 @@ import torch
 from torch import Tensor
 
 from fastssl.ops.backend import Supports
-from fastssl.ops.linear_cross_entropy import chunks
+from fastssl.ops.linear_cross_entropy import chunks, on_gpu
 
-SUPPORTS = Supports(devices=("cpu",), dtypes=(torch.float32, torch.bfloat16), needs_cpu_ops=True)
+SUPPORTS = Supports(
+    devices=("cpu", "cuda"),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    needs_cpu_ops=True,
+    needs_cuda_ops=True,
+    unverified_on=("cuda",),
+    refuses={
+        "it multiplies no float16 on the CPU": lambda device, product_dtype, **_: (
+            device.type == "cpu" and product_dtype == torch.float16
+        )
+    },
+)
 
 MIN_CHUNK_ROWS = 256
 MAX_CHUNK_ROWS = 1024
 
 
 def chunk_rows(num_rows: int, width: int) -> int:
-    """Return the rows of one chunk: about as many as the model is wide, and chunks of equal size.
+    """Return the rows of one chunk on the CPU: about as many as the model is wide, and chunks of equal size.
 
     Each chunk reads and writes the whole weight gradient once, so few rows waste memory bandwidth; a chunk of E rows
     is as large as that gradient.
@@ -56,24 +67,33 @@ def forward_with_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return losses (N), lse (N), number of correct predictions, and the gradients of <row_grads, losses>.
 
+    On a GPU the host waits once, for the number of labelled rows. Under CUDA graph capture it cannot: there all rows
+    take part, and those without a label give zeros, so the caller passes rows gathered to a fixed count.
+
     Args:
         row_grads: (N) float32; None for ones.
         need_hidden, need_weight, need_bias: which gradients to compute; the others come back empty.
         hidden, weight, targets, bias, ignore_index, label_smoothing, z_loss, softcap, product_dtype: as in the
             public function.
     """
-    rows = chunks.labelled_rows(targets, ignore_index)
-    arithmetic = torch.bfloat16 if product_dtype == torch.bfloat16 and _has_bf16_arithmetic() else torch.float32
-    operand, matrix = (
-        tensor.to(product_dtype).to(arithmetic).contiguous() for tensor in (chunks.gather(hidden, rows), weight)
-    )
-    labels, row_grads = chunks.gather(targets, rows), chunks.gather(row_grads, rows)
+    gpu = _is_on_gpu(hidden)
+    unlabelled = targets == ignore_index if gpu and on_gpu.is_capturing(hidden) else None
+    if unlabelled is None:
+        rows = chunks.labelled_rows(targets, ignore_index)
+        operand, labels, row_grads = (chunks.gather(tensor, rows) for tensor in (hidden, targets, row_grads))
+    else:
+        rows, operand, labels, row_grads = None, *_with_idle_rows(hidden, targets, row_grads, unlabelled)
+    arithmetic = product_dtype
+    if not gpu and not (product_dtype == torch.bfloat16 and _has_bf16_arithmetic()):
+        arithmetic = torch.float32
+    operand, matrix = (tensor.to(product_dtype).to(arithmetic).contiguous() for tensor in (operand, weight))
     wide_bias = None if bias is None else bias.float().contiguous()
     losses, lse = (hidden.new_empty(labels.numel(), dtype=torch.float32) for _ in range(2))
-    correct = torch.empty(labels.numel(), dtype=torch.bool)
-    step = chunk_rows(labels.numel(), hidden.shape[1])
-    grad_weight_like = matrix if labels.numel() <= step else losses
+    correct = labels.new_empty(labels.numel(), dtype=torch.bool)
+    step = (on_gpu.chunk_rows if gpu else chunk_rows)(labels.numel(), hidden.shape[1])
+    rounds_once = labels.numel() <= step and not (gpu and weight.dtype != product_dtype)
     grad_hidden = torch.ops.fastssl.empty_output(operand, operand.shape) if need_hidden else None
+    grad_weight_like = matrix if rounds_once else losses
     grad_weight = torch.ops.fastssl.empty_output(grad_weight_like, matrix.shape) if need_weight else None
     grad_bias = losses.new_empty(weight.shape[0]) if need_bias else None
 
@@ -95,7 +115,14 @@ def forward_with_gradients(
         )
 
     gradients = (grad_hidden, grad_weight, grad_bias)
-    chunks.run(operand, matrix, torch.ops.fastssl.empty_output(operand, (step, weight.shape[0])), row_kernel, gradients)
+    if gpu:
+        logits = on_gpu.padded_rows(operand, step, weight.shape[0])[:, : weight.shape[0]]
+    else:
+        logits = torch.ops.fastssl.empty_output(operand, (step, weight.shape[0]))
+    chunks.run(operand, matrix, logits, row_kernel, gradients)
+    if unlabelled is not None:
+        for tensor in (losses, lse, correct):
+            tensor.masked_fill_(unlabelled, 0)
     return chunks.results((hidden, weight, bias), targets.numel(), rows, (losses, lse, correct), gradients)
 
 
@@ -103,10 +130,37 @@ forward_with_gradients.register_fake(chunks.fake_results)
 
 
 def scale_(gradients: list[Tensor], factor: Tensor) -> None:
-    """Multiply the gradients of `forward_with_gradients` by a number, in place."""
-    if torch.compiler.is_compiling() or factor.item() != 1.0:
+    """Multiply the gradients of `forward_with_gradients` by a number, in place; the host waits for none of a GPU's."""
+    gpu = _is_on_gpu(factor)
+    if gpu and torch.compiler.is_compiling():
+        for gradient in gradients:
+            gradient.copy_(gradient.float() * factor)
+    elif gpu:
+        for gradient in gradients:
+            torch.ops.fastssl.scale_(gradient, factor)
+    elif torch.compiler.is_compiling() or factor.item() != 1.0:
         for gradient in gradients:
             gradient.mul_(factor)
+
+
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _with_idle_rows(
+    hidden: Tensor, targets: Tensor, row_grads: Tensor | None, unlabelled: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return operands, labels and gradients of the rows' losses of which those without a label give zeros.
+
+    Their operands are zero: what they hold, be it NaN, would meet gradients of zero in a product.
+    """
+    if row_grads is None:
+        row_grads = hidden.new_ones(targets.shape, dtype=torch.float32)
+    return (
+        hidden.masked_fill(unlabelled[:, None], 0),
+        targets.masked_fill(unlabelled, 0),
+        row_grads.masked_fill(unlabelled, 0),
+    )
 
 
 def _has_bf16_arithmetic() -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastssl.ops.backend import Supports
 from fastssl.ops.linear_cross_entropy import chunks
+from fastssl.ops.linear_cross_entropy.on_gpu import chunk_rows, is_capturing, padded_rows
 
 SUPPORTS = Supports(
     devices=("cuda", "cpu"),
@@ -17,12 +18,6 @@ SUPPORTS = Supports(
     needs_triton=True,
     unverified_on=("cuda", "cpu"),
 )
-
-MIN_CHUNK_ROWS = 2048
-MAX_CHUNK_ROWS = 8192
-CHUNK_ELEMENTS = 2**22
-TILE_ROWS = 128
-CACHE_LINE_BYTES = 128
 
 
 class RowKernelConfig(NamedTuple):
@@ -50,17 +45,6 @@ def row_kernel_config(vocab_size: int, dtype: torch.dtype, with_gradient: bool) 
     while num_warps < max_warps and num_warps * 8192 < row_bytes:
         num_warps *= 2
     return RowKernelConfig(groups=64 * num_warps, group=16 // dtype.itemsize, num_warps=num_warps)
-
-
-def chunk_rows(num_rows: int, width: int) -> int:
-    """Return the rows of one chunk: enough for the products to fill a large GPU, in chunks of equal size.
-
-    The gradient of `hidden`, (rows, E), is the smallest product: 2^22 elements are a tile of 128 x 256 for each of 128
-    multiprocessors. From 2,048 rows on, reading W twice and adding to dW costs little beside the products. Several
-    chunks are whole tiles, which also leaves every pointer into the rows as aligned as the first.
-    """
-    rows = chunks.even_rows(num_rows, min(max(CHUNK_ELEMENTS // width, MIN_CHUNK_ROWS), MAX_CHUNK_ROWS))
-    return rows if rows == num_rows else -(-rows // TILE_ROWS) * TILE_ROWS
 
 
 def forward(
@@ -109,7 +93,7 @@ def forward_with_gradients(
     """
     from fastssl.ops.linear_cross_entropy import triton_kernels
 
-    if _is_capturing(hidden):
+    if is_capturing(hidden):
         # Zeros in place of rows without a label: what these hold, be it NaN, would meet gradients of zero in a product.
         rows, operand = None, hidden.masked_fill((targets == ignore_index)[:, None], 0)
     else:
@@ -126,7 +110,7 @@ def forward_with_gradients(
     grad_weight = torch.empty_like(matrix, dtype=grad_dtype) if need_weight else None
     grad_bias = losses.new_empty(vocab_size) if need_bias else None
     with_gradient = need_hidden or need_weight or need_bias
-    memory = _padded_rows(operand, step, vocab_size)
+    memory = padded_rows(operand, step, vocab_size)
     padded_bias = None if bias is None else _padded(bias, memory.shape[1])
     config = row_kernel_config(vocab_size, product_dtype, with_gradient)
 
@@ -180,16 +164,6 @@ def scale_(gradients: list[Tensor], factor: Tensor) -> None:
                 block = 2048
                 grid = (min(-(-gradient.numel() // block), 1024),)
                 triton_kernels.scale[grid](gradient, factor, gradient.numel(), BLOCK=block, num_warps=4)
-
-
-def _is_capturing(tensor: Tensor) -> bool:
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _padded_rows(operand: Tensor, num_rows: int, vocab_size: int) -> Tensor:
-    """Return memory for logits, rows padded to begin at cache lines: loads of 16 bytes then fit every vocabulary."""
-    line = CACHE_LINE_BYTES // operand.itemsize
-    return operand.new_empty(num_rows, -(-vocab_size // line) * line)
 
 
 def _padded(bias: Tensor, length: int) -> Tensor:

@@ -1,0 +1,127 @@
+// What the kernels take from CUDA beyond its language: launches, instructions without a C++ spelling, limits.
+//
+// nvcc reads the definitions below. A plain C++ compiler, in the tests, reads tests/cuda_emulation/cuda_on_host.h
+// instead, which has a twin of each name, so that the very same kernels run where there is no GPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace fastssl::cuda {
+
+struct DeviceLimits {
+  int multiprocessors;
+  int shared_bytes_per_block;           // what a block may ask for
+  int shared_bytes_per_multiprocessor;  // what its blocks share
+};
+
+}  // namespace fastssl::cuda
+
+#ifndef __CUDACC__
+#include "cuda_on_host.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+namespace fastssl::cuda {
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("fastssl: CUDA: ") + cudaGetErrorString(error));
+}
+
+inline DeviceLimits limits_of(int device) {
+  DeviceLimits limits;
+  check(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  check(cudaDeviceGetAttribute(&limits.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check(cudaDeviceGetAttribute(&limits.shared_bytes_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+                               device));
+  return limits;
+}
+
+// How many blocks of this kernel one multiprocessor holds at a time; at least one.
+template <class... Parameters>
+int blocks_per_multiprocessor(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
+  return blocks > 0 ? blocks : 1;
+}
+
+// Starts a kernel; a grid without blocks starts nothing.
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,
+            const std::type_identity_t<Parameters>&... arguments) {
+  if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) return;
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  if (shared_bytes > kWithoutAsking)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+// The block's dynamic shared memory.
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+}
+
+// The 16-byte words at an address that is a multiple of 16.
+template <class T>
+__device__ __forceinline__ const uint4* words_at(const T* p) {
+  return reinterpret_cast<const uint4*>(p);
+}
+template <class T>
+__device__ __forceinline__ uint4* words_at(T* p) {
+  return reinterpret_cast<uint4*>(p);
+}
+
+// 16 bytes from global to shared memory, both aligned, without a register in between; by way of the first-level cache,
+// where the other half of a sector waits for the next copy. The thread that asked may read them after
+// copy_async_wait<n>() has left at most its n latest groups under way; others, after a barrier behind that.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
+  asm volatile(
+      "cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(global)
+      : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int kGroupsUnderWay>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsUnderWay) : "memory");
+}
+
+// 2^x within two units in the last place; denormal results become 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two 16-bit numbers in a word, the first in its low half. Narrowing rounds to nearest, ties to even.
+__device__ __forceinline__ float2 widen_bfloat16(uint32_t pair) {
+  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+__device__ __forceinline__ float2 widen_half(uint32_t pair) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+__device__ __forceinline__ uint32_t narrow_bfloat16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ uint32_t narrow_half(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+}  // namespace fastssl::cuda
+#endif

@@ -1,0 +1,114 @@
+"""The CUDA operators compile for every architecture that is promised, and no kernel keeps anything in local memory.
+
+The binary is built as users build it (`FASTSSL_BUILD=cuda`), with PyTorch's headers and CUDA's runtime alone. What the
+disassembler says of it is kept by content in `build/cuda-check/cuda`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / "build" / "cuda-check" / "cuda"
+ARCHITECTURES = ("sm_80", "sm_90a")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel for one architecture."""
+
+    name: str
+    architecture: str
+    registers: int
+    """Per thread."""
+    stack_bytes: int
+    """Local memory per thread: spilled registers, and arrays indexed by what the compiler does not know."""
+
+
+def tool(name: str) -> str | None:
+    """Return the path of one of CUDA's tools, from a toolkit or from Triton's package."""
+    folders = [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin", os.environ.get("PATH", os.defpath)]
+    triton = find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folders.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+
+def content_key() -> str:
+    """Return a hash over all that the binary is made of."""
+    state = hashlib.sha256(torch.__version__.encode())
+    state.update(subprocess.run([tool("nvcc"), "--version"], capture_output=True, check=True).stdout)
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cu", ".cuh", ".h")]
+    for path in sorted([*sources, ROOT / "setup.py"]):
+        state.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return state.hexdigest()
+
+
+def compiled() -> dict[str, list]:
+    """Build the binary and return its kernels and the names of its PTX files."""
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", str(CACHE / "package")]
+    built = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"FASTSSL_BUILD": "cuda"}, capture_output=True, text=True, check=False
+    )
+    if built.returncode != 0:
+        pytest.fail(f"the CUDA operators do not build:\n{built.stdout}", pytrace=False)
+    binary = CACHE / "package" / "fastssl" / "_ops_cuda.so"
+
+    def look(option: str) -> str:
+        return subprocess.run(
+            [tool("cuobjdump"), option, str(binary)], capture_output=True, text=True, check=True
+        ).stdout
+
+    kernels, architecture = [], ""
+    for line in look("--dump-resource-usage").splitlines():
+        if found := re.search(r"^arch = (\w+)", line):
+            architecture = found[1]
+        elif found := re.search(r"^ Function (\w+):", line):
+            name = found[1]
+        elif found := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
+            kernels.append(Kernel(name, architecture, int(found[1]), int(found[2]) + int(found[3])))
+    return {
+        "kernels": [asdict(kernel) for kernel in kernels],
+        "ptx": re.findall(r"\w+\.sm_\w+\.ptx", look("--list-ptx")),
+    }
+
+
+@pytest.fixture(scope="module")
+def binary() -> dict[str, list]:
+    """What is in the binary: `kernels` and `ptx`."""
+    for name in ("nvcc", "cuobjdump"):
+        if tool(name) is None:
+            pytest.skip(f"no {name} here")
+    kept = CACHE / f"{content_key()}.json"
+    if not kept.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(compiled(), indent=1))
+    found = json.loads(kept.read_text())
+    return {"kernels": [Kernel(**kernel) for kernel in found["kernels"]], "ptx": found["ptx"]}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_kernel_uses_local_memory(binary, architecture):
+    kernels = [kernel for kernel in binary["kernels"] if kernel.architecture == architecture]
+    assert kernels
+    assert not [kernel for kernel in kernels if kernel.stack_bytes > 0]
+
+
+def test_every_kernel_is_there_for_every_architecture(binary):
+    names = [{k.name for k in binary["kernels"] if k.architecture == architecture} for architecture in ARCHITECTURES]
+    assert names[0] == names[1]
+
+
+def test_later_gpus_find_code_that_they_can_compile(binary):
+    launchers = {path.stem for path in (ROOT / "csrc").rglob("*.cu")}
+    assert {f"{name}.sm_80.ptx" for name in launchers} == set(binary["ptx"])
