@@ -5,6 +5,10 @@ import pytest
 from tests.cuda_emulation import emulation
 
 
+WORKING = ["conversions", "shuffles", "copies", "copies of nothing", "matrices"]
+WORKING += ["products of bfloat16", "products of float16"]
+
+
 @pytest.fixture
 def run():
     loaded = emulation.load()
@@ -12,7 +16,7 @@ def run():
     loaded.set_thread_order(0)
 
 
-@pytest.mark.parametrize("name", ["conversions", "shuffles", "copies"])
+@pytest.mark.parametrize("name", WORKING)
 def test_what_works_on_a_gpu_works(run, name):
     for order in (0, 1, 2):
         emulation.load().set_thread_order(order)
