@@ -4,7 +4,6 @@ import pytest
 
 from tests.cuda_emulation import emulation
 
-
 WORKING = ["conversions", "shuffles", "copies", "copies of nothing", "matrices"]
 WORKING += ["products of bfloat16", "products of float16"]
 

@@ -75,13 +75,14 @@ def attention(
     check_lengths(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, bias)
     window_left, window_right = resolve_window(causal, window)
     dropped = dropout_threshold(dropout_p) > 0
-    name = _choose(backend, q, dropped, return_lse)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias))
+    name = _choose(backend, q, bias is not None, dropped, return_lse, needs_grad)
     tensors = (
         bias,
         cu_seqlens_q,
         None if cu_seqlens_k is cu_seqlens_q else cu_seqlens_k,
         None if alibi_slopes is None else alibi_slopes.float(),
-        resolve_seed(seed) if dropped else None,
+        resolve_seed(seed, q.device) if dropped else None,
     )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     numbers = (window_left, window_right, dropout_p if dropped else 0.0, scale)
@@ -116,8 +117,13 @@ class _NativeAttention(torch.autograd.Function):
         return *grads, grad_bias, *(None,) * (len(others) + len(ctx.numbers))
 
 
-def _choose(requested: str, q: Tensor, dropped: bool, return_lse: bool) -> str:
+def _choose(requested: str, q: Tensor, biased: bool, dropped: bool, return_lse: bool, needs_grad: bool) -> str:
     facts = {
+        "device": q.device.type,
+        "dtype": q.dtype,
+        "width": q.shape[-1],
+        "biased": biased,
+        "needs_grad": needs_grad,
         "packed": q.dim() == 3,
         "compiling": torch.compiler.is_compiling(),
         "dropped": dropped,
