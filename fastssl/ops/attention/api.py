@@ -78,7 +78,8 @@ def attention(
     check_lengths(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, bias)
     window_left, window_right = resolve_window(causal, window)
     dropped = dropout_threshold(dropout_p) > 0
-    name = _choose(backend, q, dropped, return_lse)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias))
+    name = _choose(backend, q, bias is not None, dropped, return_lse, needs_grad)
     tensors = (
         bias,
         cu_seqlens_q,
@@ -119,8 +120,13 @@ class _FusedAttention(torch.autograd.Function):
         return None, *grads, grad_bias, *(None,) * (len(others) + len(ctx.numbers))
 
 
-def _choose(requested: str, q: Tensor, dropped: bool, return_lse: bool) -> str:
+def _choose(requested: str, q: Tensor, biased: bool, dropped: bool, return_lse: bool, needs_grad: bool) -> str:
     facts = {
+        "device": q.device.type,
+        "dtype": q.dtype,
+        "width": q.shape[-1],
+        "biased": biased,
+        "needs_grad": needs_grad,
         "packed": q.dim() == 3,
         "width": q.shape[-1],
         "compiling": torch.compiler.is_compiling(),

@@ -1,4 +1,4 @@
-"""`attention` by the compiled CPU kernels: memory linear in length, the whole semantics, on every instruction set."""
+"""`attention` by the compiled kernels: on the CPU the whole semantics, on CUDA the forward; memory linear in length."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,24 @@ from fastssl.ops.attention.projection import of_one_projection
 from fastssl.ops.backend import Supports
 from fastssl.ops.philox import dropout_threshold
 
-SUPPORTS = Supports(devices=("cpu",), dtypes=(torch.float32, torch.bfloat16, torch.float16), needs_cpu_ops=True)
+_CUDA_WIDTH = 128
+SUPPORTS = Supports(
+    devices=("cpu", "cuda"),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    needs_cpu_ops=True,
+    needs_cuda_ops=True,
+    unverified_on=("cuda",),
+    refuses={
+        "its CUDA kernels multiply bfloat16 and float16, the tensors are float32": lambda device, dtype, **_: (
+            device == "cuda" and dtype == torch.float32
+        ),
+        f"its CUDA kernels take heads of a width of at most {_CUDA_WIDTH}": lambda device, width, **_: (
+            device == "cuda" and width > _CUDA_WIDTH
+        ),
+        "its CUDA kernels take no bias": lambda device, biased, **_: device == "cuda" and biased,
+        "it has no backward on CUDA": lambda device, needs_grad, **_: device == "cuda" and needs_grad,
+    },
+)
 
 
 def forward(
