@@ -260,9 +260,7 @@ def test_any_strides(dims):
     inputs = inputs_of(case)
     expected = results(case, inputs)
     back = [dims.index(i) for i in range(3)]
-    leaves = {
-        name: x.permute(dims).contiguous().permute(back).detach().requires_grad_() for name, x in inputs.items()
-    }
+    leaves = {name: x.permute(dims).contiguous().permute(back).detach().requires_grad_() for name, x in inputs.items()}
     out = call(case, "triton", list(leaves))(*leaves.values())
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(DEVICE)
     found = torch.autograd.grad(out, leaves.values(), cotangent.permute(dims).contiguous().permute(back))

@@ -54,7 +54,7 @@ def attention(
         scale: factor of the scores; default 1 / sqrt(D).
         seed: key of the dropout mask, an int or a 0-d int64 tensor; None draws one from torch's generator.
         return_lse: also return lse, the natural logarithm of the softmax's denominator. Differentiable.
-        backend: "auto", "native", "stock" or "reference".
+        backend: "auto", "native", "triton", "stock" or "reference".
 
     Returns:
         The output, shape and dtype of q; with `return_lse` also lse in fp32, (H, N) packed or (B, H, T) dense.
@@ -128,7 +128,6 @@ def _choose(requested: str, q: Tensor, biased: bool, dropped: bool, return_lse: 
         "biased": biased,
         "needs_grad": needs_grad,
         "packed": q.dim() == 3,
-        "width": q.shape[-1],
         "compiling": torch.compiler.is_compiling(),
         "dropped": dropped,
         "return_lse": return_lse,

@@ -95,8 +95,10 @@ def grad_kv_tile(shape: Shape) -> Tile:
 def grad_bias_tile(shape: Shape) -> Tile:
     return INTERPRETED
 
+
 def delta_tile(shape):
     return INTERPRETED
+
 
 def one_tile_of_keys(shape):
     return shape.longest_k <= grad_kv_tile(shape).keys
