@@ -23,12 +23,9 @@ struct SequenceRows {
 };
 
 struct AttentionArguments {
-  AttentionRows q, k, v, out;                      // 16 bits an element
-  AttentionRows grad_out, grad_q, grad_k, grad_v;  // of the backward
-  float* lse;                                      // natural logarithms; a row a (sequence and) head, as the next two
-  const float* grad_lse;                           // or null for zeros
-  float* delta;                                    // scratch of the backward: rowsum(grad_out * out) - grad_lse
-  int64_t statistics_sequence, statistics_head;    // strides of these
+  AttentionRows q, k, v, out;                    // 16 bits an element
+  float* lse;                                    // natural logarithms; a row a (sequence and) head
+  int64_t statistics_sequence, statistics_head;  // strides of these
   SequenceRows queries, keys;
   int sequences, width, heads, heads_per_key;
   bool aligned;        // every row of every tensor begins at a 16-byte address and has whole vectors
@@ -134,13 +131,6 @@ __device__ __forceinline__ Range keys_seen(const ScoreRules& rules, const Place&
   return tiles_between(first - rules.window_left, first + rows + rules.window_right, place.keys, tile);
 }
 
-// The queries that see some key of [begin, begin + count).
-__device__ __forceinline__ Range queries_seeing(const ScoreRules& rules, const Place& place, int count, int tile) {
-  const int64_t first = int64_t{place.begin} - rules.shift;
-  const int rows = place.keys - place.begin < count ? place.keys - place.begin : count;
-  return tiles_between(first - rules.window_right, first + rows + rules.window_left, place.queries, tile);
-}
-
 // Zeroes those of a pair that the halves of a word drop, and scales the others.
 __device__ __forceinline__ void drop_pair(uint32_t word, uint32_t threshold, float scale, float& low, float& high) {
   low = (word & 0xffffu) >= threshold ? low * scale : 0.0f;
@@ -168,24 +158,6 @@ __device__ __forceinline__ void for_dropout_words(PhiloxKey seed, int query, int
         body(words.z, r, n + 2, 2 * half);
         body(words.w, r, n + 3, 2 * half);
       }
-}
-
-// The same where keys are rows and queries columns: pairs of neighbouring queries.
-template <int kQueries, class Body>
-__device__ __forceinline__ void for_transposed_dropout_words(PhiloxKey seed, int query, int key, int head, int sequence,
-                                                             Body body) {
-  const int lane = lane_of_warp();
-#pragma unroll
-  for (int n = 0; n < kQueries / 8; n += 2) {
-    const uint4 counter = make_uint4(static_cast<uint32_t>(key / 8 + lane % 2),
-                                     static_cast<uint32_t>(query + 8 * (n + lane / 2 % 2) + lane / 4),
-                                     static_cast<uint32_t>(head), static_cast<uint32_t>(sequence));
-    const uint4 words = transpose_in_quad(philox(counter, seed));
-    body(transpose_matrix(words.x), n, 0);
-    body(transpose_matrix(words.y), n, 2);
-    body(transpose_matrix(words.z), n + 1, 0);
-    body(transpose_matrix(words.w), n + 1, 2);
-  }
 }
 
 }  // namespace fastssl::cuda

@@ -163,24 +163,6 @@ __device__ __forceinline__ void multiply_rows(Sums<kRowTiles, kColumns>& c, cons
     }
 }
 
-// The same with A's 16 rows from `row` on read from a tile on the way, which spares registers.
-template <class T, int kColumns, int kRows, int kDepth>
-__device__ __forceinline__ void multiply_rows(Sums<1, kColumns>& c, const Tile<kRows, kDepth>& a, int row,
-                                              const Tile<kColumns, kDepth>& b) {
-  const int lane = lane_of_warp();
-  c.clear();
-#pragma unroll
-  for (int k = 0; k < kDepth / 16; ++k) {
-    const uint4 left = left_block(a, row, k);
-#pragma unroll
-    for (int n = 0; n < kColumns / 16; ++n) {
-      const uint4 right = load_matrices<false>(b.at(16 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-      multiply_add(c.at[0][2 * n], left, right.x, right.y, T{});
-      multiply_add(c.at[0][2 * n + 1], left, right.z, right.w, T{});
-    }
-  }
-}
-
 // c += A B.
 template <class T, int kRowTiles, int kDepth, int kWidth>
 __device__ __forceinline__ void add_product(Sums<kRowTiles, kWidth>& c, const Left<kRowTiles, kDepth>& a,

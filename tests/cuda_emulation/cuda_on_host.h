@@ -220,7 +220,7 @@ inline void copy_async_16(void* shared, const void* global) {
 }
 inline void copy_async_16_or_zero(void* shared, const void* global, bool inside) {
   alignas(16) static const unsigned char zeros[16] = {};
-  copy_async_16(shared, inside ? global : cuda_on_host::aligned(global, 16) ? zeros : nullptr);
+  copy_async_16(shared, inside ? global : cuda_on_host::aligned(global) ? zeros : nullptr);
 }
 inline void copy_async_commit() {
   cuda_on_host::commit_copies();
@@ -231,7 +231,7 @@ void copy_async_wait() {
 }
 template <bool kTransposed>
 uint4 load_matrices(const void* shared) {
-  return cuda_on_host::load_matrices(cuda_on_host::aligned(shared, 16), kTransposed);
+  return cuda_on_host::load_matrices(cuda_on_host::aligned(shared), kTransposed);
 }
 inline uint32_t transpose_matrix(uint32_t word) {
   return cuda_on_host::transpose_matrix(word);
