@@ -9,6 +9,7 @@ from fastssl.ops.layer_norm.triton_kernels import (
     sum_partials_kernel,
 )
 from fastssl.ops.layer_norm.triton_tiling import (
+    BACKWARD_REGISTERS,
     MAX_WIDTH,
     MAX_WIDTH_WITH_SUMS,
     PARAMETERS,
@@ -100,6 +101,7 @@ def compile_backward(x, total, width, options, capability, **more):
         capability=capability,
         num_warps=tiling.num_warps,
         num_stages=3,
+        maxnreg=BACKWARD_REGISTERS,
         **more,
     )
     return resources, tiling
@@ -169,6 +171,7 @@ def test_gradient_through_the_sum_alone(capability):
         capability=capability,
         num_warps=tiling.num_warps,
         num_stages=3,
+        maxnreg=BACKWARD_REGISTERS,
     )
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from fastssl.ops.backend import Supports
 from fastssl.ops.layer_norm import native
 from fastssl.ops.layer_norm.triton_tiling import (
+    BACKWARD_REGISTERS,
     MAX_WIDTH,
     MAX_WIDTH_WITH_SUMS,
     PARAMETERS,
@@ -29,6 +30,7 @@ SUPPORTS = Supports(
 
 _OPTIONS = {"enable_fp_fusion": True}
 """Of every launch: products and sums fuse, whatever this release of Triton does by itself."""
+_BACKWARD_OPTIONS = _OPTIONS | ({} if torch.version.hip else {"maxnreg": BACKWARD_REGISTERS})
 
 
 def forward(
@@ -175,7 +177,7 @@ def _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, out
         VECTOR=tiling.vector,
         STAGES=tiling.stages,
         num_warps=tiling.num_warps,
-        **_OPTIONS,
+        **_BACKWARD_OPTIONS,
     )
     return partials
 

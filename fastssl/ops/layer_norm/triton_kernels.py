@@ -23,35 +23,45 @@ def _load_rows(ptr, row, valid, WIDTH: tl.constexpr, BLOCK: tl.constexpr, VECTOR
     A thread gets VECTOR neighbouring columns, whatever the dtype, so that tiles of several dtypes meet without a way
     through shared memory. Eight of float32 are two loads of 16 bytes.
     """
+    ptr += row[:, None] * WIDTH
+    valid = valid[:, None]
     if VECTOR == 8 and ptr.dtype.element_ty == tl.float32:
-        column = 8 * tl.arange(0, BLOCK // 8)[None, :, None] + tl.arange(0, 4)[None, None, :]
-        at = ptr + row[:, None, None] * WIDTH + column
-        inside = valid[:, None, None]
-        low = tl.load(at, mask=inside & (column < WIDTH), other=0.0, eviction_policy=POLICY)
-        high = tl.load(at + 4, mask=inside & (column + 4 < WIDTH), other=0.0, eviction_policy=POLICY)
-        tile = tl.permute(tl.join(low, high), (0, 1, 3, 2))
+        column = _spread(BLOCK // 2, 4, 8)[None, :]
+        low = tl.load(ptr + column, mask=valid & (column < WIDTH), other=0.0, eviction_policy=POLICY)
+        high = tl.load(ptr + (column + 4), mask=valid & (column + 4 < WIDTH), other=0.0, eviction_policy=POLICY)
+        shape: tl.constexpr = (row.shape[0], BLOCK // 8, 4)
+        tile = tl.permute(tl.join(low.reshape(shape), high.reshape(shape)), (0, 1, 3, 2)).reshape(row.shape[0], BLOCK)
     else:
-        column = VECTOR * tl.arange(0, BLOCK // VECTOR)[None, :, None] + tl.arange(0, VECTOR)[None, None, :]
-        inside = valid[:, None, None] & (column < WIDTH)
-        tile = tl.load(ptr + row[:, None, None] * WIDTH + column, mask=inside, other=0.0, eviction_policy=POLICY)
-    return tl.reshape(tile.to(tl.float32), (row.shape[0], BLOCK))
+        column = _spread(BLOCK, VECTOR, VECTOR)[None, :]
+        tile = tl.load(ptr + column, mask=valid & (column < WIDTH), other=0.0, eviction_policy=POLICY)
+    return tile.to(tl.float32)
 
 
 @triton.jit
 def _store_rows(ptr, row, valid, tile, WIDTH: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
     """Store a tile (ROWS, BLOCK) in the dtype of its tensor: the counterpart of `_load_rows`."""
-    inside = valid[:, None, None]
+    ptr += row[:, None] * WIDTH
+    valid = valid[:, None]
     tile = tile.to(ptr.dtype.element_ty)
     if VECTOR == 8 and ptr.dtype.element_ty == tl.float32:
-        column = 8 * tl.arange(0, BLOCK // 8)[None, :, None] + tl.arange(0, 4)[None, None, :]
-        at = ptr + row[:, None, None] * WIDTH + column
-        low, high = tl.split(tl.permute(tl.reshape(tile, (row.shape[0], BLOCK // 8, 2, 4)), (0, 1, 3, 2)))
-        tl.store(at, low, mask=inside & (column < WIDTH))
-        tl.store(at + 4, high, mask=inside & (column + 4 < WIDTH))
+        column = _spread(BLOCK // 2, 4, 8)[None, :]
+        low, high = tl.split(tl.permute(tile.reshape(row.shape[0], BLOCK // 8, 2, 4), (0, 1, 3, 2)))
+        tl.store(ptr + column, low.reshape(row.shape[0], BLOCK // 2), mask=valid & (column < WIDTH))
+        tl.store(ptr + (column + 4), high.reshape(row.shape[0], BLOCK // 2), mask=valid & (column + 4 < WIDTH))
     else:
-        column = VECTOR * tl.arange(0, BLOCK // VECTOR)[None, :, None] + tl.arange(0, VECTOR)[None, None, :]
-        tile = tl.reshape(tile, (row.shape[0], BLOCK // VECTOR, VECTOR))
-        tl.store(ptr + row[:, None, None] * WIDTH + column, tile, mask=inside & (column < WIDTH))
+        column = _spread(BLOCK, VECTOR, VECTOR)[None, :]
+        tl.store(ptr + column, tile, mask=valid & (column < WIDTH))
+
+
+@triton.jit
+def _spread(COUNT: tl.constexpr, RUN: tl.constexpr, STRIDE: tl.constexpr):
+    """Return COUNT columns in runs of RUN neighbours that begin STRIDE apart.
+
+    Where a run follows the other this is `tl.arange`, in words from which the compiler reads that a thread should have
+    one run, and not as many elements of a small dtype as make 16 bytes.
+    """
+    place = tl.arange(0, COUNT)
+    return place // RUN * STRIDE + place % RUN
 
 
 @triton.jit

@@ -12,6 +12,9 @@ MAX_WIDTH = 16384
 """A program keeps whole rows in the registers of one multiprocessor; wider ones do not fit."""
 MAX_WIDTH_WITH_SUMS = 8192
 """Beyond this the backward has no registers left for the sums of weight and bias: a second kernel makes them."""
+BACKWARD_REGISTERS = 128
+"""Of a thread: what a multiprocessor has for each of the 512 that stay on it. The compiler would at times take more,
+and a program would wait for its place."""
 _SHARED_BYTES_BESIDE = 4096
 """Shared memory of a program that is no tile: what CUDA keeps, and the exchange of sums between warps."""
 
