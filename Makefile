@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPP_FILES := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup demo test cuda-check bench lint format test-sanitize clean
+.PHONY: setup demo test cuda-check gpu bench lint format test-sanitize clean
 
 $(VENV)/installed: requirements.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ cuda-check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# On a machine with a CUDA GPU: its tests, its ceilings, every operator and a training step beside their peers.
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -58,6 +58,8 @@ class Row:
     """As in `Comparison`."""
     limit_work: float = 0.0
     """Work of one launch of the limit; 0 where there is none."""
+    limit_name: str = ""
+    """What the limit is, where it is not the CPU's sgemm or copy."""
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
     """Contender -> peak memory beyond what was there before its launch and what it returns."""
     remark: str = ""

@@ -4,11 +4,12 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -17,6 +18,34 @@ from fastssl.ops.machine import measured_copy_bandwidth, measured_matmul_flops
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "numpy", "tokenizers")
+
+
+BUSY = 0.7
+"""Load from which a machine of two cores does not give its full rate."""
+
+
+class Origin(Protocol):
+    """What a report reads of the machine that its rows come from."""
+
+    system: str
+    versions: Mapping[str, str]
+    commit: str
+    date: str
+
+    @property
+    def machine(self) -> str:
+        """Name of the folder for results of this machine."""
+
+    @property
+    def title(self) -> str:
+        """The machine in a few words."""
+
+    @property
+    def ceilings(self) -> str:
+        """What it was measured to give before the rows, in a sentence."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the facts for JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +76,51 @@ class Environment:
     @property
     def machine(self) -> str:
         """Name of the folder for results of this machine."""
-        name = re.sub(r"[^a-z0-9]+", "-", self.processor.lower()).strip("-")
-        return f"{name}-{self.num_threads}-threads"
+        return f"{folder_name(self.processor)}-{self.num_threads}-threads"
+
+    @property
+    def title(self) -> str:
+        """The machine in a few words."""
+        return f"{self.processor}, {self.num_threads} threads"
+
+    @property
+    def ceilings(self) -> str:
+        """What it was measured to give before the rows, in a sentence."""
+        return (
+            f"Measured before the rows: sgemm {self.sgemm_gflops:.0f} GFLOP/s, copy {self.copy_gbytes:.1f} "
+            f"GB/s (read + written); {self.memory_gib:.0f} GiB of memory; {self.load_text}."
+        )
+
+    @property
+    def load_text(self) -> str:
+        """How busy the machine was with other work, and what that means for the numbers."""
+        if self.load < BUSY:
+            return "the machine was quiet"
+        return f"{self.load:g} other processes were running: ratios are rough, and times are of no use"
 
     def as_dict(self) -> dict[str, object]:
         """Return the facts for JSON."""
         return asdict(self)
+
+
+def folder_name(processor: str) -> str:
+    """Return the name of a processor as a folder can have it."""
+    return re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
+
+
+def system() -> str:
+    """Return operating system, architecture and Python."""
+    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the version of each package that is installed."""
+    return {name: found for name in packages if (found := _version(name))}
+
+
+def now() -> str:
+    """Return day and minute, UTC."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def describe() -> Environment:
@@ -61,11 +129,11 @@ def describe() -> Environment:
         processor=f"{_processor()} {extension.cpu_capability() or 'no native code'}",
         num_threads=torch.get_num_threads(),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        versions={name: found for name in PACKAGES if (found := _version(name))},
+        system=system(),
+        versions=versions(PACKAGES),
         commit=commit(),
         load=round(os.getloadavg()[0], 1),
-        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        date=now(),
         sgemm_gflops=round(measured_matmul_flops() / 1e9, 1),
         copy_gbytes=round(measured_copy_bandwidth() / 1e9, 1),
     )

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.comparison import Row
-from benchmarks.environment import Environment
+from benchmarks.environment import Origin
 from benchmarks.table import by_suite
 
 _BAR_INCHES, _PANEL_INCHES = 0.22, 0.55
 
 
-def write_speedups(rows: Sequence[Row], environment: Environment, path: Path) -> None:
+def write_speedups(rows: Sequence[Row], environment: Origin, path: Path) -> None:
     """Draw one panel per suite: a bar per case and peer, its length the peer's time over fastssl's.
 
     Args:
@@ -31,9 +31,7 @@ def write_speedups(rows: Sequence[Row], environment: Environment, path: Path) ->
     for axis, (suite, group) in zip(axes, suites, strict=True):
         _draw_suite(axis, suite, group)
     axes[-1].set_xlabel("peer's time / fastssl's time (median and quartiles of interleaved rounds)")
-    figure.suptitle(
-        f"{environment.processor}, {environment.num_threads} threads, commit {environment.commit}", fontsize=10
-    )
+    figure.suptitle(f"{environment.title}, commit {environment.commit}", fontsize=10)
     figure.savefig(path, dpi=120)
 
 

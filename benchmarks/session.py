@@ -14,7 +14,7 @@ from benchmarks.memory import peak_bytes
 from benchmarks.recording import write_results
 from benchmarks.revisions import Worker, check_revision, checked_out, compare_revisions
 from benchmarks.suites import Case, Run, select
-from benchmarks.table import NOTES, load_text, rich_tables, summary_line
+from benchmarks.table import NOTES, rich_tables, summary_line
 from benchmarks.timing import Effort
 
 PARTIAL_RESULTS, RECORDED_RESULTS = ROOT / "build" / "benchmarks", ROOT / "benchmarks" / "results"
@@ -94,7 +94,7 @@ class BenchmarkSession:
             console.width = _WIDTH_OF_A_FILE
         for table in rich_tables(self.rows):
             console.print(table)
-        console.print(f"Before the rows, {load_text(self.environment)}. {NOTES}", style="dim")
+        console.print(f"Before the rows, {self.environment.load_text}. {NOTES}", style="dim")
         write_results(self.rows, self.environment, self.run.output_dir)
         console.print(f"Results: {self.run.output_dir}")
 

@@ -8,16 +8,13 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from benchmarks.comparison import LIMIT, OURS, Row
-from benchmarks.environment import Environment
+from benchmarks.environment import Origin
 from benchmarks.timing import Spread
-
-BUSY = 0.7
-"""Load from which a machine of two cores does not give its full rate."""
 
 NOTES = (
     "A ratio is a peer's time over fastssl's, the median of the rounds (quartiles in brackets): above 1, fastssl is "
-    "faster. The share compares useful work per second with the machine's own rate for such work (sgemm, or a copy of "
-    "as many bytes), measured in the same rounds. Padding, unlabelled rows and random numbers are not useful work."
+    "faster. The share compares useful work per second with the machine's own rate for such work (a product, or a copy "
+    "of as many bytes), measured in the same rounds. Padding, unlabelled rows and random numbers are not useful work."
 )
 
 
@@ -58,15 +55,14 @@ def rich_tables(rows: Sequence[Row]) -> list[Table]:
     return tables
 
 
-def markdown(rows: Sequence[Row], environment: Environment) -> str:
+def markdown(rows: Sequence[Row], environment: Origin) -> str:
     """Return the summary: machine, versions, commit, date, and one table per suite."""
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     lines = [
-        f"# {environment.processor}, {environment.num_threads} threads",
+        f"# {environment.title}",
         "",
         f"Commit {environment.commit}, {environment.date}. {environment.system}; {versions}.",
-        f"Measured before the rows: sgemm {environment.sgemm_gflops:.0f} GFLOP/s, copy {environment.copy_gbytes:.1f} "
-        f"GB/s (read + written); {environment.memory_gib:.0f} GiB of memory; {load_text(environment)}.",
+        environment.ceilings,
         "",
         NOTES,
     ]
@@ -79,13 +75,6 @@ def markdown(rows: Sequence[Row], environment: Environment) -> str:
     return "\n".join(lines) + "\n"
 
 
-def load_text(environment: Environment) -> str:
-    """Return how busy the machine was with other work, and what that means for the numbers."""
-    if environment.load < BUSY:
-        return "the machine was quiet"
-    return f"{environment.load:g} other processes were running: ratios are rough, and times are of no use"
-
-
 CSV_FIELDS = (
     *("suite", "case", "contender", "rounds", "median_ms", "low_ms", "high_ms"),
     *("work", "unit", "rate_per_second", "share_of_machine", "speedup", "speedup_low", "speedup_high"),
@@ -93,7 +82,7 @@ CSV_FIELDS = (
 )
 
 
-def csv_text(rows: Sequence[Row], environment: Environment) -> str:
+def csv_text(rows: Sequence[Row], environment: Origin) -> str:
     """Return one line per row and contender, the machine's own rate (contender "limit") included."""
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n")
@@ -158,8 +147,8 @@ def _format_rate(row: Row) -> str:
 
 
 def _format_share(row: Row) -> str:
-    share = row.share(OURS)
-    return "" if share is None else f"{share:.0%} of {'sgemm' if row.unit == 'FLOP' else 'copy'}"
+    share, name = row.share(OURS), row.limit_name or ("sgemm" if row.unit == "FLOP" else "copy")
+    return "" if share is None else f"{share:.0%} of {name}"
 
 
 def _format_ratio(ratio: Spread) -> str:

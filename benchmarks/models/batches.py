@@ -13,11 +13,23 @@ from fastssl.data.tokenizer import Tokenizer
 MASK_RATE = 0.15
 
 
-def dense(num_batches: int, sequences: int, length: int, *, vocab_size: int) -> list[PackedBatch]:
+def dense(
+    num_batches: int, sequences: int, length: int, *, vocab_size: int, mask_rate: float = MASK_RATE
+) -> list[PackedBatch]:
     """Return batches of random tokens whose sequences all have one length."""
+    return of_lengths(num_batches, (length,) * sequences, vocab_size=vocab_size, mask_rate=mask_rate)
+
+
+def of_lengths(
+    num_batches: int, lengths: Sequence[int], *, vocab_size: int, mask_rate: float = MASK_RATE
+) -> list[PackedBatch]:
+    """Return batches of random tokens whose sequences have these lengths, in an order of each batch's own."""
     generator = np.random.default_rng(0)
-    ids = generator.integers(1000, vocab_size, (num_batches, sequences, length))
-    return [masked(list(batch), mask_id=103, generator=generator) for batch in ids]
+    found = []
+    for _ in range(num_batches):
+        ids = [generator.integers(1000, vocab_size, length) for length in generator.permutation(lengths)]
+        found.append(masked(ids, mask_id=103, generator=generator, rate=mask_rate))
+    return found
 
 
 def sst2(num_batches: int, sequences: int) -> list[PackedBatch]:
@@ -47,11 +59,13 @@ def tokenizer_of_bert() -> Tokenizer:
     return Tokenizer.load(real_data.file("tokenizers/bert-base-uncased"))
 
 
-def masked(sequences: Sequence[np.ndarray], *, mask_id: int, generator: np.random.Generator) -> PackedBatch:
-    """Return a batch with 15 % of each sequence, but not its first and last token, masked and labelled."""
+def masked(
+    sequences: Sequence[np.ndarray], *, mask_id: int, generator: np.random.Generator, rate: float = MASK_RATE
+) -> PackedBatch:
+    """Return a batch with a share of each sequence, but not its first and last token, masked and labelled."""
     inputs, labels = [], []
     for ids in sequences:
-        count = min(max(1, round(MASK_RATE * len(ids))), len(ids) - 2)
+        count = min(max(1, round(rate * len(ids))), len(ids) - 2)
         chosen = 1 + generator.permutation(len(ids) - 2)[:count]
         inputs.append(np.array(ids, dtype=np.int64))
         labels.append(np.full(len(ids), IGNORED_LABEL))

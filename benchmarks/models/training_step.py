@@ -14,6 +14,7 @@ from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_files import file_layout
 from fastssl.training.optimizer import FusedAdamW, parameter_groups
+from fastssl.training.precision import autocast
 from tests.oracle import assert_within_budget
 
 WEIGHT_DECAY = 0.01
@@ -83,26 +84,31 @@ def saved(model: BertForMaskedLM) -> Iterator[Path]:
         yield Path(name)
 
 
-def assert_same_step(directory: Path, batch: PackedBatch) -> None:
-    """Hold our loss and gradients to the error budget of the tests, against Hugging Face in float32 and float64.
+def assert_same_step(
+    directory: Path, batch: PackedBatch, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> None:
+    """Hold our loss and gradients to the error budget of the tests, against Hugging Face in `dtype` and float64.
 
-    Both models are read anew from `directory` and run without dropout.
+    Both models are read anew from `directory` and run without dropout; a `dtype` below float32 is that of autocast.
 
     Raises:
         AssertionError: naming the weight whose gradient differs.
     """
-    padded = hugging_face.inputs(batch)
-    same = _loss_and_gradients(hugging_face.load(directory), padded)
-    exact = _loss_and_gradients(hugging_face.load(directory, torch.float64), padded)
-    model = BertForMaskedLM.from_pretrained(directory).eval()
-    loss = loss_of_fastssl(model, batch)
+    padded, batch = hugging_face.inputs(batch.to(device)), batch.to(device)
+    precision = autocast(torch.device(device), dtype)
+    with precision:
+        same = _loss_and_gradients(hugging_face.load(directory).to(device), padded)
+    exact = _loss_and_gradients(hugging_face.load(directory, torch.float64).to(device), padded)
+    model = BertForMaskedLM.from_pretrained(directory).to(device).eval()
+    with precision:
+        loss = loss_of_fastssl(model, batch)
     loss.backward()
     parameters = dict(model.named_parameters())
     found = {"loss": loss.detach()}
     for name, spellings in file_layout(model).tensors.items():
         found |= dict(zip(spellings, parameters[name].grad.chunk(len(spellings)), strict=True))
     for name, value in found.items():
-        assert_within_budget(name, value, same[name], exact[name])
+        assert_within_budget(name, value, same[name], exact[name], dtype)
 
 
 def _loss_and_gradients(model: nn.Module, padded: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -92,12 +92,66 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global) 
       "l"(global)
       : "memory");
 }
+// The same; without `inside`, zeros, and `global` is not read.
+__device__ __forceinline__ void copy_async_16_or_zero(void* shared, const void* global, bool inside) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(global), "r"(inside ? 16 : 0)
+      : "memory");
+}
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 template <int kGroupsUnderWay>
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsUnderWay) : "memory");
+}
+
+// Matrices of 8 x 8 16-bit elements, the first of a pair in the low half of a word. As a fragment, lane i holds of a
+// matrix the elements 2 (i % 4) and 2 (i % 4) + 1 of row i / 4.
+
+// Four matrices from shared memory: lane i gives the 16-byte aligned address of row i % 8 of matrix i / 8, and gets a
+// word of each, of its transpose on request.
+template <bool kTransposed>
+__device__ __forceinline__ uint4 load_matrices(const void* shared) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  uint4 words;
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                 : "r"(address)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                 : "r"(address)
+                 : "memory");
+  return words;
+}
+
+// The transpose of a matrix that lies in the registers of a warp.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t word) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(word));
+  return transposed;
+}
+
+// c += A B in float32. A is 16 x 16, its matrices in the order (0, 0), (1, 0), (0, 1), (1, 1); b_0 and b_1 are the
+// fragments of the transposes of the upper and the lower half of B, 16 x 8. Of C, 16 x 8, lane i holds elements
+// 2 (i % 4) and the next of row i / 4, then of row i / 4 + 8.
+__device__ __forceinline__ void multiply_bfloat16(float (&c)[4], const uint4& a, uint32_t b_0, uint32_t b_1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_0), "r"(b_1));
+}
+__device__ __forceinline__ void multiply_half(float (&c)[4], const uint4& a, uint32_t b_0, uint32_t b_1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_0), "r"(b_1));
 }
 
 // 2^x within two units in the last place; denormal results become 0.

@@ -87,6 +87,12 @@ class PackedBatch:
         """Return the batch in page-locked memory, from which a GPU copies without waiting."""
         return self._map(Tensor.pin_memory)
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator that `stream` reads the batch, which was made on another one."""
+        for field in fields(self):
+            if isinstance(tensor := getattr(self, field.name), Tensor):
+                tensor.record_stream(stream)
+
     def unpack(self, values: Tensor, *, padding_value: float = 0) -> Tensor:
         """Return packed rows in the padded layout; differentiable.
 

@@ -109,7 +109,9 @@ class BertForSequenceClassification(nn.Module):
         seed = resolve_seed(seed) if self.training else None
         site = None
         if self.training and p > 0:
-            site = site_seeds(seed.to(batch.input_ids.device), 2 + 3 * self.config.num_hidden_layers)[-1]
+            site = site_seeds(
+                seed.to(batch.input_ids.device, non_blocking=True), 2 + 3 * self.config.num_hidden_layers
+            )[-1]
         if output_hidden_states or output_attentions:
             pooled = self.bert.pooler(self.bert.encode(batch, seed, view.trace), batch.cu_seqlens)
         else:

@@ -25,6 +25,7 @@ from fastssl.training.log import Sink, default_sinks
 from fastssl.training.loop import TrainingLoop
 from fastssl.training.optimizer import make_optimizer
 from fastssl.training.precision import resolve_precision
+from fastssl.training.prefetch import on_device
 from fastssl.training.progress import Reporter
 from fastssl.training.run_directory import (
     check_identity,
@@ -157,7 +158,7 @@ class Trainer:
             batches = Loader(loop.train_data, start_batch=first_batch)
             stack.callback(batches.close)
             try:
-                ended = loop.run(batches)
+                ended = loop.run(on_device(batches, self._device))
             except NonFiniteError:
                 loop.finish_sinks()
                 raise

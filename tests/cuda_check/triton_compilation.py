@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 CACHE = Path(__file__).resolve().parents[2] / "build" / "cuda-check" / "triton"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the names that Triton's signatures use."""
 CAPABILITIES = (80, 90)
 """Ampere and Hopper; Triton compiles the latter for sm_90a."""
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
@@ -40,7 +43,7 @@ class Resources:
 
 def compile_and_check(
     kernel: triton.JITFunction,
-    signature: Mapping[str, str],
+    signature: Mapping[str, str | tuple[str, ...]],
     constexprs: Mapping[str, object],
     *,
     capability: int,
@@ -54,7 +57,8 @@ def compile_and_check(
     Args:
         kernel: the `@triton.jit` function.
         signature: type of every argument that is no constant, such as "*bf16", "fp32" or "i32". Pointers count as
-            divisible by 16 bytes; an integer that a launch finds divisible by 16 is written "i32:16".
+            divisible by 16 bytes; an integer that a launch finds divisible by 16 is written "i32:16". A (named) tuple
+            argument has a tuple of types.
         constexprs: the constants by name; None for a pointer that is not given.
         capability: compute capability times ten.
         num_warps, num_stages, options: as in a launch.
@@ -83,11 +87,12 @@ def compile_and_check(
 def _compiled(kernel, signature, constexprs, capability, options) -> Resources:
     types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
     divisible = {
-        (place,): [["tt.divisibility", 16]]
+        (place, *inner): [["tt.divisibility", 16]]
         for place, kind in enumerate(types.values())
-        if kind.startswith("*") or kind.endswith(":16")
+        for inner, one in _leaves(kind)
+        if one.startswith("*") or one.endswith(":16")
     }
-    types = {name: kind.removesuffix(":16") for name, kind in types.items()}
+    types = {name: _bare(kind) for name, kind in types.items()}
     log = io.StringIO()
     with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), triton.knobs.cache.scope():
         triton.knobs.compilation.always_compile = True
@@ -102,3 +107,16 @@ def _compiled(kernel, signature, constexprs, capability, options) -> Resources:
     assert frame and used, f"the assembler's report has another form: {text}"
     stack, stores, loads = map(int, frame.groups())
     return Resources(int(used[1]), stores + loads, stack, compiled.metadata.shared)
+
+
+def _leaves(kind: str | tuple[str, ...]) -> list[tuple[tuple[int, ...], str]]:
+    """Return the types of an argument, each with its place inside the argument: () where it is no tuple."""
+    return [((), kind)] if isinstance(kind, str) else [((place,), one) for place, one in enumerate(kind)]
+
+
+def _bare(kind: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Return the types without the marks of divisibility, a named tuple as one."""
+    if isinstance(kind, str):
+        return kind.removesuffix(":16")
+    bare = [one.removesuffix(":16") for one in kind]
+    return type(kind)(*bare) if hasattr(kind, "_fields") else tuple(bare)

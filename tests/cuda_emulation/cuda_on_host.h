@@ -126,6 +126,9 @@ T shuffle(uint32_t mask, T value, int source) {
 }
 
 int lane_index();
+uint4 load_matrices(const void* row, bool transposed);
+uint32_t transpose_matrix(uint32_t word);
+void multiply(float (&c)[4], const uint4& a, uint32_t b_0, uint32_t b_1, float (*widen)(uint16_t));
 uint32_t ballot(uint32_t mask, bool predicate);
 
 float bfloat16_to_float(uint16_t x);
@@ -215,12 +218,29 @@ uint4* words_at(T* p) {
 inline void copy_async_16(void* shared, const void* global) {
   cuda_on_host::copy_later(cuda_on_host::aligned(shared), cuda_on_host::aligned(global), 16);
 }
+inline void copy_async_16_or_zero(void* shared, const void* global, bool inside) {
+  alignas(16) static const unsigned char zeros[16] = {};
+  copy_async_16(shared, inside ? global : cuda_on_host::aligned(global, 16) ? zeros : nullptr);
+}
 inline void copy_async_commit() {
   cuda_on_host::commit_copies();
 }
 template <int kGroupsUnderWay>
 void copy_async_wait() {
   cuda_on_host::wait_for_copies(kGroupsUnderWay);
+}
+template <bool kTransposed>
+uint4 load_matrices(const void* shared) {
+  return cuda_on_host::load_matrices(cuda_on_host::aligned(shared, 16), kTransposed);
+}
+inline uint32_t transpose_matrix(uint32_t word) {
+  return cuda_on_host::transpose_matrix(word);
+}
+inline void multiply_bfloat16(float (&c)[4], const uint4& a, uint32_t b_0, uint32_t b_1) {
+  cuda_on_host::multiply(c, a, b_0, b_1, cuda_on_host::bfloat16_to_float);
+}
+inline void multiply_half(float (&c)[4], const uint4& a, uint32_t b_0, uint32_t b_1) {
+  cuda_on_host::multiply(c, a, b_0, b_1, cuda_on_host::half_to_float);
 }
 inline float exp2_approx(float x) {
   return std::exp2(x);

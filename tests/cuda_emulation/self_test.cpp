@@ -4,6 +4,7 @@
 
 #include "cuda/dropout.cuh"
 #include "cuda/reductions.cuh"
+#include "cuda/vectors.cuh"
 
 namespace fastssl::cuda {
 namespace {
@@ -51,6 +52,83 @@ __global__ void asynchronous_copies(const uint32_t* source) {
   expect(shared[1].w == source[7]);
 }
 
+__global__ void copies_of_nothing(const uint32_t* source) {
+  auto* shared = reinterpret_cast<uint4*>(dynamic_shared());
+  copy_async_16_or_zero(shared, source, false);
+  copy_async_16_or_zero(shared + 1, source, true);
+  copy_async_commit();
+  copy_async_wait<0>();
+  expect(shared[0].x == 0 && shared[0].w == 0 && shared[1].x == source[0] && shared[1].w == source[3]);
+}
+
+// The fragments of mma.m16n8k16 as the PTX ISA writes them: group = lane / 4, member = lane % 4, element i.
+int a_row(int group, int i) {
+  return i == 0 || i == 1 || i == 4 || i == 5 ? group : group + 8;
+}
+int a_column(int member, int i) {
+  return i < 4 ? member * 2 + (i & 1) : member * 2 + (i & 1) + 8;
+}
+int b_row(int member, int i) {
+  return i < 2 ? member * 2 + (i & 1) : member * 2 + (i & 1) + 8;
+}
+int c_row(int group, int i) {
+  return i < 2 ? group : group + 8;
+}
+int c_column(int member, int i) {
+  return member * 2 + (i & 1);
+}
+float a_value(int row, int column) {
+  return static_cast<float>((row * 7 + column * 3) % 13 - 6);
+}
+float b_value(int row, int column) {
+  return static_cast<float>((row * 5 + column * 11) % 9 - 4);
+}
+
+template <class T>
+uint32_t pair(float low, float high) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return narrow_bfloat16(low, high);
+  else
+    return narrow_half(low, high);
+}
+
+template <class T>
+__global__ void matrix_product() {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, group = lane / 4, member = lane % 4;
+  uint32_t a[4], b[2];
+  for (int i = 0; i < 8; i += 2)
+    a[i / 2] =
+        pair<T>(a_value(a_row(group, i), a_column(member, i)), a_value(a_row(group, i + 1), a_column(member, i + 1)));
+  for (int i = 0; i < 4; i += 2)
+    b[i / 2] = pair<T>(b_value(b_row(member, i), group), b_value(b_row(member, i + 1), group));
+  float c[4] = {0.0f, 1.0f, 2.0f, 3.0f};
+  if constexpr (std::is_same_v<T, BFloat16>)
+    multiply_bfloat16(c, make_uint4(a[0], a[1], a[2], a[3]), b[0], b[1]);
+  else
+    multiply_half(c, make_uint4(a[0], a[1], a[2], a[3]), b[0], b[1]);
+  for (int i = 0; i < 4; ++i) {
+    float expected = static_cast<float>(i);
+    for (int k = 0; k < 16; ++k) expected += a_value(c_row(group, i), k) * b_value(k, c_column(member, i));
+    expect(c[i] == expected);
+  }
+}
+
+__global__ void matrices() {
+  auto* shared = reinterpret_cast<uint16_t*>(dynamic_shared());
+  const int lane = static_cast<int>(threadIdx.x), group = lane / 4, member = lane % 4;
+  for (int i = lane; i < 4 * 64; i += kWarp) shared[i] = static_cast<uint16_t>(i);  // 64 matrix + 8 row + column
+  __syncwarp();
+  const auto word = [](int low, int high) { return static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16; };
+  const uint4 rows = load_matrices<false>(shared + 8 * lane), columns = load_matrices<true>(shared + 8 * lane);
+  const uint32_t by_rows[4] = {rows.x, rows.y, rows.z, rows.w};
+  const uint32_t by_columns[4] = {columns.x, columns.y, columns.z, columns.w};
+  for (int m = 0; m < 4; ++m) {
+    const int row = 64 * m + 8 * group + 2 * member, column = 64 * m + 16 * member + group;
+    expect(by_rows[m] == word(row, row + 1) && by_columns[m] == word(column, column + 8));
+    expect(transpose_matrix(by_rows[m]) == by_columns[m]);
+  }
+}
+
 __global__ void barrier_that_some_miss() {
   if (threadIdx.x < 40) __syncthreads();
 }
@@ -88,6 +166,10 @@ void run_test(const std::string& name) {
   if (name == "conversions") return launch(conversions, one, threads, 0, nullptr);
   if (name == "shuffles") return launch(shuffles, dim3(3, 2), threads, 0, nullptr);
   if (name == "copies") return launch(asynchronous_copies, one, threads, 64 * 32, nullptr, source);
+  if (name == "copies of nothing") return launch(copies_of_nothing, one, dim3(1), 32, nullptr, source);
+  if (name == "matrices") return launch(matrices, one, dim3(32), 512, nullptr);
+  if (name == "products of bfloat16") return launch(matrix_product<BFloat16>, one, threads, 0, nullptr);
+  if (name == "products of float16") return launch(matrix_product<Half>, one, threads, 0, nullptr);
   if (name == "missed barrier") return launch(barrier_that_some_miss, one, threads, 0, nullptr);
   if (name == "missed shuffle") return launch(shuffle_that_some_miss, one, threads, 0, nullptr);
   if (name == "outside the mask") return launch(shuffle_from_outside_its_mask, one, threads, 0, nullptr);

@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastssl.ops.attention import native, reference, stock
+from fastssl.ops.attention import native, reference, stock, triton_backend
 from fastssl.ops.attention.checks import check_lengths, check_tensors, resolve_window
 from fastssl.ops.backend import choose
 from fastssl.ops.philox import dropout_threshold, resolve_seed
 
-BACKENDS = {"native": native, "stock": stock, "reference": reference}
+BACKENDS = {"native": native, "triton": triton_backend, "stock": stock, "reference": reference}
+FUSED = [name for name, module in BACKENDS.items() if hasattr(module, "backward")]
+"""Backends with a backward of their own; the others are made of operators that PyTorch differentiates."""
 
 
 def attention(
@@ -52,7 +54,7 @@ def attention(
         scale: factor of the scores; default 1 / sqrt(D).
         seed: key of the dropout mask, an int or a 0-d int64 tensor; None draws one from torch's generator.
         return_lse: also return lse, the natural logarithm of the softmax's denominator. Differentiable.
-        backend: "auto", "native", "stock" or "reference".
+        backend: "auto", "native", "triton", "stock" or "reference".
 
     Returns:
         The output, shape and dtype of q; with `return_lse` also lse in fp32, (H, N) packed or (B, H, T) dense.
@@ -71,36 +73,38 @@ def attention(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens_q
+        max_seqlen_k = max_seqlen_q if max_seqlen_k is None else max_seqlen_k
     check_tensors(q, k, v, bias, alibi_slopes)
     check_lengths(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, bias)
     window_left, window_right = resolve_window(causal, window)
     dropped = dropout_threshold(dropout_p) > 0
-    name = _choose(backend, q, dropped, return_lse)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias))
+    name = _choose(backend, q, bias is not None, dropped, return_lse, needs_grad)
     tensors = (
         bias,
         cu_seqlens_q,
         None if cu_seqlens_k is cu_seqlens_q else cu_seqlens_k,
         None if alibi_slopes is None else alibi_slopes.float(),
-        resolve_seed(seed) if dropped else None,
+        resolve_seed(seed, q.device) if dropped else None,
     )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    numbers = (window_left, window_right, dropout_p if dropped else 0.0, scale)
-    if name == "native" and torch.is_grad_enabled():
+    numbers = (window_left, window_right, dropout_p if dropped else 0.0, scale, max_seqlen_q, max_seqlen_k)
+    if name in FUSED and torch.is_grad_enabled():
         if torch.compiler.is_compiling():  # its autograd.Function takes no tensor twice; a view is another tensor
             k, v = k.view_as(k), v.view_as(v)
-        out, lse = _NativeAttention.apply(q, k, v, *tensors, *numbers)
+        out, lse = _FusedAttention.apply(name, q, k, v, *tensors, *numbers)
     else:
         out, lse = BACKENDS[name].forward(q, k, v, *tensors, *numbers)
     return (out, lse) if return_lse else out
 
 
-class _NativeAttention(torch.autograd.Function):
+class _FusedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers):
+    def forward(ctx, name, q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers):
         tensors = (bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed)
-        out, lse = native.forward(q, k, v, *tensors, *numbers)
+        out, lse = BACKENDS[name].forward(q, k, v, *tensors, *numbers)
         ctx.save_for_backward(q, k, v, out, lse, *tensors)
-        ctx.numbers = numbers
+        ctx.name, ctx.numbers = name, numbers
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -109,15 +113,20 @@ class _NativeAttention(torch.autograd.Function):
     def backward(ctx, grad_out, grad_lse):
         q, k, v, out, lse, bias, *others = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        *grads, grad_bias = native.backward(
-            grad_out, grad_lse, q, k, v, out, lse, bias, *others, *ctx.numbers, ctx.needs_input_grad[3]
+        *grads, grad_bias = BACKENDS[ctx.name].backward(
+            grad_out, grad_lse, q, k, v, out, lse, bias, *others, *ctx.numbers, ctx.needs_input_grad[4]
         )
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return *grads, grad_bias, *(None,) * (len(others) + len(ctx.numbers))
+        return None, *grads, grad_bias, *(None,) * (len(others) + len(ctx.numbers))
 
 
-def _choose(requested: str, q: Tensor, dropped: bool, return_lse: bool) -> str:
+def _choose(requested: str, q: Tensor, biased: bool, dropped: bool, return_lse: bool, needs_grad: bool) -> str:
     facts = {
+        "device": q.device.type,
+        "dtype": q.dtype,
+        "width": q.shape[-1],
+        "biased": biased,
+        "needs_grad": needs_grad,
         "packed": q.dim() == 3,
         "compiling": torch.compiler.is_compiling(),
         "dropped": dropped,

@@ -1,19 +1,41 @@
-"""`attention` by the compiled CPU kernels: memory linear in length, the whole semantics, on every instruction set."""
+"""`attention` by the compiled kernels: on the CPU the whole semantics, on CUDA the forward; memory linear in length."""
 
 import torch
 from torch import Tensor
 
 from fastssl import extension
+from fastssl.ops.attention.projection import of_one_projection
 from fastssl.ops.backend import Supports
 from fastssl.ops.philox import dropout_threshold
 
-SUPPORTS = Supports(devices=("cpu",), dtypes=(torch.float32, torch.bfloat16, torch.float16), needs_cpu_ops=True)
+_CUDA_WIDTH = 128
+SUPPORTS = Supports(
+    devices=("cpu", "cuda"),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    needs_cpu_ops=True,
+    needs_cuda_ops=True,
+    unverified_on=("cuda",),
+    refuses={
+        "its CUDA kernels multiply bfloat16 and float16, the tensors are float32": lambda device, dtype, **_: (
+            device == "cuda" and dtype == torch.float32
+        ),
+        f"its CUDA kernels take heads of a width of at most {_CUDA_WIDTH}": lambda device, width, **_: (
+            device == "cuda" and width > _CUDA_WIDTH
+        ),
+        "its CUDA kernels take no bias": lambda device, biased, **_: device == "cuda" and biased,
+        "it has no backward on CUDA": lambda device, needs_grad, **_: device == "cuda" and needs_grad,
+    },
+)
 
 
 def forward(
-    q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale
-) -> tuple[Tensor, Tensor]:
-    """Return the output, shaped like q, and lse, (H, N) for packed and (B, H, T) for dense input; no graph."""
+    q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale,
+    max_seqlen_q, max_seqlen_k,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the output, shaped like q, and lse, (H, N) for packed and (B, H, T) for dense input; no graph.
+
+    Lengths are read on the host, so that their bounds are not needed.
+    """
     threshold = dropout_threshold(dropout_p)
     return torch.ops.fastssl.attention_forward(
         q, k, v, cu_seqlens_q, cu_seqlens_k, bias, alibi_slopes, window_left, window_right, threshold, seed, scale
@@ -22,14 +44,14 @@ def forward(
 
 def backward(
     grad_out, grad_lse, q, k, v, out, lse, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left,
-    window_right, dropout_p, scale, bias_needs_grad,
+    window_right, dropout_p, scale, max_seqlen_q, max_seqlen_k, bias_needs_grad,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return the gradients of q, k, v and bias (float32, or None where it is not wanted).
 
     Those of q, k and v are neighbouring slices of one (..., H + 2 H_k, D) buffer where the three themselves are, so
     that a fused projection takes them without a copy; else each is packed, so that it becomes a `.grad` without one.
     """
-    together = _of_one_projection(q, k, v)
+    together = of_one_projection(q, k, v)
     grad_q, grad_k, grad_v, grad_bias = torch.ops.fastssl.attention_backward(
         grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, bias, alibi_slopes, window_left,
         window_right, dropout_threshold(dropout_p), seed, scale, bias_needs_grad, together,
@@ -37,22 +59,6 @@ def backward(
     if together:
         grad_q, grad_k, grad_v = grad_q.split_with_sizes((q.shape[-2], k.shape[-2], k.shape[-2]), dim=-2)
     return grad_q, grad_k, grad_v, grad_bias if bias_needs_grad else None
-
-
-def _of_one_projection(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether q, k and v are neighbouring slices of one packed (..., H + 2 H_k, D) tensor."""
-    if torch.compiler.is_compiling() or q.shape[:-2] != k.shape[:-2]:
-        return False
-    heads, key_heads, width = q.shape[-2], k.shape[-2], q.shape[-1]
-    row = (heads + 2 * key_heads) * width
-    size = width * q.element_size()
-    return (
-        q.stride() == k.stride() == v.stride()
-        and q.stride()[-3:] == (row, width, 1)
-        and (q.dim() == 3 or q.stride(0) == q.shape[1] * row)
-        and k.data_ptr() == q.data_ptr() + heads * size
-        and v.data_ptr() == k.data_ptr() + key_heads * size
-    )
 
 
 @extension.fake_kernel("fastssl::attention_forward")

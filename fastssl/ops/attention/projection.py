@@ -32,6 +32,22 @@ def split_projection(fused: Tensor, num_heads: int, num_key_heads: int | None = 
     return _Split.apply(fused, sizes)
 
 
+def of_one_projection(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Return whether q, k and v are neighbouring slices of one packed (..., H + 2 H_k, D) tensor."""
+    if torch.compiler.is_compiling() or q.shape[:-2] != k.shape[:-2]:
+        return False
+    heads, key_heads, width = q.shape[-2], k.shape[-2], q.shape[-1]
+    row = (heads + 2 * key_heads) * width
+    size = width * q.element_size()
+    return (
+        q.stride() == k.stride() == v.stride()
+        and q.stride()[-3:] == (row, width, 1)
+        and (q.dim() == 3 or q.stride(0) == q.shape[1] * row)
+        and k.data_ptr() == q.data_ptr() + heads * size
+        and v.data_ptr() == k.data_ptr() + key_heads * size
+    )
+
+
 class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx, fused, sizes):

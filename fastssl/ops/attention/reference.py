@@ -16,8 +16,9 @@ SUPPORTS = Supports(
 
 
 def forward(
-    q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale
-) -> tuple[Tensor, Tensor]:
+    q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale,
+    max_seqlen_q, max_seqlen_k,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the output, shaped like q, and lse, (H, N) for packed and (B, H, T) for dense input.
 
     Arguments are those of `fastssl.attention`, checked, with `causal` and `window` resolved to two numbers of keys.

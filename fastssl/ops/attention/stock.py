@@ -18,8 +18,9 @@ SUPPORTS = Supports(
 
 
 def forward(
-    q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale
-) -> tuple[Tensor, None]:
+    q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale,
+    max_seqlen_q, max_seqlen_k,
+) -> tuple[Tensor, None]:  # fmt: skip
     """Return the output, shaped like q, and None in the place of lse.
 
     Packed sequences of unequal lengths run one at a time.

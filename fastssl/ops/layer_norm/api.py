@@ -5,10 +5,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastssl.ops.backend import choose
-from fastssl.ops.layer_norm import native, reference, stock
+from fastssl.ops.layer_norm import native, reference, stock, triton_backend
 from fastssl.ops.philox import dropout_threshold, resolve_seed
 
-BACKENDS = {"native": native, "stock": stock, "reference": reference}
+BACKENDS = {"native": native, "triton": triton_backend, "stock": stock, "reference": reference}
+FUSED = ("native", "triton")
+"""Backends with kernels of their own for both directions; autograd differentiates the others."""
 
 
 def layer_norm(
@@ -38,7 +40,7 @@ def layer_norm(
             depends on the seed, the row and the column alone, never on backend, layout or thread count. Under
             `torch.compile` pass a tensor: an int is a constant of the compiled graph.
         return_sum: also return the sum, for pre-norm models.
-        backend: "auto", "native", "stock" or "reference".
+        backend: "auto", "native", "triton", "stock" or "reference".
 
     Returns:
         y, shape and dtype of `x`; with `return_sum` also sum, dtype of `residual` (of `x` where there is none).
@@ -53,6 +55,7 @@ def layer_norm(
     """
     _check(x, weight, bias, residual, dropout_p)
     facts = {
+        "width": x.shape[-1],
         "dropout_p": dropout_p,
         "x_dtype": x.dtype,
         "residual_dtype": x.dtype if residual is None else residual.dtype,
@@ -60,22 +63,22 @@ def layer_norm(
     }
     name = choose("layer_norm", backend, BACKENDS, x.device, x.dtype, facts)
     seed = resolve_seed(seed, x.device) if dropout_p > 0 else None
-    if name != "native" or not torch.is_grad_enabled() or not _needs_gradient(x, weight, bias, residual):
+    if name not in FUSED or not torch.is_grad_enabled() or not _needs_gradient(x, weight, bias, residual):
         y, total = BACKENDS[name].forward(x, weight, bias, residual, eps=eps, dropout_p=dropout_p, seed=seed)
         return (y, total) if return_sum else y
     if not return_sum:
-        return _NativeLayerNorm.apply(x, weight, bias, residual, eps, dropout_p, seed, False)
+        return _FusedLayerNorm.apply(name, x, weight, bias, residual, eps, dropout_p, seed, False)
     if residual is None and seed is None:
-        return _NativeLayerNorm.apply(x, weight, bias, None, eps, 0.0, None, False), x
-    return _NativeLayerNorm.apply(x, weight, bias, residual, eps, dropout_p, seed, True)
+        return _FusedLayerNorm.apply(name, x, weight, bias, None, eps, 0.0, None, False), x
+    return _FusedLayerNorm.apply(name, x, weight, bias, residual, eps, dropout_p, seed, True)
 
 
-class _NativeLayerNorm(torch.autograd.Function):
+class _FusedLayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, eps, dropout_p, seed, return_sum):
-        y, total, mean, rstd = native.forward_saving(x, weight, bias, residual, eps, dropout_p, seed)
+    def forward(ctx, backend, x, weight, bias, residual, eps, dropout_p, seed, return_sum):
+        y, total, mean, rstd = BACKENDS[backend].forward_saving(x, weight, bias, residual, eps, dropout_p, seed)
         ctx.save_for_backward(total, weight, mean, rstd, seed)
-        ctx.dropout_p, ctx.x_dtype = dropout_p, x.dtype
+        ctx.backend, ctx.dropout_p, ctx.x_dtype = backend, dropout_p, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.set_materialize_grads(False)
         return (y, total) if return_sum else y
@@ -86,7 +89,7 @@ class _NativeLayerNorm(torch.autograd.Function):
         total, weight, mean, rstd, seed = ctx.saved_tensors
         if grad_y is None and ctx.x_dtype != total.dtype:
             grad_y = total.new_zeros(total.shape, dtype=ctx.x_dtype)
-        grad_x, grad_residual, grad_weight, grad_bias = native.backward(
+        grad_x, grad_residual, grad_weight, grad_bias = BACKENDS[ctx.backend].backward(
             grad_y,
             grad_total,
             total,
@@ -95,10 +98,10 @@ class _NativeLayerNorm(torch.autograd.Function):
             rstd,
             dropout_p=ctx.dropout_p,
             seed=seed,
-            with_residual=ctx.needs_input_grad[3],
+            with_residual=ctx.needs_input_grad[4],
         )
         grad_bias = None if ctx.bias_dtype is None else grad_bias.to(ctx.bias_dtype)
-        return grad_x, grad_weight.to(weight.dtype), grad_bias, grad_residual, None, None, None, None
+        return None, grad_x, grad_weight.to(weight.dtype), grad_bias, grad_residual, None, None, None, None
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

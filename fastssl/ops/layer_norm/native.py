@@ -67,7 +67,8 @@ def backward(
 
 
 @extension.fake_kernel("fastssl::layer_norm_forward")
-def _forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed):
+def forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed):
+    """Return the outputs of the forward, not filled in."""
     sum_like = x if residual is None else residual
     total = sum_like.new_empty(0 if residual is None and dropout_threshold == 0 else x.shape)
     mean = x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
@@ -75,7 +76,8 @@ def _forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed):
 
 
 @extension.fake_kernel("fastssl::layer_norm_backward")
-def _backward_fake(grad_y, grad_sum, sum, weight, mean, rstd, dropout_threshold, seed, residual_apart):
+def backward_fake(grad_y, grad_sum, sum, weight, mean, rstd, dropout_threshold, seed, residual_apart):
+    """Return the outputs of the backward, not filled in."""
     grad_x = torch.empty_like(sum if grad_y is None else grad_y, memory_format=torch.contiguous_format)
     grad_residual = sum.new_empty(sum.shape) if residual_apart else sum.new_empty(0)
     parameter = weight.new_empty(weight.shape, dtype=torch.float32)

@@ -1,0 +1,259 @@
+"""`attention` by Triton kernels: the whole semantics in both directions, memory linear in the lengths."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastssl.ops.attention import triton_tuning as tuning
+from fastssl.ops.attention.projection import of_one_projection
+from fastssl.ops.backend import Supports
+from fastssl.ops.philox import dropout_scale, dropout_threshold
+
+WIDEST_HEAD = 256
+SUPPORTS = Supports(
+    devices=("cuda", "cpu"),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    needs_triton=True,
+    unverified_on=("cuda", "cpu"),
+    refuses={f"its tiles hold heads of width {WIDEST_HEAD} at most": lambda width, **_: width > WIDEST_HEAD},
+)
+
+
+def forward(q, k, v, *others) -> tuple[Tensor, Tensor]:
+    """Return the output, shaped like q, and lse, (H, N) for packed and (B, H, T) for dense input; no graph.
+
+    Arguments are those of the native backend. Where packed lengths lie on a GPU and their bounds are not given, the
+    longest is read from there, which waits for the device.
+    """
+    return (_forward_op if torch.compiler.is_compiling() else _forward)(q, k, v, *others)
+
+
+def backward(grad_out, grad_lse, q, k, v, *others) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients of q, k, v and bias (float32, or None where it is not wanted), laid out as native does."""
+    run = _backward_op if torch.compiler.is_compiling() else _backward
+    *grads, grad_bias = run(grad_out, grad_lse, q, k, v, *others, of_one_projection(q, k, v))
+    bias_needs_grad = others[-1]
+    return *grads, grad_bias if bias_needs_grad else None
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
+    alibi_slopes: Tensor | None, seed: Tensor | None, window_left: int, window_right: int, dropout_p: float,
+    scale: float, max_seqlen_q: int | None, max_seqlen_k: int | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    from fastssl.ops.attention.triton_forward import attention_forward
+
+    numbers = (window_left, window_right, dropout_p, scale, max_seqlen_q, max_seqlen_k)
+    call = _Call(q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers)
+    out, lse = _outputs(q)
+    call.over_queries(attention_forward, tuning.forward_tile(call.shape), out=_rows(out), lse=lse)
+    return out, lse
+
+
+def _backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    bias: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, alibi_slopes: Tensor | None,
+    seed: Tensor | None, window_left: int, window_right: int, dropout_p: float, scale: float,
+    max_seqlen_q: int | None, max_seqlen_k: int | None, bias_needs_grad: bool, together: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    from fastssl.ops.attention import triton_backward as kernels
+
+    numbers = (window_left, window_right, dropout_p, scale, max_seqlen_q, max_seqlen_k)
+    call = _Call(q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers)
+    grads = _gradient_buffers(q, k, together)
+    given = {"grad_out": _rows(grad_out), "lse": lse.contiguous(), "delta": torch.empty_like(lse)}
+    call.over_queries(
+        kernels.attention_delta, tuning.delta_tile(call.shape), out=_rows(out),
+        grad_lse=None if grad_lse is None else grad_lse.contiguous(), **given,
+    )  # fmt: skip
+    given |= {f"grad_{name}": _rows(grad) for name, grad in zip("qkv", grads, strict=True)}
+    if tuning.one_tile_of_keys(call.shape):
+        call.over_keys(kernels.attention_grad_kv, tuning.grad_kv_tile(call.shape), **given)
+    else:
+        call.over_queries(kernels.attention_grad_q, tuning.grad_q_tile(call.shape), **given)
+        call.over_keys(kernels.attention_grad_kv, tuning.grad_kv_tile(call.shape), **(given | {"grad_q": None}))
+    if scale <= 0:
+        grads[0].mul_(_sign(scale))
+    if not bias_needs_grad:
+        return *grads, lse.new_empty(0)
+    return *grads, call.over_scores(kernels.attention_grad_bias, tuning.grad_bias_tile(call.shape), **given)
+
+
+_forward_op = torch.library.custom_op("fastssl::triton_attention_forward", _forward, mutates_args=())
+_backward_op = torch.library.custom_op("fastssl::triton_attention_backward", _backward, mutates_args=())
+
+
+@_forward_op.register_fake
+def _(q, *_):
+    return _outputs(q)
+
+
+@_backward_op.register_fake
+def _(grad_out, grad_lse, q, k, v, out, lse, bias, *others):
+    *_, bias_needs_grad, together = others
+    return *_gradient_buffers(q, k, together), lse.new_empty(bias.shape if bias_needs_grad else 0)
+
+
+def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
+    lse_shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
+    return q.new_empty(q.shape), q.new_empty(lse_shape, dtype=torch.float32)
+
+
+def _gradient_buffers(q: Tensor, k: Tensor, together: bool) -> tuple[Tensor, ...]:
+    """Return memory for the gradients of q, k and v: apart, or slices of one (..., H + 2 H_k, D) buffer."""
+    if not together:
+        return q.new_empty(q.shape), k.new_empty(k.shape), k.new_empty(k.shape)
+    heads = (q.shape[-2], k.shape[-2], k.shape[-2])
+    return q.new_empty(*q.shape[:-2], sum(heads), q.shape[-1]).split_with_sizes(heads, dim=-2)
+
+
+class _Rows(NamedTuple):
+    """A tensor of rows as the kernels take it: columns contiguous, strides in elements."""
+
+    data: Tensor
+    batch: int
+    row: int
+    head: int
+
+
+def _rows(tensor: Tensor) -> _Rows:
+    """Return (N, H, D) or (B, T, H, D) for the kernels; copied where rows lie further apart than 32 bits reach."""
+    tensor = _with_contiguous_columns(tensor)
+    if tensor.stride(-3) > tuning.FURTHEST_ROW:
+        tensor = tensor.contiguous()
+    return _Rows(tensor, tensor.stride(0) if tensor.dim() == 4 else 0, tensor.stride(-3), tensor.stride(-2))
+
+
+def _bias_rows(tensor: Tensor) -> _Rows:
+    """Return (H, T, S) or (B, H, T, S) for the kernels."""
+    tensor = _with_contiguous_columns(tensor)
+    return _Rows(tensor, tensor.stride(0) if tensor.dim() == 4 else 0, tensor.stride(-2), tensor.stride(-3))
+
+
+def _with_contiguous_columns(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+class _Call:
+    """What all kernels of one call are given, and how many programs each needs."""
+
+    def __init__(
+        self, q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p,
+        scale, max_seqlen_q, max_seqlen_k,
+    ):  # fmt: skip
+        packed = q.dim() == 3
+        cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+        longest_q = _longest("q", cu_seqlens_q, max_seqlen_q) if packed else q.shape[1]
+        if packed and cu_seqlens_k is cu_seqlens_q and max_seqlen_k is None:
+            longest_k = longest_q
+        else:
+            longest_k = _longest("k", cu_seqlens_k, max_seqlen_k) if packed else k.shape[1]
+        if bias is not None:  # it covers the longest sequences, so a bound above its sizes is loose
+            longest_q, longest_k = min(longest_q, bias.shape[-2]), min(longest_k, bias.shape[-1])
+        self.bias, self.device = bias, q.device
+        self.num_sequences = cu_seqlens_q.shape[0] - 1 if packed else q.shape[0]
+        self.num_heads, self.num_key_heads = q.shape[-2], k.shape[-2]
+        self.shape = tuning.Shape(
+            capability=tuning.capability_of(q.device), width=q.shape[-1], element_size=q.element_size(),
+            longest_q=longest_q, longest_k=longest_k, dropped=seed is not None, biased=bias is not None,
+        )  # fmt: skip
+        self.arguments = {
+            # The kernels take the maximum of scores before they scale them, and divide a bias by the scale.
+            "q": _rows(q if scale > 0 else q * _sign(scale)),
+            "k": _rows(k),
+            "v": _rows(v),
+            "bias": None if bias is None else _bias_rows(bias),
+            "alibi_slopes": None if alibi_slopes is None else alibi_slopes.contiguous(),
+            "cu_seqlens_q": _on(q.device, cu_seqlens_q),
+            "cu_seqlens_k": _on(q.device, cu_seqlens_k),
+            "seed": seed,
+            "length_q": longest_q,
+            "length_k": longest_k,
+            "num_rows": q.shape[-3],
+            "num_heads": self.num_heads,
+            "heads_per_key": self.num_heads // self.num_key_heads,
+            "num_sequences": self.num_sequences,
+            # No position is further than this from a key, so that a wider window hides nothing.
+            "window_left": window_left if window_left < longest_k else None,
+            "window_right": window_right if window_right < longest_q else None,
+            "scale": abs(scale) or 1.0,
+            "threshold": dropout_threshold(dropout_p),
+            "keep_scale": dropout_scale(dropout_p),
+            "D": q.shape[-1],
+            "BLOCK_D": tuning.padded_width(q.shape[-1]),
+            "INTERPRETED": self.shape.capability == 0,
+        }
+
+    def over_queries(self, kernel, tile: tuning.Tile, **own: object) -> None:
+        """Run one program per tile of queries and head."""
+        num_tiles = tuning.tiles(self.shape.longest_q, tile.queries)
+        columns = self.num_heads * self.num_sequences
+        share = self.shape.longest_k * self.num_key_heads / self.num_heads  # of the keys, which several heads read
+        self._launch(
+            kernel, tile, num_tiles * columns, num_tiles=num_tiles,
+            heads_together=tuning.heads_in_cache(self.shape, share, columns), **own,
+        )  # fmt: skip
+
+    def over_keys(self, kernel, tile: tuning.Tile, **own: object) -> None:
+        """Run one program per tile of keys and key head."""
+        num_tiles = tuning.tiles(max(self.shape.longest_k, 1), tile.keys)
+        columns = self.num_key_heads * self.num_sequences
+        share = self.shape.longest_q * self.num_heads / self.num_key_heads
+        self._launch(
+            kernel, tile, num_tiles * columns, num_tiles=num_tiles,
+            heads_together=tuning.heads_in_cache(self.shape, share, columns), **own,
+        )  # fmt: skip
+
+    def over_scores(self, kernel, tile: tuning.Tile, **own: object) -> Tensor:
+        """Run one program per tile of the bias and head, and per sequence where each has its own; return dBias."""
+        num_queries, num_keys = self.bias.shape[-2:]
+        num_key_tiles = tuning.tiles(num_keys, tile.keys)
+        num_tiles = tuning.tiles(num_queries, tile.queries) * num_key_tiles
+        programs = num_tiles * self.num_heads
+        shared = self.bias.dim() == 3
+        num_parts, sequences_each = self.num_sequences, 1
+        if shared:
+            num_parts, sequences_each = tuning.parts_of_bias(programs, self.num_sequences)
+        parts = self.bias.new_empty((num_parts, *self.bias.shape[-3:]), dtype=torch.float32)
+        self._launch(
+            kernel, tile, programs * num_parts, num_tiles=num_tiles, num_key_tiles=num_key_tiles,
+            num_queries_bias=num_queries, num_keys_bias=num_keys, num_parts=num_parts, sequences_each=sequences_each,
+            grad_bias=_bias_rows(parts), **own,
+        )  # fmt: skip
+        if not shared:
+            return parts
+        return parts[0] if num_parts == 1 else parts.sum(0)
+
+    def _launch(self, kernel, tile: tuning.Tile, programs: int, **own: object) -> None:
+        """Launch a kernel, which takes those of the arguments that it names."""
+        if programs == 0:
+            return
+        given = self.arguments | own | {"BLOCK_T": tile.queries, "BLOCK_S": tile.keys}
+        with torch.cuda.device_of(given["q"].data):
+            kernel[(programs,)](
+                **{name: given[name] for name in kernel.arg_names},
+                num_warps=tile.num_warps,
+                num_stages=tile.num_stages,
+                enable_fp_fusion=True,
+            )
+
+
+def _longest(side: str, cu_seqlens: Tensor, bound: int | None) -> int:
+    """Return the bound, or else the longest length, which is read on the host."""
+    if bound is not None:
+        return bound
+    if cu_seqlens.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise ValueError(
+            f"attention: max_seqlen_{side} is needed while a CUDA graph is captured, since the lengths cannot be read "
+            f"from the device then; pass a bound of the lengths in cu_seqlens_{side}"
+        )
+    return int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
+
+
+def _sign(scale: float) -> int:
+    return (scale > 0) - (scale < 0)
+
+
+def _on(device: torch.device, tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(device, non_blocking=True).contiguous()

@@ -1,0 +1,270 @@
+"""Attention backward in Triton: every gradient is summed by one program in a fixed order, nothing is atomic.
+
+`delta` first holds rowsum(dO * O) - dlse of every query. Then one kernel walks over the queries for a tile of keys (dK,
+dV), one over the keys for a tile of queries (dQ), and with a bias one over the sequences for a tile of scores (dBias).
+Weights are recomputed from lse. Padded queries have lse = +inf, hence no weight.
+"""
+
+import triton
+import triton.language as tl
+
+from fastssl.ops.attention.triton_tiles import (
+    LOG2_E,
+    bias_of,
+    dropout_bits,
+    is_visible,
+    kept,
+    load_rows,
+    locate,
+    product,
+    rows_of,
+    scores_of,
+    sequence_rows,
+    slope_of,
+    statistics_of,
+    store_rows,
+    visible_parts,
+)
+from fastssl.ops.triton_philox import philox_key
+
+COUNTS = [
+    "length_q", "length_k", "num_rows", "num_sequences", "num_tiles", "heads_together", "window_left", "window_right",
+    "threshold",
+]  # fmt: skip
+"""Arguments that change from batch to batch: a kernel compiled for one value would be compiled again and again."""
+
+
+@triton.jit
+def load_lse(pointers, query, num_queries):
+    """Return lse in units of log2(e), +inf where there is no query or it sees nothing."""
+    lse = tl.load(pointers + query, mask=query < num_queries, other=float("-inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
+
+
+@triton.jit
+def meets(first_query, first_key, num_queries, num_keys, left, right, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Return whether some query of a tile may see some key of a tile."""
+    shift = num_keys - num_queries
+    seen = (first_query < num_queries) & (first_key < num_keys)
+    if left is not None:
+        seen = seen & (first_key + BLOCK_S > first_query + shift - left)
+    if right is not None:
+        seen = seen & (first_key < first_query + BLOCK_T + shift + right)
+    return seen
+
+
+@triton.jit(do_not_specialize=["length_q", "num_rows", "num_sequences", "num_tiles", "heads_together"])
+def attention_delta(
+    out, grad_out, grad_lse, delta, cu_seqlens_q, length_q, num_rows, num_heads, num_sequences, num_tiles,
+    heads_together, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Compute delta = rowsum(dO * O) - dlse of BLOCK_T queries of one head."""
+    tile, head, sequence = locate(num_tiles, num_heads, num_sequences, heads_together, True)
+    first_row, num_queries = sequence_rows(cu_seqlens_q, sequence, length_q)
+    first_query = tile * BLOCK_T
+    if first_query >= num_queries:
+        return
+    query = first_query + tl.arange(0, BLOCK_T)
+    begin_out, begin_grad = rows_of(out, sequence, head, first_row), rows_of(grad_out, sequence, head, first_row)
+    tile_out = load_rows(out, begin_out, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
+    tile_grad = load_rows(grad_out, begin_grad, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
+    sums = tl.sum(tile_out.to(tl.float32) * tile_grad.to(tl.float32), 1)
+    if grad_lse is not None:
+        pointers_lse = statistics_of(grad_lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+        sums -= tl.load(pointers_lse + query, mask=query < num_queries, other=0.0)
+    pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+    tl.store(pointers_delta + query, sums, mask=query < num_queries)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def attention_grad_q(
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, grad_q, length_q, length_k,
+    num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together, window_left, window_right, scale,
+    threshold, keep_scale, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Compute dQ = scale dS K of BLOCK_T queries of one head of one sequence."""
+    tile, head, sequence = locate(num_tiles, num_heads, num_sequences, heads_together, True)
+    first_row, num_queries = sequence_rows(cu_seqlens_q, sequence, length_q)
+    first_key_row, num_keys = sequence_rows(cu_seqlens_k, sequence, length_k)
+    first_query = tile * BLOCK_T
+    if first_query >= num_queries:
+        return
+    shift = num_keys - num_queries
+    query = first_query + tl.arange(0, BLOCK_T)
+    key_head = head // heads_per_key
+    begin_q, begin_grad_out = rows_of(q, sequence, head, first_row), rows_of(grad_out, sequence, head, first_row)
+    begin_k, begin_v = rows_of(k, sequence, key_head, first_key_row), rows_of(v, sequence, key_head, first_key_row)
+    tile_q = load_rows(q, begin_q, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
+    tile_grad_out = load_rows(grad_out, begin_grad_out, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
+    pointers_lse = statistics_of(lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+    pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+    tile_lse = load_lse(pointers_lse, query, num_queries)
+    tile_delta = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
+    scale_log2, inverse_scale = scale * LOG2_E, 1.0 / scale
+    begin_bias, slope = bias_of(bias, sequence, head), slope_of(alibi_slopes, head, inverse_scale)
+    if seed is not None:
+        key_0, key_1 = philox_key(seed)
+
+    acc = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
+    last_query = tl.minimum(first_query + BLOCK_T, num_queries) - 1
+    bounds = visible_parts(first_query, last_query, shift, window_left, window_right, num_keys, BLOCK_S)
+    for part in tl.static_range(0 if window_left is not None else 1, 3):
+        for first_key in range(bounds[part], bounds[part + 1], BLOCK_S):
+            first_key = tl.multiple_of(first_key, BLOCK_S)
+            if seed is not None:
+                bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
+            tile_k = load_rows(k, begin_k, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
+            scores = scores_of(
+                tile_q, tile_k, first_query, first_key, num_queries, num_keys, shift, bias, begin_bias, slope,
+                inverse_scale, False, part == 1, False, INTERPRETED,
+            )  # fmt: skip
+            weights = tl.math.exp2(scores * scale_log2 - tile_lse[:, None])
+            if part != 1:
+                visible = is_visible(
+                    first_query, first_key, num_keys, shift, window_left, window_right, BLOCK_T, BLOCK_S, False
+                )
+                weights = tl.where(visible, weights, 0.0)
+            tile_v = load_rows(v, begin_v, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
+            grad = product(tile_grad_out, tl.trans(tile_v), None, INTERPRETED)
+            if seed is not None:
+                grad = tl.where(kept(bits, BLOCK_S, False), grad * keep_scale, 0.0)
+            grad = weights * (grad - tile_delta[:, None])
+            acc = product(grad.to(tile_k.dtype), tile_k, acc, INTERPRETED)
+
+    begin = rows_of(grad_q, sequence, head, first_row)
+    store_rows(grad_q, begin, first_query, num_queries, acc * scale, D, BLOCK_T, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def attention_grad_kv(
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, grad_q, grad_k, grad_v,
+    length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together, window_left,
+    window_right, scale, threshold, keep_scale, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Compute dV = (M * P)^T dO and dK = scale dS^T Q of BLOCK_S keys of one key head of one sequence.
+
+    With `grad_q`, where a sequence has one tile of keys, also dQ = scale dS K. Scores are transposed: (keys, queries).
+    """
+    tile, key_head, sequence = locate(
+        num_tiles, num_heads // heads_per_key, num_sequences, heads_together, window_right is None
+    )
+    first_row, num_queries = sequence_rows(cu_seqlens_q, sequence, length_q)
+    first_key_row, num_keys = sequence_rows(cu_seqlens_k, sequence, length_k)
+    first_key = tile * BLOCK_S
+    if grad_q is None and first_key >= num_keys:
+        return
+    shift = num_keys - num_queries
+    begin_k, begin_v = rows_of(k, sequence, key_head, first_key_row), rows_of(v, sequence, key_head, first_key_row)
+    tile_k = load_rows(k, begin_k, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
+    tile_v = load_rows(v, begin_v, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
+    if seed is not None:
+        key_0, key_1 = philox_key(seed)
+    if grad_q is None:
+        last_key = tl.minimum(first_key + BLOCK_S, num_keys) - 1
+        bounds = visible_parts(first_key, last_key, -shift, window_right, window_left, num_queries, BLOCK_T)
+        begin, end = bounds[0], bounds[3]
+    else:  # dQ of queries that see nothing is wanted too
+        begin, end = 0, num_queries
+
+    scale_log2, inverse_scale = scale * LOG2_E, 1.0 / scale
+    acc_k = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
+    acc_v = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
+    for member in range(heads_per_key):
+        head = key_head * heads_per_key + member
+        begin_q, begin_grad_out = rows_of(q, sequence, head, first_row), rows_of(grad_out, sequence, head, first_row)
+        pointers_lse = statistics_of(lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+        pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+        begin_bias, slope = bias_of(bias, sequence, head), slope_of(alibi_slopes, head, inverse_scale)
+        for first_query in range(begin, end, BLOCK_T):
+            first_query = tl.multiple_of(first_query, BLOCK_T)
+            query = first_query + tl.arange(0, BLOCK_T)
+            if seed is not None:
+                bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
+            tile_q = load_rows(q, begin_q, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
+            scores = scores_of(
+                tile_q, tile_k, first_query, first_key, num_queries, num_keys, shift, bias, begin_bias, slope,
+                inverse_scale, False, False, True, INTERPRETED,
+            )  # fmt: skip
+            weights = tl.math.exp2(scores * scale_log2 - load_lse(pointers_lse, query, num_queries)[None, :])
+            if window_left is not None or window_right is not None or grad_q is not None:
+                visible = is_visible(
+                    first_query, first_key, num_keys, shift, window_left, window_right, BLOCK_T, BLOCK_S, True
+                )
+                weights = tl.where(visible, weights, 0.0)
+            tile_grad_out = load_rows(grad_out, begin_grad_out, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
+            grad = product(tile_v, tl.trans(tile_grad_out), None, INTERPRETED)
+            dropped = weights
+            if seed is not None:
+                keep = kept(bits, BLOCK_S, True)
+                dropped = tl.where(keep, weights, 0.0)
+                grad = tl.where(keep, grad * keep_scale, 0.0)
+            acc_v = product(dropped.to(tile_q.dtype), tile_grad_out, acc_v, INTERPRETED)
+            delta_tile = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
+            grad = (weights * (grad - delta_tile[None, :])).to(tile_q.dtype)
+            acc_k = product(grad, tile_q, acc_k, INTERPRETED)
+            if grad_q is not None:
+                tile_grad_q = product(tl.trans(grad), tile_k, None, INTERPRETED) * scale
+                begin_grad_q = rows_of(grad_q, sequence, head, first_row)
+                store_rows(grad_q, begin_grad_q, first_query, num_queries, tile_grad_q, D, BLOCK_T, BLOCK_D)
+
+    begin_k = rows_of(grad_k, sequence, key_head, first_key_row)
+    store_rows(grad_k, begin_k, first_key, num_keys, acc_k * scale, D, BLOCK_S, BLOCK_D)
+    begin_v = rows_of(grad_v, sequence, key_head, first_key_row)
+    store_rows(grad_v, begin_v, first_key, num_keys, acc_v * keep_scale, D, BLOCK_S, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=[*COUNTS, "num_queries_bias", "num_keys_bias", "num_key_tiles", "sequences_each"])
+def attention_grad_bias(
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, grad_bias, num_queries_bias,
+    num_keys_bias, length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, sequences_each, num_parts,
+    num_tiles, num_key_tiles, window_left, window_right, scale, threshold, keep_scale, D: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Compute dBias = dS of one tile of scores of one head, summed over `sequences_each` sequences in their order."""
+    tile, head, part = locate(num_tiles, num_heads, num_parts, 1, False)
+    first_query = tile // num_key_tiles * BLOCK_T
+    first_key = tile % num_key_tiles * BLOCK_S
+    query = first_query + tl.arange(0, BLOCK_T)
+    key = first_key + tl.arange(0, BLOCK_S)
+    scale_log2, inverse_scale = scale * LOG2_E, 1.0 / scale
+    slope = slope_of(alibi_slopes, head, inverse_scale)
+    if seed is not None:
+        key_0, key_1 = philox_key(seed)
+    acc = tl.zeros((BLOCK_T, BLOCK_S), tl.float32)
+    for index in range(tl.minimum(sequences_each, num_sequences - part * sequences_each)):
+        sequence = part * sequences_each + index
+        first_row, num_queries = sequence_rows(cu_seqlens_q, sequence, length_q)
+        first_key_row, num_keys = sequence_rows(cu_seqlens_k, sequence, length_k)
+        shift = num_keys - num_queries
+        begin_bias = bias_of(bias, sequence, head)
+        if meets(first_query, first_key, num_queries, num_keys, window_left, window_right, BLOCK_T, BLOCK_S):
+            if seed is not None:
+                bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
+            begin = rows_of(q, sequence, head, first_row)
+            tile_q = load_rows(q, begin, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
+            begin = rows_of(k, sequence, head // heads_per_key, first_key_row)
+            tile_k = load_rows(k, begin, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
+            scores = scores_of(
+                tile_q, tile_k, first_query, first_key, num_queries, num_keys, shift, bias, begin_bias, slope,
+                inverse_scale, False, False, False, INTERPRETED,
+            )  # fmt: skip
+            pointers_lse = statistics_of(lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+            weights = tl.math.exp2(scores * scale_log2 - load_lse(pointers_lse, query, num_queries)[:, None])
+            visible = is_visible(
+                first_query, first_key, num_keys, shift, window_left, window_right, BLOCK_T, BLOCK_S, False
+            )
+            weights = tl.where(visible, weights, 0.0)
+            begin = rows_of(grad_out, sequence, head, first_row)
+            tile_grad_out = load_rows(grad_out, begin, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
+            begin = rows_of(v, sequence, head // heads_per_key, first_key_row)
+            tile_v = load_rows(v, begin, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
+            grad = product(tile_grad_out, tl.trans(tile_v), None, INTERPRETED)
+            if seed is not None:
+                grad = tl.where(kept(bits, BLOCK_S, False), grad * keep_scale, 0.0)
+            pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+            delta_tile = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
+            acc += weights * (grad - delta_tile[:, None])
+    pointers = bias_of(grad_bias, part, head) + query.to(tl.int64)[:, None] * grad_bias.row + key[None, :]
+    tl.store(pointers, acc, mask=(query[:, None] < num_queries_bias) & (key[None, :] < num_keys_bias))

@@ -1,0 +1,104 @@
+"""How the Triton kernels of `attention` are cut into programs: functions of the device and the call, no search."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """How one kernel is launched."""
+
+    queries: int
+    """Queries per tile."""
+    keys: int
+    """Keys per tile."""
+    num_warps: int
+    """Warps of 32 threads per program."""
+    num_stages: int
+    """Tiles in flight between global and shared memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What the choice of tiles depends on."""
+
+    capability: int
+    """Compute capability times ten; 0 in Triton's interpreter."""
+    width: int
+    """D."""
+    element_size: int
+    """Bytes of an element of q."""
+    longest_q: int
+    """Bound of the number of queries of a sequence."""
+    longest_k: int
+    """Bound of the number of keys of a sequence."""
+    dropped: bool
+    """Whether there is dropout."""
+    biased: bool
+    """Whether there is a bias."""
+
+
+FURTHEST_ROW = 2**31 // 256
+"""Elements between two rows, at most: within a tile of up to 256 rows the kernels count with 32 bits."""
+CACHE_BYTES = 16 * 2**20
+"""What programs that run at a time may read together: well below a data-centre GPU's L2 cache of 40 to 50 MiB."""
+BIAS_PROGRAMS = 256
+"""Programs, at least, that sum the gradient of a bias where sequences suffice; one number, so that the order of the
+additions is the same on every device."""
+
+INTERPRETED = Tile(queries=32, keys=64, num_warps=4, num_stages=1)
+
+
+@functools.cache
+def capability_of(device: torch.device) -> int:
+    """Return ten times a device's compute capability, 0 for the CPU."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    return 10 * major + minor
+
+
+def padded_width(width: int) -> int:
+    """Return the columns of a tile: the power of two from 16 on that holds a head's width."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def tiles(length: int, size: int) -> int:
+    """Return how many tiles cover a length."""
+    return -(-length // size)
+
+
+def heads_in_cache(shape: Shape, rows: float, columns: int) -> int:
+    """Return how many of the heads of all sequences run together: those whose `rows` of two tensors stay in L2."""
+    return max(1, min(columns, int(CACHE_BYTES / (2 * shape.width * shape.element_size * max(rows, 1)))))
+
+
+def parts_of_bias(programs: int, num_sequences: int) -> tuple[int, int]:
+    """Return (parts, sequences a part) of the sum over the sequences, `programs` being those of one part."""
+    wanted = max(1, min(num_sequences, BIAS_PROGRAMS // max(programs, 1)))
+    sequences_each = max(1, tiles(num_sequences, wanted))
+    return max(1, tiles(num_sequences, sequences_each)), sequences_each
+
+
+def forward_tile(shape: Shape) -> Tile:
+    return INTERPRETED
+
+
+def grad_q_tile(shape: Shape) -> Tile:
+    return INTERPRETED
+
+
+def grad_kv_tile(shape: Shape) -> Tile:
+    return INTERPRETED
+
+
+def grad_bias_tile(shape: Shape) -> Tile:
+    return INTERPRETED
+
+
+def delta_tile(shape):
+    return INTERPRETED
+
+
+def one_tile_of_keys(shape):
+    return shape.longest_k <= grad_kv_tile(shape).keys

@@ -1,0 +1,231 @@
+"""`layer_norm` by Triton kernels, for any GPU that Triton serves: one pass over memory in each direction."""
+
+import torch
+from torch import Tensor
+
+from fastssl.ops.backend import Supports
+from fastssl.ops.layer_norm import native
+from fastssl.ops.layer_norm.triton_tiling import (
+    MAX_WIDTH,
+    MAX_WIDTH_WITH_SUMS,
+    PARAMETERS,
+    PARTIALS,
+    backward_tiling,
+    forward_tiling,
+    processors,
+)
+from fastssl.ops.philox import LANE_RANGE, dropout_threshold
+
+SUPPORTS = Supports(
+    devices=("cuda", "cpu"),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    needs_triton=True,
+    unverified_on=("cuda", "cpu"),
+    refuses={
+        **native.SUPPORTS.refuses,
+        f"a row has more than {MAX_WIDTH} elements": lambda width, **_: width > MAX_WIDTH,
+    },
+)
+
+_OPTIONS = {"enable_fp_fusion": True}
+"""Of every launch: products and sums fuse, whatever this release of Triton does by itself."""
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, eps: float, dropout_p: float, seed
+) -> tuple[Tensor, Tensor]:
+    """Return (y, sum) of `fastssl.ops.layer_norm`, without a graph for autograd."""
+    return forward_saving(x, weight, bias, residual, eps, dropout_p, seed)[:2]
+
+
+def forward_saving(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float, dropout_p: float, seed
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (y, sum, mean, rstd); sum is `x` itself where nothing is added to it or dropped from it."""
+    threshold = dropout_threshold(dropout_p)
+    y, total, mean, rstd = _forward(x, weight, bias, residual, eps, threshold, seed)
+    return y, x if residual is None and threshold == 0 else total, mean, rstd
+
+
+def backward(
+    grad_y: Tensor | None,
+    grad_sum: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    *,
+    dropout_p: float,
+    seed: Tensor | None,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Return the gradients of x, residual (None where not asked for), weight and bias (the last two float32).
+
+    No `grad_y` stands for zeros of the dtype of `total`.
+    """
+    threshold = dropout_threshold(dropout_p)
+    apart = with_residual and (threshold > 0 or (grad_y is not None and grad_y.dtype != total.dtype))
+    grad_x, grad_residual, grad_weight, grad_bias = _backward(
+        grad_y, grad_sum, total, weight, mean, rstd, threshold, seed, apart
+    )
+    if not with_residual:
+        grad_residual = None
+    elif not apart:
+        grad_residual = grad_x
+    return grad_x, grad_residual, grad_weight, grad_bias
+
+
+@torch.library.custom_op("fastssl::triton_layer_norm_forward", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    dropout_threshold: int,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from fastssl.ops.layer_norm.triton_kernels import forward_kernel
+
+    outputs = y, total, mean, rstd = native.forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed)
+    num_rows, width = mean.numel(), x.shape[-1]
+    block, rows, vector, num_warps = forward_tiling(width, x.dtype, total.dtype)
+    if num_rows:
+        with torch.cuda.device_of(x):
+            forward_kernel[(-(-num_rows // rows),)](
+                x.contiguous(),
+                _contiguous(residual),
+                weight.contiguous(),
+                _contiguous(bias),
+                seed if dropout_threshold else None,
+                y,
+                total if total.numel() else None,
+                mean,
+                rstd,
+                num_rows,
+                eps,
+                dropout_threshold,
+                _scale(dropout_threshold),
+                WIDTH=width,
+                BLOCK=block,
+                ROWS=rows,
+                VECTOR=vector,
+                num_warps=num_warps,
+                **_OPTIONS,
+            )
+    return outputs
+
+
+@torch.library.custom_op("fastssl::triton_layer_norm_backward", mutates_args=())
+def _backward(
+    grad_y: Tensor | None,
+    grad_sum: Tensor | None,
+    sum: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dropout_threshold: int,
+    seed: Tensor | None,
+    residual_apart: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outputs = native.backward_fake(grad_y, grad_sum, sum, weight, mean, rstd, dropout_threshold, seed, residual_apart)
+    grad_x, grad_residual, grad_weight, grad_bias = outputs
+    if grad_y is None or not mean.numel():
+        grad_weight.zero_(), grad_bias.zero_()
+    if grad_y is None and grad_sum is None:
+        grad_x.zero_(), grad_residual.zero_()
+    elif mean.numel():
+        seed = seed if dropout_threshold else None
+        grad_y, grad_sum, sum = _contiguous(grad_y), _contiguous(grad_sum), sum.contiguous()
+        with torch.cuda.device_of(sum):
+            partials = _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, dropout_threshold, seed, outputs)
+            if grad_y is not None:
+                _launch_sums(partials, grad_y, sum, mean, rstd, grad_weight, grad_bias)
+    return outputs
+
+
+def _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, outputs) -> Tensor | None:
+    """Write the gradients of x and residual; return the partial sums of the others, None where they are not made."""
+    from fastssl.ops.layer_norm.triton_kernels import backward_kernel
+
+    grad_x, grad_residual = outputs[:2]
+    num_rows, width = mean.numel(), sum.shape[-1]
+    read = tuple(tensor.dtype for tensor in (grad_y, None if grad_y is None else sum, grad_sum) if tensor is not None)
+    tiling = backward_tiling(num_rows, width, read, processors(sum.device))
+    sums = grad_y is not None and width <= MAX_WIDTH_WITH_SUMS
+    partials = mean.new_empty(2, tiling.programs, width) if sums else None
+    backward_kernel[(tiling.programs,)](
+        grad_y,
+        grad_sum,
+        sum,
+        weight.contiguous(),
+        mean,
+        rstd,
+        seed,
+        grad_x,
+        grad_residual if grad_residual.numel() else None,
+        partials,
+        num_rows,
+        threshold,
+        _scale(threshold),
+        WIDTH=width,
+        BLOCK=tiling.block,
+        ROWS=tiling.rows,
+        ROW_GROUPS=tiling.row_groups,
+        VECTOR=tiling.vector,
+        STAGES=tiling.stages,
+        num_warps=tiling.num_warps,
+        **_OPTIONS,
+    )
+    return partials
+
+
+def _launch_sums(partials, grad_y, sum, mean, rstd, grad_weight, grad_bias) -> None:
+    """Write the gradients of weight and bias."""
+    from fastssl.ops.layer_norm.triton_kernels import parameter_kernel, sum_partials_kernel
+
+    num_rows, width = mean.numel(), sum.shape[-1]
+    if partials is None:
+        columns, rows, num_warps, stages = PARAMETERS
+        blocks = -(-width // columns)
+        slices = min(-(-num_rows // rows), max(1, 2 * processors(sum.device).count // blocks))
+        partials = mean.new_empty(2, slices, width)
+        parameter_kernel[(blocks, slices)](
+            grad_y,
+            sum,
+            mean,
+            rstd,
+            partials,
+            num_rows,
+            WIDTH=width,
+            COLUMNS=columns,
+            ROWS=rows,
+            STAGES=stages,
+            num_warps=num_warps,
+            **_OPTIONS,
+        )
+    columns, rows, num_warps, stages = PARTIALS
+    sum_partials_kernel[(-(-width // columns), 2)](
+        partials,
+        grad_weight,
+        grad_bias,
+        partials.shape[1],
+        WIDTH=width,
+        COLUMNS=columns,
+        ROWS=rows,
+        STAGES=stages,
+        num_warps=num_warps,
+        **_OPTIONS,
+    )
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _scale(threshold: int) -> float:
+    return LANE_RANGE / (LANE_RANGE - threshold)
+
+
+_forward.register_fake(native.forward_fake)
+_backward.register_fake(native.backward_fake)

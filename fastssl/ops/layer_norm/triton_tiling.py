@@ -1,0 +1,135 @@
+"""How the Triton kernels of `layer_norm` cut their rows: functions of the shape, the dtypes and the device alone.
+
+None of these numbers has been measured on a GPU yet; the README of the operator derives them.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+MAX_WIDTH = 16384
+"""A program keeps whole rows in the registers of one multiprocessor; wider ones do not fit."""
+MAX_WIDTH_WITH_SUMS = 8192
+"""Beyond this the backward has no registers left for the sums of weight and bias: a second kernel makes them."""
+_SHARED_BYTES_BESIDE = 4096
+"""Shared memory of a program that is no tile: what CUDA keeps, and the exchange of sums between warps."""
+
+
+class Processors(NamedTuple):
+    """What tiles depend on of a device."""
+
+    count: int
+    """Multiprocessors."""
+    shared_bytes: int
+    """Shared memory of each."""
+
+
+class ForwardTiling(NamedTuple):
+    """Of `forward_kernel`."""
+
+    block: int
+    """Columns of a tile: the power of two that holds a row."""
+    rows: int
+    """Rows of a tile; a program has one tile."""
+    vector: int
+    """Neighbouring columns of a thread."""
+    num_warps: int
+
+
+class BackwardTiling(NamedTuple):
+    """Of `backward_kernel`."""
+
+    block: int
+    """Columns of a tile, as in the forward."""
+    rows: int
+    """Rows of a tile; a program walks over many."""
+    row_groups: int
+    """Threads that hold the same columns, of different rows."""
+    vector: int
+    """Neighbouring columns of a thread."""
+    num_warps: int
+    stages: int
+    """Tiles in the pipeline, with the one at work."""
+    programs: int
+    """Size of the grid."""
+
+
+class SumTiling(NamedTuple):
+    """Of `sum_partials_kernel` and `parameter_kernel`."""
+
+    columns: int
+    rows: int
+    num_warps: int
+    stages: int
+
+
+PARTIALS = SumTiling(columns=16, rows=256, num_warps=8, stages=3)
+"""Narrow programs, so that there is one for every multiprocessor."""
+PARAMETERS = SumTiling(columns=512, rows=8, num_warps=8, stages=3)
+"""Of rows wider than MAX_WIDTH_WITH_SUMS."""
+
+
+@cache
+def processors(device: torch.device) -> Processors:
+    """Return what a device has; the interpreter, which has none, gets little, so that its programs walk too."""
+    if device.type != "cuda":
+        return Processors(count=2, shared_bytes=100 * 1024)
+    properties = torch.cuda.get_device_properties(device)
+    return Processors(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)
+
+
+def forward_tiling(width: int, *dtypes: torch.dtype) -> ForwardTiling:
+    """Return tiles in which a thread has 128 bytes of every tensor under way, 64 in rows of 16 bits that are narrow.
+
+    A warp has rows of up to 1024 columns to itself, so that their sums need no barrier. Where a tile of 16-bit elements
+    has twice the rows, they share the parameters that a thread loads.
+
+    Args:
+        width: of a row.
+        dtypes: of x, the residual and the sum.
+    """
+    block, vector = _block(width), _vector(dtypes)
+    num_warps = min(max(1, block // 1024), 16)
+    elements = 64 if vector == 8 and 512 <= block < MAX_WIDTH else 32
+    return ForwardTiling(block, max(1, 32 * num_warps * elements // block), vector, num_warps)
+
+
+def backward_tiling(num_rows: int, width: int, dtypes: tuple[torch.dtype, ...], device: Processors) -> BackwardTiling:
+    """Return tiles of 16 elements a thread, and programs that put 512 threads on each multiprocessor.
+
+    That leaves room in the registers for the weight and both sums of a thread's columns. Tiles to come wait in shared
+    memory, as many as it holds. All programs get the same number of tiles, give or take one: fewer programs make fewer
+    partial sums.
+
+    Args:
+        num_rows, width: of the input.
+        dtypes: of the tensors that are read, one each.
+        device: what it runs on.
+    """
+    block, vector = _block(width), _vector(dtypes)
+    num_warps = min(max(4, block // 256), 16)
+    rows = max(1, 512 * num_warps // block)
+    resident = 16 // num_warps
+    tile_bytes = rows * block * sum(dtype.itemsize for dtype in dtypes)
+    stages = min(3, 1 + (device.shared_bytes // resident - _SHARED_BYTES_BESIDE) // tile_bytes)
+    num_tiles = -(-num_rows // rows)
+    tiles_each = -(-num_tiles // min(num_tiles, resident * device.count))
+    return BackwardTiling(
+        block=block,
+        rows=rows,
+        row_groups=max(1, 32 * num_warps * vector // block),
+        vector=vector,
+        num_warps=num_warps,
+        stages=stages,
+        programs=-(-num_tiles // tiles_each),
+    )
+
+
+def _block(width: int) -> int:
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def _vector(dtypes: tuple[torch.dtype, ...]) -> int:
+    """Return the columns of a thread: 16 bytes of the widest tensor, so that stores fill whole sectors."""
+    return 4 if torch.float32 in dtypes else 8
