@@ -108,6 +108,7 @@ struct BackwardPlan {
 inline BackwardPlan plan_layer_norm_backward(const LayerNormBackward& a, Element x, Element sum,
                                              const DeviceLimits& limits) {
   constexpr int kAnyBlocksPerMultiprocessor = 4;
+  constexpr int kReservedBytes = 1024;  // for the sums over a row
   BackwardPlan plan{};
   plan.aligned =
       a.width % kVector == 0 && all_aligned(a.grad_y, a.grad_sum, a.sum, a.weight, a.grad_x, a.grad_residual);
@@ -117,7 +118,7 @@ inline BackwardPlan plan_layer_norm_backward(const LayerNormBackward& a, Element
       int per_multiprocessor = kAnyBlocksPerMultiprocessor;
       if constexpr (!Shape::kAny) {
         constexpr int kStageBytes = Shape::kRows * Shape::kWidth * static_cast<int>(sizeof x_value + sizeof sum_value);
-        plan.stages = std::min(limits.shared_bytes_per_block / kStageBytes, kMaxStages);
+        plan.stages = std::min((limits.shared_bytes_per_block - kReservedBytes) / kStageBytes, kMaxStages);
         per_multiprocessor = 1;
       }
       plan.blocks = std::min<int64_t>(blocks_of(a.rows, Shape::kRows), limits.multiprocessors * per_multiprocessor);

@@ -1,4 +1,9 @@
 // The fibers behind cuda_on_host.h, and what tests set about them.
+#if defined(__APPLE__)
+#define _XOPEN_SOURCE 700  // or there is no ucontext.h
+#define _DARWIN_C_SOURCE
+#endif
+
 #include <setjmp.h>
 #include <ucontext.h>
 
