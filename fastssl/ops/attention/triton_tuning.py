@@ -1,4 +1,7 @@
-"""How the Triton kernels of `attention` are cut into programs: functions of the device and the call, no search."""
+"""How the Triton kernels of `attention` are cut into programs: functions of the device and the call, no search.
+
+None of these numbers has been measured on a GPU yet.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -81,24 +84,44 @@ def parts_of_bias(programs: int, num_sequences: int) -> tuple[int, int]:
 
 
 def forward_tile(shape: Shape) -> Tile:
-    return INTERPRETED
+    """Return the tiles of the forward: many queries, which share each tile of keys."""
+    columns = padded_width(shape.width)
+    if shape.capability == 0:
+        return INTERPRETED
+    if shape.element_size == 4 or columns > 128:
+        return Tile(queries=64, keys=32, num_warps=4, num_stages=2)
+    return Tile(queries=128, keys=64, num_warps=4 if columns <= 64 else 8, num_stages=3 if columns <= 64 else 2)
 
 
 def grad_q_tile(shape: Shape) -> Tile:
-    return INTERPRETED
+    """Return the tiles of the gradient of q, which holds queries, their gradients and those of the output at once."""
+    return _gradient_tile(shape)
 
 
 def grad_kv_tile(shape: Shape) -> Tile:
-    return INTERPRETED
+    """Return the tiles of the gradients of k and v, which hold keys, values and both gradients at once."""
+    return _gradient_tile(shape)
 
 
 def grad_bias_tile(shape: Shape) -> Tile:
-    return INTERPRETED
+    """Return the tiles of the gradient of the bias: squares, summed over the sequences in registers."""
+    return _gradient_tile(shape)
 
 
-def delta_tile(shape):
-    return INTERPRETED
+def delta_tile(shape: Shape) -> Tile:
+    """Return the tiles of rowsum(dO * O), which reads each row once."""
+    return INTERPRETED if shape.capability == 0 else Tile(queries=64, keys=64, num_warps=4, num_stages=1)
 
 
-def one_tile_of_keys(shape):
+def one_tile_of_keys(shape: Shape) -> bool:
+    """Tell whether one tile holds all keys of every sequence, so that dQ needs no kernel of its own."""
     return shape.longest_k <= grad_kv_tile(shape).keys
+
+
+def _gradient_tile(shape: Shape) -> Tile:
+    columns = padded_width(shape.width)
+    if shape.capability == 0:
+        return INTERPRETED
+    if shape.element_size == 4 or columns > 128:
+        return Tile(queries=32, keys=32, num_warps=4, num_stages=1)
+    return Tile(queries=64, keys=64, num_warps=4 if columns <= 64 else 8, num_stages=2 if columns <= 64 else 1)
