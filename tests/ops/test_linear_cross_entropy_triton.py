@@ -447,3 +447,20 @@ def test_what_it_refuses():
     double = torch.ones(3, 4, dtype=torch.float64, device=DEVICE)
     with pytest.raises(ValueError, match=r"takes .*, the tensors are torch.float64"):
         linear_cross_entropy(double, double, torch.zeros(3, dtype=torch.int64, device=DEVICE), backend="triton")
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("fill", [0.0, float("nan"), float("inf"), -float("inf"), 6e4])
+def test_what_follows_a_row_reaches_no_gradient(monkeypatch, with_threads, fill, num_threads):
+    """Products of an odd number of classes may read it; whatever was there, it is 0 when they do."""
+    seen, padded_rows = [], triton_backend.padded_rows
+
+    def filled(*arguments):
+        seen.append(padded_rows(*arguments).fill_(fill))
+        return seen[-1]
+
+    monkeypatch.setattr(triton_backend, "padded_rows", filled)
+    inputs = EDGE_CASES["prime"].inputs(torch.bfloat16)
+    with_threads(num_threads, lambda: check(EDGE_CASES["prime"], inputs, reduction="sum"))
+    vocab_size = inputs["weight"].shape[0]
+    assert vocab_size % 2 == 1 and all((memory[:, vocab_size:] == 0).all() for memory in seen[1:])

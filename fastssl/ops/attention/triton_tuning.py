@@ -125,3 +125,13 @@ def _gradient_tile(shape: Shape) -> Tile:
     if shape.element_size == 4 or columns > 128:
         return Tile(queries=32, keys=32, num_warps=4, num_stages=1)
     return Tile(queries=64, keys=64, num_warps=4 if columns <= 64 else 8, num_stages=2 if columns <= 64 else 1)
+
+
+TILES = {
+    "attention_forward": forward_tile,
+    "attention_grad_q": grad_q_tile,
+    "attention_grad_kv": grad_kv_tile,
+    "attention_grad_bias": grad_bias_tile,
+    "attention_delta": delta_tile,
+}
+"""Kernel -> the choice of its tiles."""

@@ -29,6 +29,12 @@ def is_capturing(tensor: Tensor) -> bool:
 
 
 def padded_rows(operand: Tensor, num_rows: int, vocab_size: int) -> Tensor:
-    """Return memory for logits, rows padded to begin at cache lines: loads of 16 bytes then fit every vocabulary."""
+    """Return memory for logits, rows padded to begin at cache lines: loads of 16 bytes then fit every vocabulary.
+
+    The padding is zero and must stay finite: a library's product may read what follows a row of odd length and multiply
+    it by zero (seen of bfloat16 products on a CPU with AMX).
+    """
     line = CACHE_LINE_BYTES // operand.itemsize
-    return operand.new_empty(num_rows, -(-vocab_size // line) * line)
+    memory = operand.new_empty(num_rows, -(-vocab_size // line) * line)
+    memory[:, vocab_size:].zero_()
+    return memory

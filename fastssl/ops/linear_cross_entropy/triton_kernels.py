@@ -29,7 +29,7 @@ def softmax_cross_entropy(
     losses,  # (rows) float32
     lse,  # (rows) float32
     correct,  # (rows) bool: the target is the first largest logit
-    row_stride,  # a multiple of 16 elements; what follows the last class may hold anything
+    row_stride,  # a multiple of 16 elements; what follows the last class may hold anything, and becomes 0 with gradient
     num_classes,
     ignore_index,
     label_smoothing,
@@ -72,6 +72,7 @@ def softmax_cross_entropy(
                 bias,
                 target,
                 row_stride,
+                num_classes,
                 softcap,
                 maximum,
                 log_sum,
@@ -156,6 +157,7 @@ def _form_gradient(
     bias,
     target,
     row_stride,
+    num_classes,
     softcap,
     maximum,
     log_sum,
@@ -177,7 +179,8 @@ def _form_gradient(
         if softcap is not None:
             ratio = logit / softcap
             gradient *= 1.0 - ratio * ratio
-        gradient = gradient.to(logits.dtype.element_ty)
+        # Libraries may multiply what follows a row by zeros of their own: it must not be infinite.
+        gradient = tl.where(columns < num_classes, gradient, 0.0).to(logits.dtype.element_ty)
         tl.store(logits + columns, gradient, mask=columns < row_stride, eviction_policy="evict_first")
 
 
