@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,9 @@ from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
 from fastssl.tasks.classification import Classifier
+from fastssl.tasks.finetuning_config import TaskName
 from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
+from fastssl.tasks.task_of import task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +45,47 @@ class EvaluateFlags:
     """Print JSON instead of a table."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured, to be shown."""
+
+    num_examples: int
+    """Of the file."""
+    figures: Mapping[str, float]
+    """Name -> value."""
+    f1_of: str | None = None
+    """The class that "f1" is of, if it is of one."""
+
+
 def main(arguments: list[str]) -> int:
     """Print the figures of a model on a file."""
     flags = parse_flags(EvaluateFlags, arguments, program="fastssl evaluate")
-    examples = read_labelled_texts(flags.eval_file, flags.columns)
-    classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
-    figures = classifier.evaluate(examples)
-    f1_of = {"f1_of": classifier.label_set.names[1]} if "f1" in figures else {}
+    measured = MEASURE[task_of(flags.model)](flags)
     if flags.json:
-        print(json.dumps({"examples": len(examples), **figures, **f1_of}, indent=2, ensure_ascii=False))
+        f1_of = {} if measured.f1_of is None else {"f1_of": measured.f1_of}
+        shown = {"examples": measured.num_examples, **measured.figures, **f1_of}
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
     table = Table("figure", "value", box=None, pad_edge=False, header_style="dim")
     table.columns[1].justify = "right"
-    table.add_row("examples", f"{len(examples):,}")
-    for name, value in figures.items():
-        shown = f"f1 (of {f1_of['f1_of']})" if name == "f1" else name.replace("_", " ")
-        table.add_row(Text(shown), f"{value:.4f}")
+    table.add_row("examples", f"{measured.num_examples:,}")
+    for name, value in measured.figures.items():
+        named = name == "f1" and measured.f1_of is not None
+        table.add_row(Text(f"f1 (of {measured.f1_of})" if named else name.replace("_", " ")), f"{value:.4f}")
     Console(highlight=False).print(table)
     return 0
+
+
+def _measure_classes(flags: EvaluateFlags) -> Measured:
+    examples = read_labelled_texts(flags.eval_file, flags.columns)
+    classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
+    figures = classifier.evaluate(examples)
+    return Measured(
+        num_examples=len(examples),
+        figures=figures,
+        f1_of=classifier.label_set.names[1] if "f1" in figures else None,
+    )
+
+
+MEASURE: dict[TaskName, Callable[[EvaluateFlags], Measured]] = {"classification": _measure_classes}
+"""Task -> what measures its models."""

@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Literal
-
-import tyro
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Callable
 
 from fastssl.cli.flags import parse_flags
-from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
-from fastssl.tasks.classification import Classifier, Prediction
-from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
+from fastssl.cli.predict_classes import predict_classes
+from fastssl.cli.predict_flags import PredictFlags
+from fastssl.tasks.finetuning_config import TaskName
+from fastssl.tasks.task_of import task_of
 
-_AT_ONCE = 4096
-_SHOWN = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictFlags:
-    """Classify texts with a fine-tuned model, with probabilities.
-
-    One text, or two that belong together; or --file; or the lines of standard input, a pair with a tab between its
-    texts. Results come in the order given.
-
-    Examples:
-      fastssl predict --model runs/sentiment "this is good"
-      fastssl predict --model runs/entailment "A person on a horse jumps." "A person is outdoors."
-      fastssl predict --model runs/sentiment --file reviews.jsonl --text-column review --json > predictions.jsonl
-      cat reviews.txt | fastssl predict --model runs/sentiment --json
-    """
-
-    texts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """A text, or a pair of texts; "-" or nothing: the lines of standard input."""
-    model: Path
-    """Directory of a fine-tuned model."""
-    file: Path | None = None
-    """Instead: a .tsv, .csv or .jsonl file."""
-    columns: ColumnConfig = field(default_factory=ColumnConfig)
-    """Which columns are meant."""
-    max_seq_length: int | None = None
-    """Longer texts are cut, in tokens; None: where they were cut in training."""
-    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
-    """What the model computes in; int8 rounds its linear maps to 8 bits."""
-    json: bool = False
-    """Print one JSON object a line, with the probabilities of all labels, instead of a table."""
+PREDICT: dict[TaskName, Callable[[PredictFlags], None]] = {"classification": predict_classes}
+"""Task -> what prints the predictions of its models."""
 
 
 def main(arguments: list[str]) -> int:
@@ -58,57 +19,5 @@ def main(arguments: list[str]) -> int:
     flags = parse_flags(PredictFlags, arguments, program="fastssl predict")
     if flags.texts and flags.file is not None:
         raise ValueError("texts and file are both given; expected one of them")
-    if len(flags.texts) > 2:
-        raise ValueError(
-            f"expected one text or a pair, got {len(flags.texts)} texts; give many as --file, or one a line on "
-            "standard input"
-        )
-    classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
-    examples = _examples(flags)
-    console = Console(highlight=False)
-    while chunk := list(itertools.islice(examples, _AT_ONCE)):
-        texts = [text for text, _ in chunk]
-        pairs = None if chunk[0][1] is None else [pair for _, pair in chunk]
-        predictions = classifier(texts, pairs)
-        if flags.json:
-            print("\n".join(json.dumps(asdict(one), ensure_ascii=False) for one in predictions), flush=True)
-        else:
-            console.print(_table(predictions))
+    PREDICT[task_of(flags.model)](flags)
     return 0
-
-
-def _examples(flags: PredictFlags) -> Iterator[tuple[str, str | None]]:
-    """Yield texts with their second texts, all with one or all without."""
-    if flags.texts and flags.texts != (str(STANDARD_INPUT),):
-        yield flags.texts[0], flags.texts[1] if len(flags.texts) == 2 else None
-    elif flags.file is not None:
-        found = read_labelled_texts(flags.file, flags.columns, needs_labels=False)
-        yield from zip(found.texts, found.pairs or itertools.repeat(None), strict=False)
-    else:
-        yield from _standard_input()
-
-
-def _standard_input() -> Iterator[tuple[str, str | None]]:
-    paired = None
-    for number, line in enumerate(text_lines(STANDARD_INPUT), start=1):
-        text, tab, pair = line.partition("\t")
-        if paired is None:
-            paired = bool(tab)
-        elif paired != bool(tab):
-            kind = "a pair, with a tab between its texts" if paired else "a single text"
-            raise ValueError(f"standard input, line {number}: expected {kind}, as in line 1")
-        yield text, pair if tab else None
-    if paired is None:
-        raise ValueError('there is no text; give one in quotes: fastssl predict --model DIR "a text"')
-
-
-def _table(predictions: list[Prediction]) -> Table:
-    table = Table("label", "probabilities", "text", box=None, pad_edge=False, header_style="dim")
-    for one in predictions:
-        label = f"{one.label:.4f}" if isinstance(one.label, float) else one.label
-        label = ", ".join(label) if isinstance(label, tuple) else label
-        ranked = list((one.probabilities or {}).items())
-        shown = "  ".join(f"{name} {p:.1%}" for name, p in ranked[:_SHOWN]) + (" ..." if ranked[_SHOWN:] else "")
-        text = one.text if one.pair is None else f"{one.text} | {one.pair}"
-        table.add_row(Text(label, style="bold"), Text(shown), Text(text))
-    return table

@@ -73,7 +73,7 @@ def test_predict_a_file_and_standard_input_in_order(run, capsys, monkeypatch):
     texts = [line.split("\t")[0] for line in dev.read_text().splitlines()[1:]]
     assert [one["text"] for one in of_file] == texts
     monkeypatch.setattr("sys.stdin", standard_input("\n".join(texts) + "\n"))
-    monkeypatch.setattr("fastssl.cli.predict._AT_ONCE", 7)
+    monkeypatch.setattr("fastssl.cli.predict_classes._AT_ONCE", 7)
     assert main(["predict", "--model", str(run), "--json"]) == 0
     of_input = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["label"] for one in of_input] == [one["label"] for one in of_file]
@@ -91,6 +91,8 @@ def test_predict_reads_standard_input_for_a_dash_and_drops_a_byte_order_mark(run
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
+        (["predict", "a", "--model", "{pretrained}"], "", "holds a BertForMaskedLM, which was not fine-tuned"),
+        (["evaluate", "--eval-file", "{dev}", "--model", "{pretrained}"], "", "was not fine-tuned for a task"),
         (["predict", "a", "--max-seq-length", "0"], "", "between 4 and the model's 40 positions, got 0"),
         (["evaluate", "--eval-file", "{dev}", "--max-seq-length", "99999"], "", "model's 40 positions, got 99999"),
         (["predict", "a", "--model", "nosuch"], "", "nosuch is not a directory"),
@@ -103,9 +105,10 @@ def test_predict_reads_standard_input_for_a_dash_and_drops_a_byte_order_mark(run
         (["evaluate", "--eval-file", "{dev}", "--label-column", "stars"], "", "no column 'stars'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(run, capsys, monkeypatch, arguments, stdin, message):
+def test_mistakes_are_told_in_one_line(run, pretrained, capsys, monkeypatch, arguments, stdin, message):  # noqa: F811
     monkeypatch.setattr("sys.stdin", standard_input(stdin))
-    verb, *rest = (argument.replace("{dev}", str(run.parent / "dev.tsv")) for argument in arguments)
+    places = {"{dev}": str(run.parent / "dev.tsv"), "{pretrained}": str(pretrained)}
+    verb, *rest = (places.get(argument, argument) for argument in arguments)
     assert main([verb, "--model", str(run), *rest]) == 1
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastssl: error:")]
     assert len(error) == 1 and message in error[0]

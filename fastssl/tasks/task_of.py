@@ -1,0 +1,29 @@
+"""Which task a model directory was fine-tuned for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastssl.models.pretrained import read_config
+from fastssl.tasks.finetuning_config import TaskName
+
+HEADS: dict[str, TaskName] = {"BertForSequenceClassification": "classification"}
+"""Class of a model, as its config.json names it -> what it does."""
+
+
+def task_of(directory: str | Path) -> TaskName:
+    """Return the task of a model, told by the class in its config.json; "classification" where none stands there.
+
+    Raises:
+        FileNotFoundError: where there is no such directory, or no config in it.
+        ValueError: for a model without a head for a task.
+    """
+    architectures = read_config(directory).get("architectures") or ["BertForSequenceClassification"]
+    for name in architectures:
+        if name in HEADS:
+            return HEADS[name]
+    raise ValueError(
+        f"{directory} holds a {', '.join(architectures)}, which was not fine-tuned for a task "
+        f"({', '.join(sorted(set(HEADS.values())))}) and could only guess at random; "
+        f"train it first (fastssl finetune --model {directory} --task ... --train-file ...)"
+    )
