@@ -56,60 +56,111 @@ float form_sum(const LayerNormForward& a, int64_t row, const X* x, Sum* sum) {
                     : form_sum<true, false>(x, residual, sum, row, a.width, a.dropout);
 }
 
-// y and the statistics of one row of sums, whose total is known.
-template <class Sum, class Y>
-void normalise(const LayerNormForward& a, int64_t row, const Sum* sum, float total, Y* y) {
-  const float mean = total / static_cast<float>(a.width);
-  const float squares = sum_over_row(a.width, [&](int64_t j, auto part) {
-    const VecF centred = pad(load(sum + j, part) - mean, 0.0f, part);
+// Rows that are computed together: their loads overlap, and parameters and their gradients are read once for all.
+constexpr int kRowsTogether = kLanes == 16 ? 4 : 2;
+
+// rows(i, n) for every n rows from row i on, as many together as there are.
+template <class Body>
+FASTSSL_INLINE void for_rows(int64_t begin, int64_t end, Body rows) {
+  for (; begin + kRowsTogether <= end; begin += kRowsTogether) rows(begin, Count<kRowsTogether>{});
+  for (; begin < end; ++begin) rows(begin, Count<1>{});
+}
+
+// y and the statistics of rows of sums, whose totals are known. The memory is asked for the next rows meanwhile.
+template <class Sum, class Y, int kRows>
+void normalise(const LayerNormForward& a, int64_t row, const Sum* sums, const float* totals, Y* y, Count<kRows> rows) {
+  const int64_t width = a.width;
+  float mean[kRows], squares[kRows], rstd[kRows];
+  for (int r = 0; r < kRows; ++r) mean[r] = totals[r] / static_cast<float>(width);
+  sums_over_rows(rows, width, squares, [&](int r, int64_t j, auto part) {
+    const VecF centred = pad(load(sums + r * width + j, part) - mean[r], 0.0f, part);
     return centred * centred;
   });
-  const float rstd = 1.0f / __builtin_sqrtf(squares / static_cast<float>(a.width) + a.eps);
-  const float* bias = a.bias;
-  for_each_vector(a.width, [&](int64_t j, auto part) {
-    VecF value = (load(sum + j, part) - mean) * rstd * load(a.weight + j, part);
-    if (bias) value += load(bias + j, part);
-    store(y + j, value, part);
+  for (int r = 0; r < kRows; ++r) {
+    // In double: an error of rstd is one of the whole row.
+    const double variance = static_cast<double>(squares[r]) / static_cast<double>(width);
+    rstd[r] = static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(a.eps)));
+    a.mean[row + r] = mean[r];
+    a.rstd[row + r] = rstd[r];
+  }
+  for_each_vector(width, [&](int64_t j, auto part) {
+    const VecF weight = load(a.weight + j, part), bias = a.bias ? load(a.bias + j, part) : VecF{};
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      // One expression, so that the last product and the bias are rounded once.
+      store(y + r * width + j, (load(sums + r * width + j, part) - mean[r]) * rstd[r] * weight + bias, part);
+      if (a.sum) continue;  // the dropout's draws give the memory time enough
+      __builtin_prefetch(sums + (kRows + r) * width + j, 0);
+      __builtin_prefetch(y + (kRows + r) * width + j, 1);
+    }
   });
-  a.mean[row] = mean;
-  a.rstd[row] = rstd;
 }
 
 template <class X, class Sum>
 void forward_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const X* x = static_cast<const X*>(a.x) + row * a.width;
-    X* y = static_cast<X*>(a.y) + row * a.width;
+  const int64_t width = a.width;
+  for_rows(begin, end, [&](int64_t row, auto rows) {
+    const X* x = static_cast<const X*>(a.x) + row * width;
+    X* y = static_cast<X*>(a.y) + row * width;
+    float totals[rows.value];
     if (a.sum) {
-      Sum* sum = static_cast<Sum*>(a.sum) + row * a.width;
-      const float total = form_sum(a, row, x, sum);
-      normalise(a, row, sum, total, y);
+      Sum* sum = static_cast<Sum*>(a.sum) + row * width;
+      for (int r = 0; r < rows.value; ++r) totals[r] = form_sum(a, row + r, x + r * width, sum + r * width);
+      normalise(a, row, sum, totals, y, rows);
     } else {
-      normalise(a, row, x, sum_over_row(a.width, [&](int64_t j, auto part) { return load(x + j, part); }), y);
+      sums_over_rows(rows, width, totals, [&](int r, int64_t j, auto part) { return load(x + r * width + j, part); });
+      normalise(a, row, x, totals, y, rows);
     }
-  }
+  });
 }
 
 // With n = (sum - mean) * rstd and g = grad_y * weight:
 // grad_sum = rstd * (g - mean(g) - n * mean(g * n)), plus what comes in through the returned sum.
+struct RowMeans {
+  float of_g = 0.0f, of_gn = 0.0f;
+};
+
+// The means of rows, whose part of the parameters' gradients is added to these.
+template <class X, class Sum, int kRows>
+void form_means(const LayerNormBackward& a, int64_t row, RowMeans* means, float* grad_weight, float* grad_bias,
+                Count<kRows>) {
+  const int64_t width = a.width;
+  const X* grad_y = static_cast<const X*>(a.grad_y) + row * width;
+  const Sum* sum = static_cast<const Sum*>(a.sum) + row * width;
+  VecF total[kRows][2] = {}, product[kRows][2] = {};
+  const auto add = [&](int i, int64_t j, auto part) {
+    const VecF weight = load(a.weight + j, part);
+    VecF dw = load(grad_weight + j, part), db = load(grad_bias + j, part);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const VecF dy = load(grad_y + r * width + j, part);
+      const VecF n = (load(sum + r * width + j, part) - a.mean[row + r]) * a.rstd[row + r], g = dy * weight;
+      total[r][i] += g;
+      product[r][i] += g * n;
+      dw += dy * n;
+      db += dy;
+    }
+    store(grad_weight + j, dw, part);
+    store(grad_bias + j, db, part);
+  };
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= width; j += 2 * kLanes) {
+    add(0, j, Whole{});
+    add(1, j + kLanes, Whole{});
+  }
+  for_each_vector(width - j, [&](int64_t k, auto part) { add(0, j + k, part); });
+  for (int r = 0; r < kRows; ++r) {
+    means[r].of_g = reduce_add(total[r][0] + total[r][1]) / static_cast<float>(width);
+    means[r].of_gn = reduce_add(product[r][0] + product[r][1]) / static_cast<float>(width);
+  }
+}
+
 template <class X, class Sum>
-void backward_row(const LayerNormBackward& a, int64_t row, float* grad_weight, float* grad_bias) {
+void finish_row(const LayerNormBackward& a, int64_t row, RowMeans means) {
   const int64_t width = a.width, at = row * width;
   const X* grad_y = a.grad_y ? static_cast<const X*>(a.grad_y) + at : nullptr;
   const Sum* sum = static_cast<const Sum*>(a.sum) + at;
   const float mean = a.mean[row], rstd = a.rstd[row];
-  VecF product{};
-  const float total = !a.grad_y ? 0.0f : sum_over_row(width, [&](int64_t j, auto part) {
-    const VecF dy = load(grad_y + j, part), n = (load(sum + j, part) - mean) * rstd;
-    const VecF g = dy * load(a.weight + j, part);
-    product += g * n;
-    store(grad_weight + j, load(grad_weight + j, part) + dy * n, part);
-    store(grad_bias + j, load(grad_bias + j, part) + dy, part);
-    return g;
-  });
-  const float mean_g = total / static_cast<float>(width);
-  const float mean_gn = reduce_add(product) / static_cast<float>(width);
-
   const Sum* grad_sum = a.grad_sum ? static_cast<const Sum*>(a.grad_sum) + at : nullptr;
   Sum* grad_residual = a.grad_residual ? static_cast<Sum*>(a.grad_residual) + at : nullptr;
   X* grad_x = static_cast<X*>(a.grad_x) + at;
@@ -118,7 +169,7 @@ void backward_row(const LayerNormBackward& a, int64_t row, float* grad_weight, f
     if (grad_y) {
       const VecF g = load(grad_y + j, part) * load(a.weight + j, part);
       const VecF n = (load(sum + j, part) - mean) * rstd;
-      grad = (g - mean_g - n * mean_gn) * rstd;
+      grad = (g - means.of_g - n * means.of_gn) * rstd;
     }
     if (grad_sum) grad += load(grad_sum + j, part);
     if (grad_residual) store(grad_residual + j, grad, part);
@@ -139,7 +190,11 @@ void backward_blocks(const LayerNormBackward& a, int64_t begin, int64_t end) {
     std::memset(grad_bias, 0, sizeof(float) * static_cast<uint64_t>(a.width));
     const int64_t first = block * a.rows_per_block;
     const int64_t last = first + a.rows_per_block < a.rows ? first + a.rows_per_block : a.rows;
-    for (int64_t row = first; row < last; ++row) backward_row<X, Sum>(a, row, grad_weight, grad_bias);
+    for_rows(first, last, [&](int64_t row, auto rows) {
+      RowMeans means[rows.value];
+      if (a.grad_y) form_means<X, Sum>(a, row, means, grad_weight, grad_bias, rows);
+      for (int r = 0; r < rows.value; ++r) finish_row<X, Sum>(a, row + r, means[r]);
+    });
   }
 }
 

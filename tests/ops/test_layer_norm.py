@@ -308,3 +308,22 @@ def test_native_names_what_it_lacks():
     with pytest.raises(ValueError, match=r"torch.float64"):
         layer_norm(x.double(), x[0], eps=EPS, backend="native")
     assert layer_norm(x, x[0], eps=EPS, residual=x.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("width", [36, 80, 200])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(capability, width, p):
+    generator = torch.Generator().manual_seed(0)
+    x, residual, grad_y = (torch.randn(11, width, generator=generator) for _ in range(3))
+    weight, bias = torch.rand(width, generator=generator), torch.randn(width, generator=generator)
+
+    def rows(end: int) -> list[torch.Tensor]:
+        inputs = [t[:end].clone().requires_grad_() for t in (x, residual)]
+        y = layer_norm(inputs[0], weight, bias, eps=1e-12, residual=inputs[1], dropout_p=p, seed=1, backend="native")
+        return [y, *torch.autograd.grad(y, inputs, grad_y[:end])]
+
+    together = rows(11)
+    for end in (1, 3, 4, 7):
+        for some, all_rows in zip(rows(end), together, strict=True):
+            assert torch.equal(some, all_rows[:end])
