@@ -22,10 +22,16 @@ def python_documentation() -> Iterator[str]:
     seen: set[str] = set()
     for name in sorted(topics):
         yield from _prose([topics[name]], seen)
+    for path in standard_modules().values():
+        yield from _prose(_docstrings(path), seen)
+
+
+def standard_modules() -> dict[str, Path]:
+    """Return the modules of the standard library that are written in Python, in order: dotted name -> file."""
     stdlib = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(stdlib.rglob("*.py")):
-        if not _SKIPPED_FOLDERS & set(path.relative_to(stdlib).parts):
-            yield from _prose(_docstrings(path), seen)
+    files = sorted(stdlib.rglob("*.py"))
+    parts = {path: path.relative_to(stdlib).with_suffix("").parts for path in files}
+    return {".".join(names): path for path, names in parts.items() if not _SKIPPED_FOLDERS & set(names)}
 
 
 def _docstrings(path: Path) -> list[str]:
