@@ -94,7 +94,7 @@ def prepare_finetuning(config: FinetuningConfig, *, say: Callable[[str], None] =
     """
     check_output_directory(config.training)
     torch.manual_seed(config.training.seed)
-    world = World.join(torch.device("cpu"))
+    world = World.join()
     parts = TASKS[config.task](config, say if world.is_main else _say_nothing)
     freeze(parts.model, config.tuning.frozen_layers)
     if world.size == 1:

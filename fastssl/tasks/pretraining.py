@@ -95,7 +95,7 @@ def prepare_pretraining(
     check_output_directory(config.training)
     torch.manual_seed(config.training.seed)
     model = _published_model(config)
-    world = World.join(torch.device("cpu"))
+    world = World.join()
     if not world.is_main:
         world.barrier()  # the first process has written tokenizer and shards by then; the others find them complete
         say, progress = _say_nothing, False

@@ -21,12 +21,13 @@ class World:
     """Number of processes."""
 
     @classmethod
-    def join(cls, device: torch.device) -> "World":
+    def join(cls) -> "World":
         """Return the world that torchrun started, joining its process group; a world of one without torchrun."""
         if not dist.is_available() or not (dist.is_initialized() or dist.is_torchelastic_launched()):
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # NCCL exchanges the gradients on GPUs; numbers for reports and decisions are summed on the CPU.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
             # A group that outlives the interpreter can abort the process: its threads are still running then.
             atexit.register(dist.destroy_process_group)
         return cls(rank=dist.get_rank(), size=dist.get_world_size())

@@ -105,7 +105,7 @@ class Trainer:
         self._model, self._config, self._cost = model, config, cost
         self._device = next(model.parameters()).device
         self._dtype = resolve_precision(config.precision, self._device)
-        self._world = World.join(self._device)
+        self._world = World.join()
         self._train_data, self._lr_scales = train_data, lr_scales
         self._evaluation = evaluation or (eval_data and partial(evaluate, source=eval_data))
         self._directory = Path(config.output_dir)
