@@ -104,15 +104,16 @@ def make_report(
     Raises:
         NonFiniteError: names the first batch with a bad loss, or all of the step's batches for a bad gradient.
     """
-    bad = [n for n, loss in zip(batches, losses, strict=True) if not math.isfinite(loss.item())]
-    numbers = {name: value.item() for name, value in metrics.items()}
-    own = {"loss": sum(loss.item() for loss in losses), "tokens": sum(n.batch.num_tokens for n in batches)}
-    total = world.sum(own | {f"metrics/{name}": value for name, value in numbers.items()})
+    own_norm, *values = _numbers([grad_norm, *losses, *metrics.values()])
+    own_losses, own_metrics = values[: len(losses)], values[len(losses) :]
+    bad = [n for n, loss in zip(batches, own_losses, strict=True) if not math.isfinite(loss)]
+    own = {"loss": sum(own_losses), "tokens": sum(n.batch.num_tokens for n in batches)}
+    total = world.sum(own | {f"metrics/{name}": value for name, value in zip(metrics, own_metrics, strict=True)})
     report = StepReport(
         loss=total["loss"],
-        grad_norm=grad_norm.item(),
+        grad_norm=own_norm,
         tokens=round(total["tokens"]),
-        metrics={name: total[f"metrics/{name}"] for name in numbers},
+        metrics={name: total[f"metrics/{name}"] for name in metrics},
     )
     if not math.isfinite(report.loss):
         where = _places(bad[:1]) if bad else "another process's batch"
@@ -120,6 +121,12 @@ def make_report(
     if not math.isfinite(report.grad_norm):
         raise NonFiniteError(f"the gradient norm is {report.grad_norm} over {_places(batches)}")
     return report
+
+
+def _numbers(values: Sequence[Tensor]) -> list[float]:
+    """Return 0-d tensors as numbers; those of a GPU in one transfer, so that the host waits for it once."""
+    device = values[0].device
+    return torch.stack([value.detach().to(device, torch.float64, non_blocking=True) for value in values]).tolist()
 
 
 def _places(batches: Sequence[NumberedBatch]) -> str:
