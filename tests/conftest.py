@@ -16,11 +16,6 @@ if not torch.cuda.is_available():
 from fastssl import extension
 from tests.cuda_emulation import emulation
 
-if not torch.cuda.is_available():
-    # Triton reads this when its kernels are defined: it must stand before anything imports Triton. A value that is
-    # already there stays, such as the 0 of `make cuda-check`, which compiles what the interpreter would run.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
