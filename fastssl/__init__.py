@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
     from fastssl.models.bert_classifier import BertForSequenceClassification
     from fastssl.models.bert_config import BertConfig
+    from fastssl.models.bert_tagger import BertForTokenClassification
     from fastssl.models.presets import PRESETS, preset
     from fastssl.nn.quantized import quantize
     from fastssl.ops.attention.api import attention
@@ -35,6 +36,7 @@ __all__ = [
     "BertForMaskedLM",
     "BertForPreTraining",
     "BertForSequenceClassification",
+    "BertForTokenClassification",
     "BertModel",
     "Classifier",
     "FillMask",
@@ -65,6 +67,7 @@ _HOMES = {
     "fastssl.models.bert": ("BertForMaskedLM", "BertForPreTraining", "BertModel"),
     "fastssl.models.bert_classifier": ("BertForSequenceClassification",),
     "fastssl.models.bert_config": ("BertConfig",),
+    "fastssl.models.bert_tagger": ("BertForTokenClassification",),
     "fastssl.models.presets": ("PRESETS", "preset"),
     "fastssl.nn.quantized": ("quantize",),
     "fastssl.ops.attention.api": ("attention",),

@@ -16,13 +16,20 @@ from fastssl.cli.flags import parse_flags
 from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
 from fastssl.models.bert_classifier import BertForSequenceClassification
 from fastssl.models.bert_files import config_from_dict, config_to_dict
+from fastssl.models.bert_tagger import BertForTokenClassification
 from fastssl.models.cost import ParameterRow, flops_per_token, parameter_table, training_memory
 from fastssl.models.presets import PRESETS, preset
 from fastssl.models.pretrained import read_config
 
 _CLASSES = {
     model_class.__name__: model_class
-    for model_class in (BertForPreTraining, BertForMaskedLM, BertForSequenceClassification, BertModel)
+    for model_class in (
+        BertForPreTraining,
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertModel,
+    )
 }
 
 

@@ -33,6 +33,10 @@ class PackedBatch:
     """(B) int64: next-sentence prediction: 1 = random second segment; sentence order: 1 = swapped."""
     sequence_labels: Tensor | None = None
     """(B) int64 classes, (B) floating values, or (B, C) floating: one target of each sequence as a whole."""
+    token_positions: Tensor | None = None
+    """(M) int64: indices into N of the tokens that carry a label, ascending; another M than that of masked LM."""
+    token_labels: Tensor | None = None
+    """(M) int64: the classes of the tokens at `token_positions`."""
     padded_positions: Tensor | None = None
     """(N) int64: index of each token in the flattened (B, T) layout that it came from; None where it came from none."""
     padded_length: int | None = None
@@ -51,10 +55,12 @@ class PackedBatch:
             raise ValueError(
                 f"sequence_labels must have one row per sequence, ({b}, ...), got {tuple(self.sequence_labels.shape)}"
             )
-        if (self.masked_positions is None) != (self.masked_labels is None):
-            raise ValueError("masked_positions and masked_labels belong together; give both or neither")
-        if self.masked_positions is not None:
-            _expect_1d("masked_positions", self.masked_positions, self.masked_labels.numel())
+        for kind in ("masked", "token"):
+            positions, labels = getattr(self, f"{kind}_positions"), getattr(self, f"{kind}_labels")
+            if (positions is None) != (labels is None):
+                raise ValueError(f"{kind}_positions and {kind}_labels belong together; give both or neither")
+            if positions is not None:
+                _expect_1d(f"{kind}_positions", positions, labels.numel())
         if self.cu_seqlens.device.type == "cpu" and (b < 0 or self.cu_seqlens[0] != 0 or self.cu_seqlens[-1] != n):
             raise ValueError(f"cu_seqlens must start at 0 and end at {n} (the tokens), got {self.cu_seqlens.tolist()}")
 
@@ -69,7 +75,7 @@ class PackedBatch:
         return self.cu_seqlens.numel() - 1
 
     def target_counts(self) -> dict[str, int]:
-        """Return the number of targets of each kind present: "masked_lm" -> M, "sentence" and "sequence" -> B."""
+        """Return the number of targets of each kind present: "masked_lm", "token" -> M, "sentence", "sequence" -> B."""
         counts = {}
         if self.masked_labels is not None:
             counts["masked_lm"] = self.masked_labels.numel()
@@ -77,6 +83,8 @@ class PackedBatch:
             counts["sentence"] = self.sentence_labels.numel()
         if self.sequence_labels is not None:
             counts["sequence"] = self.num_sequences
+        if self.token_labels is not None:
+            counts["token"] = self.token_labels.numel()
         return counts
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
@@ -123,6 +131,7 @@ class PackedBatch:
         labels: Tensor | None = None,
         sentence_labels: Tensor | None = None,
         sequence_labels: Tensor | None = None,
+        token_labels: Tensor | None = None,
     ) -> "PackedBatch":
         """Pack a padded batch: keep the tokens where `attention_mask` is not 0.
 
@@ -137,6 +146,7 @@ class PackedBatch:
             labels: (B, T) int64, -100 where there is nothing to predict; labels of padding are ignored.
             sentence_labels: (B) int64.
             sequence_labels: (B) or (B, C).
+            token_labels: (B, T) int64, -100 where a token has no class; those of padding are ignored.
 
         Raises:
             ValueError: for a wrong shape, or a row without any token.
@@ -151,6 +161,7 @@ class PackedBatch:
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "labels": labels,
+            "token_labels": token_labels,
         }.items():
             if value is not None and value.shape != shape:
                 raise ValueError(
@@ -172,7 +183,9 @@ class PackedBatch:
         def pick(values: Tensor) -> Tensor:
             return values.reshape(-1)[padded_positions]
 
-        targets = {} if labels is None else _targets(pick(labels))
+        targets = {} if labels is None else _targets("masked", pick(labels))
+        if token_labels is not None:
+            targets |= _targets("token", pick(token_labels))
         return cls(
             input_ids=pick(input_ids),
             cu_seqlens=_cu_seqlens(lengths),
@@ -195,6 +208,7 @@ class PackedBatch:
         labels: Sequence[Sequence[int]] | None = None,
         sentence_labels: Sequence[int] | None = None,
         sequence_labels: Tensor | None = None,
+        token_labels: Sequence[Sequence[int]] | None = None,
     ) -> "PackedBatch":
         """Pack sequences of token ids, special tokens included.
 
@@ -204,6 +218,7 @@ class PackedBatch:
             labels: one sequence of labels per sequence, -100 where there is nothing to predict.
             sentence_labels: B labels.
             sequence_labels: (B) or (B, C).
+            token_labels: one sequence of classes per sequence, -100 where a token has none.
 
         Raises:
             ValueError: for no sequence, an empty one, or companions of another length.
@@ -211,10 +226,17 @@ class PackedBatch:
         lengths = [len(sequence) for sequence in sequences]
         if not lengths or min(lengths) == 0:
             raise ValueError(f"sequences must hold at least one token each, got lengths {lengths}; drop the empty ones")
-        for name, companion in (("token_type_ids", token_type_ids), ("labels", labels)):
+        for name, companion in {
+            "token_type_ids": token_type_ids,
+            "labels": labels,
+            "token_labels": token_labels,
+        }.items():
             if companion is not None and [len(values) for values in companion] != lengths:
                 raise ValueError(f"{name} must have the lengths of the sequences, {lengths}; give one value per token")
         input_ids = _concatenate(sequences)
+        targets = {} if labels is None else _targets("masked", _concatenate(labels))
+        if token_labels is not None:
+            targets |= _targets("token", _concatenate(token_labels))
         return cls(
             input_ids=input_ids,
             cu_seqlens=_cu_seqlens(torch.tensor(lengths)),
@@ -223,7 +245,7 @@ class PackedBatch:
             token_type_ids=torch.zeros_like(input_ids) if token_type_ids is None else _concatenate(token_type_ids),
             sentence_labels=None if sentence_labels is None else torch.tensor(sentence_labels),
             sequence_labels=sequence_labels,
-            **({} if labels is None else _targets(_concatenate(labels))),
+            **targets,
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "PackedBatch":
@@ -247,9 +269,9 @@ def _cu_seqlens(lengths: Tensor) -> Tensor:
     return torch.cat((lengths.new_zeros(1), lengths.cumsum(0))).int()
 
 
-def _targets(labels: Tensor) -> dict[str, Tensor]:
+def _targets(kind: str, labels: Tensor) -> dict[str, Tensor]:
     positions = (labels != IGNORED_LABEL).nonzero().flatten()
-    return {"masked_positions": positions, "masked_labels": labels[positions]}
+    return {f"{kind}_positions": positions, f"{kind}_labels": labels[positions]}
 
 
 def _concatenate(sequences: Sequence[Sequence[int]]) -> Tensor:

@@ -4,22 +4,19 @@ Source: Devlin, Chang, Lee and Toutanova 2018 (1810.04805) §4.1.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastssl.data.batch import PackedBatch
 from fastssl.models import bert_files
-from fastssl.models.bert import BertModel
 from fastssl.models.bert_config import BertConfig, ProblemType
+from fastssl.models.bert_with_classifier import BertWithClassifier, expect_classes
 from fastssl.models.door import View, pack
 from fastssl.models.losses import LossSum
-from fastssl.models.pretrained import read_config
-from fastssl.nn.dropout import dropout, site_seeds
-from fastssl.nn.init import initialize
 from fastssl.ops.philox import resolve_seed
 
 
@@ -39,7 +36,7 @@ class BertClassifierOutput:
     """As in `BertOutput`."""
 
 
-class BertForSequenceClassification(nn.Module):
+class BertForSequenceClassification(BertWithClassifier):
     """``classifier(dropout(tanh(dense(h of the first token))))``: one row of C numbers for each sequence.
 
     The loss is Hugging Face's: cross-entropy for one class a sequence (int64 labels), the mean over C binary
@@ -50,19 +47,8 @@ class BertForSequenceClassification(nn.Module):
         config: its sizes, the names of its labels, the kind of problem.
     """
 
-    class_weights: Tensor | None
-
     def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.bert = BertModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.register_buffer("class_weights", None, persistent=False)
-        initialize(self.classifier, config.initializer_range)
-
-    @property
-    def config(self) -> BertConfig:
-        """Sizes of the model."""
-        return self.bert.config
+        super().__init__(config, add_pooling_layer=True)
 
     def forward(
         self,
@@ -104,64 +90,17 @@ class BertForSequenceClassification(nn.Module):
             position_ids=position_ids,
             sequence_labels=labels,
         )
-        p = self._dropout_p
-        # The head's own dropout is the site behind those of the encoder, of the same step.
         seed = resolve_seed(seed) if self.training else None
-        site = None
-        if self.training and p > 0:
-            site = site_seeds(
-                seed.to(batch.input_ids.device, non_blocking=True), 2 + 3 * self.config.num_hidden_layers
-            )[-1]
         if output_hidden_states or output_attentions:
             pooled = self.bert.pooler(self.bert.encode(batch, seed, view.trace), batch.cu_seqlens)
         else:
             pooled = self.bert.pooler.of_first_tokens(self.bert.encode_first_tokens(batch, seed))
-        logits = self.classifier(dropout(pooled, p, site, backend=self.bert.encoder.backend))
+        logits = self._classify(pooled, seed)
         losses = LossSum(batch.target_counts() if loss_denominators is None else loss_denominators)
         if batch.sequence_labels is not None:
             loss_sum, num_correct = self._loss(logits.float(), batch.sequence_labels)
             losses.add("sequence", loss_sum, num_correct, batch.num_sequences)
         return BertClassifierOutput(loss=losses.loss, metrics=losses.metrics, logits=logits, **view.traced(batch))
-
-    def set_class_weights(self, weights: Sequence[float] | Tensor | None) -> None:
-        """Multiply the loss of each sequence by the weight of its class from now on; C numbers, or None for ones.
-
-        The sum is still divided by the number of sequences, so weights whose mean over the training examples is one
-        leave the size of the loss as it was. They are not saved.
-        """
-        if weights is not None:
-            weights = torch.as_tensor(weights, dtype=torch.float32, device=self.classifier.weight.device)
-            if weights.shape != (self.config.num_labels,):
-                raise ValueError(
-                    f"class weights must be one number for each of the {self.config.num_labels} labels "
-                    f"{', '.join(self.config.label_names)}, got shape {tuple(weights.shape)}"
-                )
-        self.class_weights = weights
-
-    def use_sparse_word_gradients(self) -> None:
-        """Have the word embedding's gradient as the rows that were read, as ``nn.Embedding(sparse=True)`` does.
-
-        `fastssl.training.Trainer` takes such gradients, in one process, and spends no time on the other rows but for
-        AdamW itself; an optimizer of your own must know them.
-        """
-        self.bert.embeddings.word.sparse = True
-
-    def gradient_checkpointing_enable(self) -> None:
-        """Keep only each block's input for the backward, and compute the rest again there."""
-        self.bert.gradient_checkpointing_enable()
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep everything that the backward needs."""
-        self.bert.gradient_checkpointing_disable()
-
-    def set_dropout(self, p: float) -> None:
-        """Use the dropout probability `p` at every site from now on."""
-        self.bert.set_dropout(p)
-        self.bert.config = replace(self.config, classifier_dropout=None)
-
-    def resize_token_embeddings(self, new_size: int) -> None:
-        """Grow the vocabulary to `new_size`, in place; see `Embeddings.grow`."""
-        self.bert.resize_token_embeddings(new_size)
 
     @classmethod
     def from_pretrained(
@@ -181,24 +120,9 @@ class BertForSequenceClassification(nn.Module):
             problem_type: instead of the directory's.
             dtype: of the parameters, whatever the file's.
         """
-        config = bert_files.load_config(directory)
-        # A head of the same name and another task (one class per token) is not ours to go on from.
-        own = cls.__name__ in (read_config(directory).get("architectures") or [cls.__name__])
-        same = labels is None or tuple(labels) == config.label_names
-        changes: dict[str, object] = {} if labels is None else {"labels": tuple(labels)}
-        if problem_type is not None:
-            changes["problem_type"] = problem_type
-        anew = () if own and same else ("classifier.",)
-        return bert_files.load(cls, directory, dtype, config=replace(config, **changes), anew=anew)
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write a directory that `transformers` loads; see `fastssl.models.bert_files.save`."""
-        bert_files.save(self, directory)
-
-    @property
-    def _dropout_p(self) -> float:
-        p = self.config.classifier_dropout
-        return self.config.hidden_dropout_prob if p is None else p
+        changes = {} if problem_type is None else {"problem_type": problem_type}
+        config, anew = cls._start(directory, labels, **changes)
+        return bert_files.load(cls, directory, dtype, config=config, anew=anew)
 
     def _problem_type(self, labels: Tensor) -> ProblemType:
         if self.config.problem_type is not None:
@@ -217,7 +141,8 @@ class BertForSequenceClassification(nn.Module):
                 targets = _expect_shape(labels, logits).float()
                 losses = F.binary_cross_entropy_with_logits(logits, targets, self.class_weights, reduction="sum")
                 return losses / logits.shape[1], ((logits > 0) == (targets > 0.5)).all(1).sum()
-        _expect_classes(labels, logits.shape[1])
+        remedy = '; for several classes at once set problem_type="multi_label_classification"'
+        expect_classes(labels, "(B)", logits.shape[1], remedy)
         losses = F.cross_entropy(logits, labels, self.class_weights, reduction="sum")
         return losses, (logits.argmax(-1) == labels).sum()
 
@@ -226,16 +151,3 @@ def _expect_shape(labels: Tensor, logits: Tensor) -> Tensor:
     if labels.numel() != logits.numel():
         raise ValueError(f"labels must have the shape of the logits, {tuple(logits.shape)}, got {tuple(labels.shape)}")
     return labels.reshape(logits.shape)
-
-
-def _expect_classes(labels: Tensor, num_labels: int) -> None:
-    if labels.dtype != torch.int64 or labels.dim() != 1:
-        raise ValueError(
-            f"labels must be (B) int64 classes below {num_labels}, got {tuple(labels.shape)} {labels.dtype}; for "
-            'several classes at once set problem_type="multi_label_classification"'
-        )
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
-        low, high = (bound.item() for bound in labels.aminmax())
-        if low < 0 or high >= num_labels:
-            wrong = low if low < 0 else high
-            raise ValueError(f"labels must be at least 0 and below {num_labels}, the labels of the head, got {wrong}")

@@ -8,6 +8,7 @@ import torch
 from fastssl.cli.main import main
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_config import BertConfig
+from fastssl.models.bert_tagger import BertForTokenClassification
 from tests.models.peers import ODD_SIZES
 
 
@@ -64,3 +65,10 @@ def test_another_kind_of_model(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     assert main(["info", str(tmp_path)]) == 1
     assert "holds a model of type 't5', expected 'bert'" in capsys.readouterr().err
+
+
+def test_a_tagger(capsys, tmp_path):
+    BertForTokenClassification(BertConfig(**ODD_SIZES, labels=("N", "V", "DET"))).save_pretrained(tmp_path)
+    found = json.loads(shown(capsys, str(tmp_path), "--json", "--max-seq-length", "20"))
+    assert found["class"] == "BertForTokenClassification"
+    assert {"classifier": 3 * 36 + 3}.items() <= {r["part"]: r["total"] for r in found["parameters_by_part"]}.items()
