@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastssl.tasks.classification import Classifier
     from fastssl.tasks.embedding import SentenceEmbedder, embed
     from fastssl.tasks.fill_mask import FillMask
+    from fastssl.tasks.tagging import Tagger
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "PackedBatch",
     "PretrainingData",
     "SentenceEmbedder",
+    "Tagger",
     "TokenShards",
     "Tokenizer",
     "attention",
@@ -76,6 +78,7 @@ _HOMES = {
     "fastssl.tasks.classification": ("Classifier",),
     "fastssl.tasks.embedding": ("SentenceEmbedder", "embed"),
     "fastssl.tasks.fill_mask": ("FillMask",),
+    "fastssl.tasks.tagging": ("Tagger",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

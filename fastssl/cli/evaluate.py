@@ -16,6 +16,8 @@ from fastssl.cli.flags import parse_flags
 from fastssl.tasks.classification import Classifier
 from fastssl.tasks.finetuning_config import TaskName
 from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
+from fastssl.tasks.tagged_sentences import read_tagged_sentences
+from fastssl.tasks.tagging import Tagger
 from fastssl.tasks.task_of import task_of
 
 
@@ -24,17 +26,19 @@ class EvaluateFlags:
     """Measure a fine-tuned model on labelled examples.
 
     One of two classes: accuracy, F1 of the second, Matthews' correlation; of more: macro F1. Several classes at once:
-    accuracy (all right), micro and macro F1. Regression: Pearson's and Spearman's correlation.
+    accuracy (all right), micro and macro F1. Regression: Pearson's and Spearman's correlation. Tags of words: accuracy,
+    macro F1, and precision, recall and F1 of the spans that tags such as B-PER and I-PER spell.
 
     Examples:
       fastssl evaluate --model runs/sentiment --eval-file dev.tsv
       fastssl evaluate --model runs/sentiment --eval-file test.csv --text-column review --label-column stars --json
+      fastssl evaluate --model runs/parts-of-speech --eval-file en_ewt-ud-test.conllu
     """
 
     model: Path
     """Directory of a fine-tuned model."""
     eval_file: Path
-    """File to measure on: .tsv, .csv or .jsonl."""
+    """File to measure on: .tsv, .csv or .jsonl; for tagging .conllu, .conll or .jsonl."""
     columns: ColumnConfig = field(default_factory=ColumnConfig)
     """Which columns are meant."""
     max_seq_length: int | None = None
@@ -87,5 +91,14 @@ def _measure_classes(flags: EvaluateFlags) -> Measured:
     )
 
 
-MEASURE: dict[TaskName, Callable[[EvaluateFlags], Measured]] = {"classification": _measure_classes}
+def _measure_tags(flags: EvaluateFlags) -> Measured:
+    sentences = read_tagged_sentences(flags.eval_file, flags.columns)
+    tagger = Tagger.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
+    return Measured(num_examples=len(sentences), figures=tagger.evaluate(sentences))
+
+
+MEASURE: dict[TaskName, Callable[[EvaluateFlags], Measured]] = {
+    "classification": _measure_classes,
+    "tagging": _measure_tags,
+}
 """Task -> what measures its models."""

@@ -17,7 +17,8 @@ class FinetuneFlags(FinetuningConfig):
     """Teach a pretrained model a task from labelled examples, and leave a directory that Hugging Face loads.
 
     Files are .tsv, .csv or .jsonl with a header or keys; columns are found by well-known names (sentence, text,
-    sentence1 and sentence2, premise and hypothesis, label, ...), or named. The names of the labels are kept in
+    sentence1 and sentence2, premise and hypothesis, label, ...), or named. For tagging they are CoNLL-U, or have a word
+    and its tag a line, or lists of words and tags in .jsonl. The names of the labels are kept in
     config.json. With an eval file, the model is measured after each epoch and its best weights are kept. A run that was
     stopped goes on with --resume-from-checkpoint last, and ends in the same weights.
 
@@ -27,6 +28,8 @@ class FinetuneFlags(FinetuningConfig):
       fastssl finetune --model runs/docs --train-file pairs.jsonl --text-column question --text-pair-column answer
           --label-column fits --num-train-epochs 5 --early-stopping-patience 2 --output-dir runs/fits
       fastssl finetune --model runs/docs --from-scratch --train-file train.csv --output-dir runs/without-pretraining
+      fastssl finetune --task tagging --model bert-base-cased/ --train-file train.conllu --eval-file dev.conllu
+          --output-dir runs/parts-of-speech
     """
 
 

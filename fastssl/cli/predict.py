@@ -7,10 +7,14 @@ from collections.abc import Callable
 from fastssl.cli.flags import parse_flags
 from fastssl.cli.predict_classes import predict_classes
 from fastssl.cli.predict_flags import PredictFlags
+from fastssl.cli.predict_tags import predict_tags
 from fastssl.tasks.finetuning_config import TaskName
 from fastssl.tasks.task_of import task_of
 
-PREDICT: dict[TaskName, Callable[[PredictFlags], None]] = {"classification": predict_classes}
+PREDICT: dict[TaskName, Callable[[PredictFlags], None]] = {
+    "classification": predict_classes,
+    "tagging": predict_tags,
+}
 """Task -> what prints the predictions of its models."""
 
 

@@ -13,24 +13,26 @@ from fastssl.tasks.labelled_texts import ColumnConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PredictFlags:
-    """Classify texts with a fine-tuned model, with probabilities.
+    """Classify texts, or tag their words, with a fine-tuned model, with probabilities.
 
     One text, or two that belong together; or --file; or the lines of standard input, a pair with a tab between its
-    texts. Results come in the order given.
+    texts. Results come in the order given. A model that tags words takes any number of sentences, and a file of words
+    (.conllu, .conll, .jsonl), or of one sentence a line (.txt).
 
     Examples:
       fastssl predict --model runs/sentiment "this is good"
       fastssl predict --model runs/entailment "A person on a horse jumps." "A person is outdoors."
       fastssl predict --model runs/sentiment --file reviews.jsonl --text-column review --json > predictions.jsonl
       cat reviews.txt | fastssl predict --model runs/sentiment --json
+      fastssl predict --model runs/parts-of-speech "I saw a saw"
     """
 
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """A text, or a pair of texts; "-" or nothing: the lines of standard input."""
+    """A text, or a pair of texts, or sentences to tag; "-" or nothing: the lines of standard input."""
     model: Path
     """Directory of a fine-tuned model."""
     file: Path | None = None
-    """Instead: a .tsv, .csv or .jsonl file."""
+    """Instead: a .tsv, .csv or .jsonl file; for tagging .conllu, .conll, .jsonl or .txt."""
     columns: ColumnConfig = field(default_factory=ColumnConfig)
     """Which columns are meant."""
     max_seq_length: int | None = None

@@ -45,16 +45,13 @@ def read_table(path: str | Path) -> Table:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected a table, .tsv, .csv or .jsonl")
-    endings = [ending.lower() for ending in path.suffixes]
-    while endings and endings[-1] in _COMPRESSED:
-        endings.pop()
-    match endings[-1:]:
-        case [".tsv" | ".txt" | ".tab"]:
+    match ending_of(path):
+        case ".tsv" | ".txt" | ".tab":
             table = _from_rows(path, _tab_separated(path))
-        case [".csv"]:
+        case ".csv":
             table = _from_rows(path, _comma_separated(path))
-        case [".jsonl" | ".ndjson"]:
-            table = _from_objects(path)
+        case ".jsonl" | ".ndjson":
+            table = read_objects(path)
         case _:
             raise ValueError(f"{path} has an unknown ending; expected .tsv, .csv or .jsonl (.gz or .zst of them too)")
     if not table.lines:
@@ -62,7 +59,20 @@ def read_table(path: str | Path) -> Table:
     return table
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def ending_of(path: Path) -> str:
+    """Return the ending of a file's name in lower case, without that of a compression; "" where it has none."""
+    endings = [ending.lower() for ending in path.suffixes]
+    while endings and endings[-1] in _COMPRESSED:
+        endings.pop()
+    return endings[-1] if endings else ""
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Iterate over the lines of a plain or compressed file, without their ends, each behind its number, from 1.
+
+    Raises:
+        ValueError: Bytes that are not UTF-8; names the line.
+    """
     for number, (_, line) in enumerate(read_lines(path, lambda _: None), start=1):
         try:
             yield number, line.decode("utf-8").removesuffix("\r")
@@ -71,12 +81,12 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    return ((number, line.split("\t")) for number, line in _numbered_lines(path) if line.strip())
+    return ((number, line.split("\t")) for number, line in numbered_lines(path) if line.strip())
 
 
 def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(_CSV_FIELD_LIMIT)
-    reader = csv.reader((line + "\n" for _, line in _numbered_lines(path)), strict=True)
+    reader = csv.reader((line + "\n" for _, line in numbered_lines(path)), strict=True)
     while True:
         begins = reader.line_num + 1
         try:
@@ -109,10 +119,11 @@ def _from_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Table:
     return Table(path=path, columns={n: list(c) for n, c in zip(names, columns, strict=True)}, lines=lines)
 
 
-def _from_objects(path: Path) -> Table:
+def read_objects(path: Path) -> Table:
+    """Read a file of one JSON object a line, whatever its ending; errors as in ``read_table``, no rows excepted."""
     objects: list[dict[str, Any]] = []
     lines: list[int] = []
-    for number, line in _numbered_lines(path):
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
         try:

@@ -225,6 +225,47 @@ class Tokenizer:
         except TypeError as error:
             raise _why_no_texts(texts) from error
 
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Encode sentences that are cut into words already, each word for itself.
+
+        No special tokens are added, and what looks like one is read as ordinary characters.
+
+        Args:
+            sentences: Any number of lists of words.
+
+        Returns:
+            For each sentence ``ids (length) int32`` and ``pieces (words) int64``, how many of them each word has: none,
+            where nothing is left of a word, such as one of control characters.
+
+        Raises:
+            ValueError: A string instead of a list of words, or a word that is no text.
+        """
+        sentences = [_several(words, "a sentence", "words") for words in sentences]
+        try:
+            encodings = self._plain.encode_batch(sentences, is_pretokenized=True, add_special_tokens=False)
+        except TypeError as error:
+            raise _why_no_texts([word for words in sentences for word in words], "words") from error
+        return [
+            (np.array(e.ids, dtype=np.int32), np.bincount(np.array(e.word_ids, dtype=np.int64), minlength=len(words)))
+            for e, words in zip(encodings, sentences, strict=True)
+        ]
+
+    def find_words(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Return where the words of plain texts begin and end, in characters, as the tokenizer itself sees words.
+
+        BERT's tokenizer cuts at spaces and around punctuation, so "don't" is three words; "I saw." has the words
+        (0, 1), (2, 5) and (5, 6).
+
+        Raises:
+            ValueError: One string instead of several, or something that is no text.
+        """
+        texts = _several(texts)
+        try:
+            encodings = self._plain.encode_batch(texts, add_special_tokens=False)
+        except TypeError as error:
+            raise _why_no_texts(texts) from error
+        return [_word_spans(e.word_ids, e.offsets) for e in encodings]
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids, special tokens spelt out unless skipped."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
@@ -266,27 +307,36 @@ class Tokenizer:
         )
 
 
-def _several(texts: Sequence[str]) -> list[str]:
+def _several(texts: Sequence[str], name: str = "texts", kind: str = "strings") -> list[str]:
     if isinstance(texts, str):
-        raise ValueError("texts must be several strings, got one; put it into a list")
+        raise ValueError(f"{name} must be several {kind}, got one; put it into a list")
     return list(texts)
 
 
-def _why_no_texts(texts: Sequence[object]) -> ValueError:
+def _why_no_texts(texts: Sequence[object], name: str = "texts") -> ValueError:
     """Return the error that names what the library could not read among texts."""
     for text in texts:
         if not isinstance(text, str):
-            return ValueError(f"texts must be strings, got {type(text).__name__}: {text!r:.60}")
+            return ValueError(f"{name} must be strings, got {type(text).__name__}: {text!r:.60}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             return ValueError(
-                f"the text {text[:40]!r} holds half a character, {text[error.start]!r} at {error.start}, which UTF-8 "
-                'cannot spell; mend it, as with text.encode(errors="replace").decode()'
+                f"the {name.removesuffix('s')} {text[:40]!r} holds half a character, {text[error.start]!r} at "
+                f"{error.start}, which UTF-8 cannot spell; mend it, as with "
+                'text.encode(errors="replace").decode()'
             )
-    return ValueError("texts must be strings")
+    return ValueError(f"{name} must be strings")
 
 
 def _word_starts(word_ids: list[int | None]) -> np.ndarray:
     changes = map(operator.ne, word_ids, itertools.chain((-1,), word_ids))
     return np.fromiter(changes, dtype=bool, count=len(word_ids))
+
+
+def _word_spans(word_ids: list[int | None], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join the pieces of each word."""
+    spans: dict[int | None, tuple[int, int]] = {}
+    for word, (start, end) in zip(word_ids, offsets, strict=True):
+        spans[word] = (spans.get(word, (start,))[0], end)
+    return list(spans.values())

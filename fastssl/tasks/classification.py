@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,13 +18,13 @@ from fastssl.data.batch import PackedBatch
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert_classifier import BertForSequenceClassification
 from fastssl.models.bert_config import ProblemType
-from fastssl.models.pretrained import read_config
 from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
-from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
+from fastssl.tasks.encoded_words import EncodedWords
+from fastssl.tasks.fine_tuned import check_vocabulary, checked_length, load_fine_tuned, trained_length
 from fastssl.tasks.labelled_texts import LabelledTexts
 from fastssl.tasks.labels import LabelSet
 from fastssl.training.distributed import World
-from fastssl.training.precision import autocast
+from fastssl.training.evaluation import evaluation_mode
 
 TOKENS_PER_BATCH = 4096
 """About how many tokens go through the model at once where nothing is trained."""
@@ -42,12 +41,12 @@ class ClassificationData:
 
     Args:
         examples: the X encoded examples.
-        labels: (X) or (X, C).
+        labels: (X) or (X, C); (W) of the words of all examples, where these are words.
         seed: of the order.
         batch_size: sequences per batch; the last batch of an epoch has what is left.
     """
 
-    def __init__(self, examples: EncodedTexts, labels: Tensor, *, seed: int, batch_size: int) -> None:
+    def __init__(self, examples: EncodedTexts | EncodedWords, labels: Tensor, *, seed: int, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.examples, self.labels, self.seed, self.batch_size = examples, labels, seed % 2**64, batch_size
@@ -87,18 +86,13 @@ def classify(
     Examples go through the model longest first, packed without padding. The model is in evaluation mode meanwhile and
     in its former mode after.
     """
-    device, was_training = next(model.parameters()).device, model.training
     logits = torch.empty(len(examples), model.config.num_labels)
-    model.eval()
-    try:
-        with autocast(device, dtype):
-            for numbers in examples.by_length(TOKENS_PER_BATCH):
-                if cancelled():
-                    return None
-                rows = model(examples.batch(numbers).to(device)).logits
-                logits[torch.from_numpy(numbers)] = rows.float().cpu()
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model, dtype) as device:
+        for numbers in examples.by_length(TOKENS_PER_BATCH):
+            if cancelled():
+                return None
+            rows = model(examples.batch(numbers).to(device)).logits
+            logits[torch.from_numpy(numbers)] = rows.float().cpu()
     return logits
 
 
@@ -185,13 +179,6 @@ def metric_names(label_set: LabelSet) -> tuple[str, ...]:
     return tuple(scores(torch.eye(size), labels[label_set.problem_type], label_set.problem_type))
 
 
-def checked_length(wanted: int | None, positions: int) -> int:
-    """Return where texts are cut: as wanted, or at the model's positions; ValueError where these do not reach."""
-    if wanted is not None and not 4 <= wanted <= positions:
-        raise ValueError(f"max_seq_length must be between 4 and the model's {positions} positions, got {wanted}")
-    return wanted or positions
-
-
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What a classifier makes of one text or pair."""
@@ -221,11 +208,7 @@ class Classifier:
     def __init__(
         self, model: BertForSequenceClassification, tokenizer: Tokenizer, *, max_seq_length: int | None = None
     ) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}; "
-                "give the tokenizer that the model was trained with"
-            )
+        check_vocabulary(model, tokenizer)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_seq_length = checked_length(max_seq_length, model.config.max_position_embeddings)
         config = model.config
@@ -246,22 +229,10 @@ class Classifier:
             ValueError: where the model is none for classification, a part is damaged, or the model's positions do not
                 reach to `max_seq_length`.
         """
-        parameters_in = dtype_of_parameters(dtype)
-        read_config(directory)  # says first of all that there is no such directory
-        tokenizer = Tokenizer.load(directory)
-        with warnings.catch_warnings():
-            # The warning of a fresh head says what the error says.
-            warnings.simplefilter("ignore", UserWarning)
-            model = BertForSequenceClassification.from_pretrained(directory, dtype=parameters_in)
-        if model.load_report.fresh:
-            raise ValueError(
-                f"{directory} holds a model that was not fine-tuned for classification and could only guess at random; "
-                f"train it first (fastssl finetune --task classification --model {directory} --train-file ...)"
-            )
-        classifier = cls(in_dtype(model, dtype), tokenizer, max_seq_length=max_seq_length)
-        if max_seq_length is None and (length := _trained_length(Path(directory))) is not None:
-            classifier.max_seq_length = min(length, classifier.max_seq_length)
-        return classifier
+        model, tokenizer = load_fine_tuned(BertForSequenceClassification, directory, "classification", dtype)
+        if max_seq_length is None:
+            max_seq_length = trained_length(directory, model.config.max_position_embeddings)
+        return cls(model, tokenizer, max_seq_length=max_seq_length)
 
     def __call__(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[Prediction]:
         """Return what the model makes of each text, or of each pair of a text and its second one.
@@ -325,15 +296,6 @@ def _strings(name: str, values: Iterable[str]) -> list[str]:
         if not isinstance(value, str):
             raise ValueError(f"{name} must be strings, got {type(value).__name__} as number {number}")
     return values
-
-
-def _trained_length(directory: Path) -> int | None:
-    """Return the length at which texts were cut in training, as `finetune` and Hugging Face note it, if they did."""
-    path = directory / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    length = json.loads(path.read_text(encoding="utf-8")).get("model_max_length")
-    return length if isinstance(length, int) else None
 
 
 def _floats(figures: Mapping[str, object]) -> dict[str, float]:

@@ -11,10 +11,10 @@ from fastssl.tasks.classification import (
     MAIN_METRIC,
     ClassificationData,
     ClassificationEvaluation,
-    checked_length,
     metric_names,
 )
 from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
+from fastssl.tasks.fine_tuned import checked_length
 from fastssl.tasks.finetuning_config import FinetuningConfig
 from fastssl.tasks.labelled_texts import LabelledTexts, read_labelled_texts
 from fastssl.tasks.labels import LabelSet, spelled

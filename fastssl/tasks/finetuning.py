@@ -18,6 +18,7 @@ from fastssl.data.files import sha256_of_file
 from fastssl.models.cost import flops_per_token, num_parameters, training_memory
 from fastssl.tasks.classification_parts import classification_parts
 from fastssl.tasks.finetuning_config import FinetuningConfig, TaskName
+from fastssl.tasks.tagging_parts import tagging_parts
 from fastssl.tasks.task_parts import TaskParts
 from fastssl.training import ModelCost, Trainer, TrainingResult
 from fastssl.training.distributed import World
@@ -26,6 +27,7 @@ from fastssl.training.state import load_weights
 
 TASKS: dict[TaskName, Callable[[FinetuningConfig, Callable[[str], None]], TaskParts]] = {
     "classification": classification_parts,
+    "tagging": tagging_parts,
 }
 """Task -> what makes its parts."""
 

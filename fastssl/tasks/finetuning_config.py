@@ -10,7 +10,7 @@ from fastssl.models.bert_config import ProblemType
 from fastssl.tasks.labelled_texts import ColumnConfig
 from fastssl.training import TrainingConfig
 
-TaskName = Literal["classification"]
+TaskName = Literal["classification", "tagging"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +18,14 @@ class ExamplesConfig:
     """The labelled examples."""
 
     train_file: Path
-    """File to train on: .tsv, .csv or .jsonl, with a header or keys."""
+    """File to train on: .tsv, .csv or .jsonl, with a header or keys; for tagging .conllu, .conll or .jsonl."""
     eval_file: Path | None = None
     """File to measure on; the weights that do best on it are kept."""
     columns: ColumnConfig = field(default_factory=ColumnConfig)
     """Which columns are meant."""
     max_seq_length: int | None = None
-    """Longer texts are cut (the longer one of a pair first), in tokens; None: at the model's positions."""
+    """Longer texts are cut (the longer one of a pair first; for tagging split into windows that overlap), in tokens;
+    None: at the model's positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class FinetuningConfig:
     """A fine-tuning run."""
 
     task: TaskName = "classification"
-    """classification: a class, several of them, or a number for a text or a pair."""
+    """classification: a class, several of them, or a number for a text or a pair; tagging: a class for each word."""
     examples: ExamplesConfig
     """The labelled examples."""
     start: StartConfig

@@ -30,11 +30,13 @@ class ColumnConfig:
     """Which columns of a file are meant; well-known names (sentence, text, sentence1 ..., label) need not be given."""
 
     text_column: str | None = None
-    """Column of the text, or of the first text of a pair."""
+    """Column of the text, or of the first text of a pair; for tagging, of the words (by default FORM, the first column,
+    or the key tokens or words)."""
     text_pair_column: str | None = None
     """Column of the second text."""
     label_column: str | None = None
-    """Column of the label."""
+    """Column of the label; for tagging, of the tags: a name such as XPOS, a number such as 4, or a key (by default
+    UPOS, the last column, or tags, ner_tags, ...)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,11 +67,7 @@ class LabelSet:
         """
         if self.problem_type == "regression":
             return torch.tensor([_number(label, place, row) for row, label in enumerate(labels)])
-        # A head from elsewhere may spell its names 0.0 and 1.0.
-        numbers = {spelled(name): number for number, name in enumerate(self.names)}
-        numbers |= {name: number for number, name in enumerate(self.names)}
-        if self.names == default_label_names(len(self.names)):
-            numbers |= {str(number): number for number in range(len(self.names))}
+        numbers = self.numbers()
         rows = [
             [self._number_of(name, numbers, place, row) for name in _names(label, self.problem_type, place, row)]
             for row, label in enumerate(labels)
@@ -82,6 +78,15 @@ class LabelSet:
         for target, row in zip(several, rows, strict=True):
             target[row] = 1.0
         return several
+
+    def numbers(self) -> dict[str, int]:
+        """Return the number of each label by every spelling that means it."""
+        # A head from elsewhere may spell its names 0.0 and 1.0.
+        numbers = {spelled(name): number for number, name in enumerate(self.names)}
+        numbers |= {name: number for number, name in enumerate(self.names)}
+        if self.names == default_label_names(len(self.names)):
+            numbers |= {str(number): number for number in range(len(self.names))}
+        return numbers
 
     def balanced_weights(self, labels: Tensor) -> list[float]:
         """Return n / (C n_c) for each class c of (n) classes: rare classes count as much as frequent ones."""
@@ -107,6 +112,11 @@ def spelled(label: Any) -> str:
     text = str(label).strip()
     whole = _WHOLE_WITH_POINT.fullmatch(text)
     return whole[1] if whole else text
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message, the first of them where they are many."""
+    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
 
 
 def _kind_of(labels: Iterable[Any], place: Place) -> ProblemType:

@@ -7,7 +7,10 @@ from pathlib import Path
 from fastssl.models.pretrained import read_config
 from fastssl.tasks.finetuning_config import TaskName
 
-HEADS: dict[str, TaskName] = {"BertForSequenceClassification": "classification"}
+HEADS: dict[str, TaskName] = {
+    "BertForSequenceClassification": "classification",
+    "BertForTokenClassification": "tagging",
+}
 """Class of a model, as its config.json names it -> what it does."""
 
 

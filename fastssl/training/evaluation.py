@@ -1,6 +1,7 @@
 """Held-out evaluation: sums over all batches of a source, then means."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -19,6 +20,23 @@ class Evaluation(Protocol):
         self, model: nn.Module, *, dtype: torch.dtype, world: World, cancelled: Callable[[], bool]
     ) -> dict[str, float] | None:
         """Return figures whose names begin with "eval_", the same in all processes; None once it is cancelled."""
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, dtype: torch.dtype) -> Iterator[torch.device]:
+    """Put a model into evaluation mode for a while, and into its former mode after; gives the model's device.
+
+    Args:
+        model: the model.
+        dtype: float32, or bfloat16 for autocast.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        with autocast(device, dtype):
+            yield device
+    finally:
+        model.train(was_training)
 
 
 def evaluate(
@@ -45,18 +63,12 @@ def evaluate(
     # Fewer batches than processes: each takes them all, which multiplies every sum alike and leaves the means.
     shared = source.num_batches(0) >= world.size
     own = InterleavedSource(source, world.rank, world.size) if shared else source
-    device = next(model.parameters()).device
     sums = MetricSums()
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), autocast(device, dtype):
-            for index in range(own.num_batches(0)):
-                if cancelled():
-                    break
-                sums.add(model(own.batch(0, index).to(device)).metrics)
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), evaluation_mode(model, dtype) as device:
+        for index in range(own.num_batches(0)):
+            if cancelled():
+                break
+            sums.add(model(own.batch(0, index).to(device)).metrics)
     if world.maximum([float(cancelled())])[0]:
         return None
     total = MetricSums(world.sum(sums.sums))

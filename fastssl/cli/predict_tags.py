@@ -1,0 +1,64 @@
+"""``fastssl predict`` for a tagger: a tag for every word of every sentence."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastssl.cli.predict_flags import PredictFlags
+from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
+from fastssl.data.table import ending_of
+from fastssl.tasks.tagged_sentences import read_tagged_sentences
+from fastssl.tasks.tagging import TaggedSentence, Tagger
+
+_AT_ONCE = 1024
+_SHOWN = 3
+
+
+def predict_tags(flags: PredictFlags) -> None:
+    """Print the tags of all words."""
+    tagger = Tagger.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
+    sentences = _sentences(flags)
+    console = Console(highlight=False)
+    while chunk := list(itertools.islice(sentences, _AT_ONCE)):
+        for one in tagger(chunk):
+            if flags.json:
+                print(json.dumps(_as_json(one), ensure_ascii=False), flush=True)
+            else:
+                _print(console, one)
+
+
+def _sentences(flags: PredictFlags) -> Iterator[str | list[str]]:
+    """Yield plain sentences, or their words."""
+    if flags.texts and flags.texts != (str(STANDARD_INPUT),):
+        yield from flags.texts
+    elif flags.file is not None and ending_of(flags.file) != ".txt":
+        yield from read_tagged_sentences(flags.file, flags.columns, needs_tags=False).words
+    else:
+        lines = text_lines(flags.file or STANDARD_INPUT)
+        first = next(lines, None)
+        if first is None:
+            raise ValueError('there is no text; give one in quotes: fastssl predict --model DIR "a text"')
+        yield from itertools.chain((first,), lines)
+
+
+def _as_json(sentence: TaggedSentence) -> dict:
+    spans = None if sentence.spans is None else [vars(span) for span in sentence.spans]
+    return {"text": sentence.text, "words": [vars(word) for word in sentence.words], "spans": spans}
+
+
+def _print(console: Console, sentence: TaggedSentence) -> None:
+    table = Table("word", "tag", "probabilities", box=None, pad_edge=False, header_style="dim")
+    for word in sentence.words:
+        ranked = list(word.probabilities.items())
+        shown = "  ".join(f"{name} {p:.1%}" for name, p in ranked[:_SHOWN]) + (" ..." if ranked[_SHOWN:] else "")
+        table.add_row(Text(word.word), Text(word.tag, style="bold"), Text(shown))
+    console.print(table)
+    for span in sentence.spans or ():
+        console.print(Text.assemble((span.label, "bold"), f": {span.text}"), soft_wrap=True)
+    console.print()
