@@ -156,7 +156,7 @@ def split_into_windows(counts: np.ndarray, room: int) -> list[Window]:
     borders.append(len(counts))
     found = [
         Window(first=first, end=end, own_first=own_first, own_end=own_end)
-        for (first, end), own_first, own_end in zip(spans, borders, borders[1:], strict=True)
+        for (first, end), (own_first, own_end) in zip(spans, itertools.pairwise(borders), strict=True)
     ]
     return [window for window in found if window.own_first < window.own_end]
 
