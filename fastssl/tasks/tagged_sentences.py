@@ -55,8 +55,9 @@ def read_tagged_sentences(path: str | Path, columns: ColumnConfig, *, needs_tags
     Args:
         path: the file.
         columns: `text_column` names the words, `label_column` the tags. By default FORM and UPOS in CoNLL-U, the first
-            and the last column in other columns, which are named by their number from 1, and in JSON the first there is
-            of "tokens", "words" and of "tags", "ner_tags", "pos_tags", "upos", "labels".
+            and the last column in other columns, which are named by their number from 1 (the second and the last where
+            the first numbers the words), and in JSON the first there is of "tokens", "words" and of "tags",
+            "ner_tags", "pos_tags", "upos", "labels".
         needs_tags: whether the tags are read.
 
     Raises:
@@ -98,7 +99,7 @@ def _begins_with_an_object(path: Path) -> bool:
 
 
 def _from_columns(found: WordColumns, wanted: ColumnConfig, needs_tags: bool) -> TaggedSentences:
-    form = _column(found, "text_column", wanted.text_column, default=_FORM if found.is_conllu else found.columns[0])
+    form = _column(found, "text_column", wanted.text_column, default=_usual_words(found))
     tags, tag = None, None
     if needs_tags:
         if len(found.columns) < 2:
@@ -118,6 +119,13 @@ def _from_columns(found: WordColumns, wanted: ColumnConfig, needs_tags: bool) ->
         tag_column=None if tag is None else found.columns[tag],
         lines=found.lines,
     )
+
+
+def _usual_words(found: WordColumns) -> str:
+    if found.is_conllu:
+        return _FORM
+    numbered = all(row[0] == str(number) for rows in found.sentences for number, row in enumerate(rows, start=1))
+    return found.columns[1 if numbered and len(found.columns) > 2 else 0]
 
 
 def _column(found: WordColumns, option: str, name: str | None, *, default: str) -> int:

@@ -45,8 +45,11 @@ def test_columns(tmp_path, name, content, options, column, tags):
 
 
 def test_other_words_than_the_first_column(tmp_path):
-    content = "1 I O\n2 saw B-X\n"
-    assert read(tmp_path / "a.iob2", content, text_column="2").words == [["I", "saw"]]
+    numbered = "# http://example.org [2009]\n1\tAnn\tB-PER\tO\n2\tsaw\tO\tO\n\n1\tRome\tB-LOC\tO\n"
+    found = read(tmp_path / "a.tsv", numbered, label_column="3")
+    assert found.words == [["Ann", "saw"], ["Rome"]] and found.tags == [["B-PER", "O"], ["B-LOC"]]
+    assert read(tmp_path / "a.tsv", "1\tO\n2\tB-X\n").words == [["1", "2"]]
+    assert read(tmp_path / "a.iob2", "x I O\ny saw B-X\n", text_column="2").words == [["I", "saw"]]
     assert read(tmp_path / "a.conllu", CONLLU, text_column="LEMMA").words == [["I", "see"], ["_"]]
 
 
