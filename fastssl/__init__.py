@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
     from fastssl.models.bert_classifier import BertForSequenceClassification
     from fastssl.models.bert_config import BertConfig
+    from fastssl.models.bert_question_answering import BertForQuestionAnswering
     from fastssl.models.bert_tagger import BertForTokenClassification
     from fastssl.models.presets import PRESETS, preset
     from fastssl.nn.quantized import quantize
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fastssl.tasks.classification import Classifier
     from fastssl.tasks.embedding import SentenceEmbedder, embed
     from fastssl.tasks.fill_mask import FillMask
+    from fastssl.tasks.question_answering import QuestionAnswerer
     from fastssl.tasks.tagging import Tagger
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ __all__ = [
     "BertConfig",
     "BertForMaskedLM",
     "BertForPreTraining",
+    "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertForTokenClassification",
     "BertModel",
@@ -45,6 +48,7 @@ __all__ = [
     "ObjectiveConfig",
     "PackedBatch",
     "PretrainingData",
+    "QuestionAnswerer",
     "SentenceEmbedder",
     "Tagger",
     "TokenShards",
@@ -69,6 +73,7 @@ _HOMES = {
     "fastssl.models.bert": ("BertForMaskedLM", "BertForPreTraining", "BertModel"),
     "fastssl.models.bert_classifier": ("BertForSequenceClassification",),
     "fastssl.models.bert_config": ("BertConfig",),
+    "fastssl.models.bert_question_answering": ("BertForQuestionAnswering",),
     "fastssl.models.bert_tagger": ("BertForTokenClassification",),
     "fastssl.models.presets": ("PRESETS", "preset"),
     "fastssl.nn.quantized": ("quantize",),
@@ -78,6 +83,7 @@ _HOMES = {
     "fastssl.tasks.classification": ("Classifier",),
     "fastssl.tasks.embedding": ("SentenceEmbedder", "embed"),
     "fastssl.tasks.fill_mask": ("FillMask",),
+    "fastssl.tasks.question_answering": ("QuestionAnswerer",),
     "fastssl.tasks.tagging": ("Tagger",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

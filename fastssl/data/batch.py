@@ -33,6 +33,12 @@ class PackedBatch:
     """(B) int64: next-sentence prediction: 1 = random second segment; sentence order: 1 = swapped."""
     sequence_labels: Tensor | None = None
     """(B) int64 classes, (B) floating values, or (B, C) floating: one target of each sequence as a whole."""
+    answer_mask: Tensor | None = None
+    """(N) bool: the tokens at which an answer may begin and end; None: all of them."""
+    answer_starts: Tensor | None = None
+    """(B) int64: index into N of the first token of each sequence's answer; -100 where the sequence has none."""
+    answer_ends: Tensor | None = None
+    """(B) int64: the same of its last token."""
     token_positions: Tensor | None = None
     """(M) int64: indices into N of the tokens that carry a label, ascending; another M than that of masked LM."""
     token_labels: Tensor | None = None
@@ -48,7 +54,9 @@ class PackedBatch:
         _expect_1d("cu_seqlens", self.cu_seqlens, b + 1)
         if self.cu_seqlens.dtype != torch.int32:
             raise ValueError(f"cu_seqlens must be int32, got {self.cu_seqlens.dtype}; convert it with .int()")
-        for name, length in (("position_ids", n), ("token_type_ids", n), ("sentence_labels", b)):
+        lengths = {"position_ids": n, "token_type_ids": n, "sentence_labels": b}
+        lengths |= {"answer_mask": n, "answer_starts": b, "answer_ends": b}
+        for name, length in lengths.items():
             if getattr(self, name) is not None:
                 _expect_1d(name, getattr(self, name), length)
         if self.sequence_labels is not None and self.sequence_labels.shape[:1] != (b,):
@@ -61,6 +69,8 @@ class PackedBatch:
                 raise ValueError(f"{kind}_positions and {kind}_labels belong together; give both or neither")
             if positions is not None:
                 _expect_1d(f"{kind}_positions", positions, labels.numel())
+        if (self.answer_starts is None) != (self.answer_ends is None):
+            raise ValueError("answer_starts and answer_ends belong together; give both or neither")
         if self.cu_seqlens.device.type == "cpu" and (b < 0 or self.cu_seqlens[0] != 0 or self.cu_seqlens[-1] != n):
             raise ValueError(f"cu_seqlens must start at 0 and end at {n} (the tokens), got {self.cu_seqlens.tolist()}")
 
@@ -75,7 +85,10 @@ class PackedBatch:
         return self.cu_seqlens.numel() - 1
 
     def target_counts(self) -> dict[str, int]:
-        """Return the number of targets of each kind present: "masked_lm", "token" -> M, "sentence", "sequence" -> B."""
+        """Return the number of targets of each kind present.
+
+        "masked_lm", "token" -> M, "sentence", "sequence" -> B, "answer" -> the sequences that have one.
+        """
         counts = {}
         if self.masked_labels is not None:
             counts["masked_lm"] = self.masked_labels.numel()
@@ -83,6 +96,8 @@ class PackedBatch:
             counts["sentence"] = self.sentence_labels.numel()
         if self.sequence_labels is not None:
             counts["sequence"] = self.num_sequences
+        if self.answer_starts is not None:
+            counts["answer"] = int((self.answer_starts >= 0).sum())
         if self.token_labels is not None:
             counts["token"] = self.token_labels.numel()
         return counts
@@ -131,6 +146,9 @@ class PackedBatch:
         labels: Tensor | None = None,
         sentence_labels: Tensor | None = None,
         sequence_labels: Tensor | None = None,
+        answer_mask: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
         token_labels: Tensor | None = None,
     ) -> "PackedBatch":
         """Pack a padded batch: keep the tokens where `attention_mask` is not 0.
@@ -146,10 +164,13 @@ class PackedBatch:
             labels: (B, T) int64, -100 where there is nothing to predict; labels of padding are ignored.
             sentence_labels: (B) int64.
             sequence_labels: (B) or (B, C).
+            answer_mask: (B, T), 0 where no answer may begin or end.
+            start_positions, end_positions: (B) int64: columns of the first and the last token of each row's answer; a
+                row has none where one of them is negative, or T and more.
             token_labels: (B, T) int64, -100 where a token has no class; those of padding are ignored.
 
         Raises:
-            ValueError: for a wrong shape, or a row without any token.
+            ValueError: for a wrong shape, a row without any token, or an answer that begins or ends at padding.
         """
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids must have shape (B, T), got {tuple(input_ids.shape)}")
@@ -161,6 +182,7 @@ class PackedBatch:
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "labels": labels,
+            "answer_mask": answer_mask,
             "token_labels": token_labels,
         }.items():
             if value is not None and value.shape != shape:
@@ -186,6 +208,8 @@ class PackedBatch:
         targets = {} if labels is None else _targets("masked", pick(labels))
         if token_labels is not None:
             targets |= _targets("token", pick(token_labels))
+        if start_positions is not None or end_positions is not None:
+            targets |= _answers(start_positions, end_positions, real)
         return cls(
             input_ids=pick(input_ids),
             cu_seqlens=_cu_seqlens(lengths),
@@ -194,6 +218,7 @@ class PackedBatch:
             token_type_ids=pick(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids),
             sentence_labels=None if sentence_labels is None else sentence_labels.reshape(-1),
             sequence_labels=sequence_labels,
+            answer_mask=None if answer_mask is None else pick(answer_mask) != 0,
             padded_positions=padded_positions,
             padded_length=shape[1],
             **targets,
@@ -272,6 +297,28 @@ def _cu_seqlens(lengths: Tensor) -> Tensor:
 def _targets(kind: str, labels: Tensor) -> dict[str, Tensor]:
     positions = (labels != IGNORED_LABEL).nonzero().flatten()
     return {f"{kind}_positions": positions, f"{kind}_labels": labels[positions]}
+
+
+def _answers(starts: Tensor | None, ends: Tensor | None, real: Tensor) -> dict[str, Tensor]:
+    """Return indices into the real tokens from the columns of a padded layout."""
+    if starts is None or ends is None:
+        raise ValueError("start_positions and end_positions belong together; give both or neither")
+    num_rows, length = real.shape
+    columns = {}
+    for name, values in (("start_positions", starts), ("end_positions", ends)):
+        columns[name] = values.reshape(-1)
+        _expect_1d(name, columns[name], num_rows)
+    starts, ends = columns.values()
+    answered = (starts >= 0) & (ends >= 0) & (starts < length) & (ends < length)
+    index_of = (real.flatten().cumsum(0) - 1).reshape(real.shape)
+    rows, found = torch.arange(num_rows, device=real.device), {}
+    for name, values in (("answer_starts", starts), ("answer_ends", ends)):
+        inside = values.clamp(0, length - 1)
+        if real.device.type == "cpu" and not bool((real[rows, inside] | ~answered).all()):
+            row = int((answered & ~real[rows, inside]).nonzero()[0])
+            raise ValueError(f"the answer of row {row}, {int(starts[row])} to {int(ends[row])}, ends in padding")
+        found[name] = index_of[rows, inside].masked_fill(~answered, IGNORED_LABEL)
+    return found
 
 
 def _concatenate(sequences: Sequence[Sequence[int]]) -> Tensor:

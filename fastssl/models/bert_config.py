@@ -48,6 +48,9 @@ class BertConfig:
     """Probability of dropping an element of what a classification head reads; None: hidden_dropout_prob."""
     trained_on_pairs: bool | None = None
     """Whether a classification head was trained on pairs of texts, or on single ones; None: nobody noted it."""
+    no_answer_threshold: float | None = None
+    """Of a head for answers: by how much the score of no answer must be above that of the best one to be given; None:
+    the head was not trained to say that there is none."""
     norm_position: str = "post"
     """Where the layer norms stand: "post", after each sum, as published; "pre", before each part, with a final norm."""
 

@@ -15,7 +15,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _OUR_KEY = "fastssl"
 """Key of config.json that holds the options Hugging Face's BERT does not have."""
-_OUR_OPTIONS = ("norm_position", "trained_on_pairs")
+_OUR_OPTIONS = ("norm_position", "trained_on_pairs", "no_answer_threshold")
 _MODEL_TYPE, _OUR_MODEL_TYPE = "bert", "fastssl_bert"
 """The second is written where Hugging Face's BERT would compute other numbers, so that it refuses to load them."""
 _UNSUPPORTED = {
@@ -40,6 +40,7 @@ _PARTS = {
     "masked_lm_head.decoder": "cls.predictions.decoder",
     "sentence_head": "cls.seq_relationship",
     "classifier": "classifier",
+    "qa_outputs": "qa_outputs",
 }
 _BLOCK_PARTS = {
     "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -51,6 +52,7 @@ _BLOCK_PARTS = {
 }
 """Our module -> theirs."""
 _WORD_EMBEDDING, _DECODER_WEIGHT = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+_ANSWER_WEIGHT, _ANSWER_BIAS = "qa_outputs.weight", "qa_outputs.bias"
 _BIAS, _DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 
 
@@ -160,7 +162,7 @@ def file_layout(model: nn.Module) -> FileLayout:
     return FileLayout(
         tensors=tensors,
         canonical=_canonical,
-        heads=("bert.pooler.", "cls.predictions.", "cls.seq_relationship.", "classifier."),
+        heads=("bert.pooler.", "cls.predictions.", "cls.seq_relationship.", "classifier.", "qa_outputs."),
         companions=(
             r"bert\.embeddings\.(position_ids|token_type_ids)",
             r"bert\.pooler\..*",
@@ -170,6 +172,8 @@ def file_layout(model: nn.Module) -> FileLayout:
         fallbacks=fallbacks,
         fallbacks_agree=has_head and tied,
         saved_copies=saved_copies,
+        # Softmax does not see a bias, so ours has none; Hugging Face's has one, which training leaves where it was.
+        saved_zeros={_ANSWER_BIAS: 2} if _ANSWER_WEIGHT in tensors else {},
         saved_prefix="bert." if bare else "",
     )
 

@@ -24,14 +24,14 @@ class LossSum:
         """Detached 0-d sums: "<kind>_loss_sum", "<kind>_correct", "<kind>_count"."""
         self._denominators = denominators
 
-    def add(self, kind: str, loss_sum: Tensor, num_correct: Tensor | None, count: int) -> None:
+    def add(self, kind: str, loss_sum: Tensor, num_correct: Tensor | None, count: int | Tensor) -> None:
         """Add one kind of loss.
 
         Args:
             kind: its name, a key of the denominators.
             loss_sum: 0-d, the sum over `count` targets.
             num_correct: 0-d, how many of them the model would have got right; None where nothing is right or wrong.
-            count: number of targets.
+            count: number of targets; a 0-d tensor where only the device knows it.
         """
         if kind not in self._denominators:
             raise ValueError(
@@ -43,4 +43,4 @@ class LossSum:
         self.metrics[f"{kind}_loss_sum"] = loss_sum.detach()
         if num_correct is not None:
             self.metrics[f"{kind}_correct"] = num_correct.detach()
-        self.metrics[f"{kind}_count"] = torch.tensor(count)
+        self.metrics[f"{kind}_count"] = torch.as_tensor(count)

@@ -44,6 +44,8 @@ class FileLayout:
     """Whether the two are tied, so that they must agree where both are in the file."""
     saved_copies: Mapping[str, str] = field(default_factory=dict)
     """Name that is saved too -> canonical name of what is saved under it."""
+    saved_zeros: Mapping[str, int] = field(default_factory=dict)
+    """Name that is saved too -> how many zeros are saved under it."""
     saved_prefix: str = ""
     """Canonical prefix that this model's own files leave out."""
 
@@ -154,6 +156,8 @@ def file_tensors(model: nn.Module, layout: FileLayout) -> dict[str, Tensor]:
     for parameter, names in layout.tensors.items():
         tensors.update(zip(names, parameters[parameter].chunk(len(names)), strict=True))
     tensors.update({name: tensors[source].clone() for name, source in layout.saved_copies.items()})
+    dtype = next(model.parameters()).dtype
+    tensors.update({name: torch.zeros(count, dtype=dtype) for name, count in layout.saved_zeros.items()})
     return {name.removeprefix(layout.saved_prefix): tensor for name, tensor in tensors.items()}
 
 
