@@ -225,6 +225,25 @@ class Tokenizer:
         except TypeError as error:
             raise _why_no_texts(texts) from error
 
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Encode plain texts as `encode_batch` does, with the place of each token in its text.
+
+        Returns:
+            For each text ``ids (length) int32`` and ``offsets (length, 2) int64``: the characters of the text that each
+            token stands for, the first one and one behind the last.
+
+        Raises:
+            ValueError: One string instead of several, or something that is no text.
+        """
+        texts = _several(texts)
+        try:
+            encodings = self._plain.encode_batch(texts, add_special_tokens=False)
+        except TypeError as error:
+            raise _why_no_texts(texts) from error
+        return [
+            (np.array(e.ids, dtype=np.int32), np.array(e.offsets, dtype=np.int64).reshape(-1, 2)) for e in encodings
+        ]
+
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Encode sentences that are cut into words already, each word for itself.
 

@@ -45,8 +45,8 @@ class BertForQuestionAnswering(nn.Module):
     "there is no answer" may be said. Question and separators take no part, unlike in Hugging Face, whose softmax runs
     over the whole row; without a mask so does ours, and the loss is the same.
 
-    Hugging Face's head has a bias too, one number for all starts and one for all ends. Softmax does not see it, nor does
-    any comparison of answers: it is left out of the model (`load_report` lists it), and saved as zeros. Logits are
+    Hugging Face's head has a bias too, one number for all starts and one for all ends. Softmax does not see it, nor
+    does any comparison of answers: it is left out of the model (`load_report` lists it), and saved as zeros. Logits are
     those of `transformers` less that bias.
 
     Args:

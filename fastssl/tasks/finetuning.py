@@ -18,6 +18,7 @@ from fastssl.data.files import sha256_of_file
 from fastssl.models.cost import flops_per_token, num_parameters, training_memory
 from fastssl.tasks.classification_parts import classification_parts
 from fastssl.tasks.finetuning_config import FinetuningConfig, TaskName
+from fastssl.tasks.question_answering_parts import question_answering_parts
 from fastssl.tasks.tagging_parts import tagging_parts
 from fastssl.tasks.task_parts import TaskParts
 from fastssl.training import ModelCost, Trainer, TrainingResult
@@ -28,6 +29,7 @@ from fastssl.training.state import load_weights
 TASKS: dict[TaskName, Callable[[FinetuningConfig, Callable[[str], None]], TaskParts]] = {
     "classification": classification_parts,
     "tagging": tagging_parts,
+    "question_answering": question_answering_parts,
 }
 """Task -> what makes its parts."""
 
@@ -155,4 +157,5 @@ def _identity(config: FinetuningConfig, parts: TaskParts) -> dict[str, object]:
         "tokenizer": parts.tokenizer.fingerprint,
         **asdict(config.start),
         **asdict(config.tuning),
+        **({"question_answering": asdict(config.question_answering)} if config.task == "question_answering" else {}),
     }

@@ -8,9 +8,10 @@ from typing import Literal
 
 from fastssl.models.bert_config import ProblemType
 from fastssl.tasks.labelled_texts import ColumnConfig
+from fastssl.tasks.question_windows import WindowConfig
 from fastssl.training import TrainingConfig
 
-TaskName = Literal["classification", "tagging"]
+TaskName = Literal["classification", "tagging", "question_answering"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,23 @@ class TuningConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuestionAnsweringConfig:
+    """What is trained and measured where answers are to be found in documents."""
+
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    """How long documents are cut."""
+    no_answer: Literal["auto", "always", "never"] = "auto"
+    """Of question_answering: whether "there is no answer" may be the answer; auto: if the training file has questions
+    that their documents do not answer (is_impossible); never: leave such questions out."""
+    max_answer_length: int = 30
+    """Of question_answering: longest answer that is found in the evaluation, in tokens."""
+
+    def __post_init__(self) -> None:
+        if self.max_answer_length < 1:
+            raise ValueError(f"max_answer_length must be at least 1, got {self.max_answer_length}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuningTrainingConfig(TrainingConfig):
     """Settings of training with the defaults of fine-tuning: an evaluation per epoch, the best checkpoint kept."""
 
@@ -88,13 +106,16 @@ class FinetuningConfig:
     """A fine-tuning run."""
 
     task: TaskName = "classification"
-    """classification: a class, several of them, or a number for a text or a pair; tagging: a class for each word."""
+    """classification: a class, several of them, or a number for a text or a pair; tagging: a class for each word;
+    question_answering: the part of a document that answers a question."""
     examples: ExamplesConfig
     """The labelled examples."""
     start: StartConfig
     """What to start from."""
     tuning: TuningConfig = field(default_factory=TuningConfig)
     """What is trained, and how fast."""
+    question_answering: QuestionAnsweringConfig = field(default_factory=QuestionAnsweringConfig)
+    """What is trained and measured where answers are to be found in documents."""
     training: FinetuningTrainingConfig
     """Length, optimizer, schedule, checkpoints, reports."""
 

@@ -10,6 +10,7 @@ from fastssl.tasks.finetuning_config import TaskName
 HEADS: dict[str, TaskName] = {
     "BertForSequenceClassification": "classification",
     "BertForTokenClassification": "tagging",
+    "BertForQuestionAnswering": "question_answering",
 }
 """Class of a model, as its config.json names it -> what it does."""
 

@@ -1,0 +1,139 @@
+"""Questions about documents, with their answers: files in the format of SQuAD."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastssl.data.bytes_of_file import read_lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldAnswer:
+    """An answer as the file has it."""
+
+    text: str
+    """Without white space around it; not empty."""
+    start: int | None
+    """Where the file says that it begins in the document, in characters; None where it does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a document."""
+
+    id: str
+    """As in the file."""
+    text: str
+    """The question itself."""
+    document: int
+    """Number of the document in `QuestionFile.documents`."""
+    answers: tuple[GoldAnswer, ...]
+    """What counts as right; none where there is no answer, and in a file without labels."""
+    unanswerable: bool
+    """Whether the file says that the document does not answer it (``is_impossible``)."""
+    place: str
+    """Where it stands, for errors."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it is known what would be right."""
+        return self.unanswerable or bool(self.answers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionFile:
+    """The questions of one file and the documents that they are about."""
+
+    path: Path
+    """The file."""
+    documents: list[str]
+    """Each once, however many questions it has."""
+    questions: list[Question]
+    """In the order of the file."""
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+
+def read_squad(path: str | Path) -> QuestionFile:
+    """Read a file in SQuAD's format, of version 1 or 2, also with .gz or .zst behind it.
+
+    ``{"data": [{"paragraphs": [{"context": TEXT, "qas": [{"id": ID, "question": TEXT, "answers": [{"text": TEXT,
+    "answer_start": CHARACTER}], "is_impossible": false}]}]}]}``; other keys are passed over.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not JSON, not of this format (the place in it is named), or without any question.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; expected questions in SQuAD's format, .json")
+    documents: list[str] = []
+    questions: list[Question] = []
+    for paragraph, place in _paragraphs(_read_json(path), path):
+        documents.append(_value(paragraph, "context", str, place))
+        for number, entry in enumerate(_value(paragraph, "qas", list, place)):
+            questions.append(_question(entry, len(documents) - 1, f"{place}.qas[{number}]"))
+    if not questions:
+        raise ValueError(f"{path} has no questions; expected at least one")
+    return QuestionFile(path=path, documents=documents, questions=questions)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(b"\n".join(line for _, line in read_lines(path, lambda _: None)).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}); save the file as UTF-8") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); questions are read from SQuAD's format") from error
+
+
+def _paragraphs(content: Any, path: Path) -> Iterator[tuple[Any, str]]:
+    for number, article in enumerate(_value(content, "data", list, str(path))):
+        place = f"{path}: data[{number}]"
+        for paragraph_number, paragraph in enumerate(_value(article, "paragraphs", list, place)):
+            yield paragraph, f"{place}.paragraphs[{paragraph_number}]"
+
+
+def _question(entry: Any, document: int, place: str) -> Question:
+    text, name = _value(entry, "question", str, place), _value(entry, "id", (str, int), place)
+    found = _value(entry, "answers", list, place) if "answers" in entry else []
+    return Question(
+        id=str(name),
+        text=text,
+        document=document,
+        answers=tuple(
+            answer for number, one in enumerate(found) if (answer := _answer(one, f"{place}.answers[{number}]"))
+        ),
+        unanswerable=entry.get("is_impossible") is True,
+        place=place,
+    )
+
+
+def _answer(entry: Any, place: str) -> GoldAnswer | None:
+    """Return an answer, or None for one without characters."""
+    text = _value(entry, "text", str, place)
+    start = _value(entry, "answer_start", int, place) if entry.get("answer_start") is not None else None
+    if not text.strip():
+        return None
+    if start is not None:
+        start += len(text) - len(text.lstrip())
+    return GoldAnswer(text=text.strip(), start=start)
+
+
+def _value(entry: Any, key: str, kind: type | tuple[type, ...], place: str) -> Any:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{place} must be a JSON object, got {type(entry).__name__}: not SQuAD's format")
+    if key not in entry:
+        raise ValueError(
+            f"{place} has no {key!r}, it has {', '.join(map(repr, entry)) or 'nothing'}: not SQuAD's format"
+        )
+    if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        expected = " or ".join({str: "a text", list: "a list", int: "a whole number"}[one] for one in kinds)
+        raise ValueError(f"{place}: {key!r} must be {expected}, got {entry[key]!r:.60}")
+    return entry[key]

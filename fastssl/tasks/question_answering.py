@@ -1,0 +1,232 @@
+"""Answers to questions, found in documents."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastssl.data.squad import QuestionFile
+from fastssl.data.tokenizer import Tokenizer
+from fastssl.models.bert_question_answering import BertForQuestionAnswering
+from fastssl.models.pretrained import read_config
+from fastssl.tasks.answer_evaluation import answer_logits, make_evaluation
+from fastssl.tasks.answer_spans import Answer, SpanConfig, find_answer, window_scores
+from fastssl.tasks.classification import checked_length, trained_length
+from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
+from fastssl.tasks.question_windows import QuestionWindows, WindowConfig, cut_windows
+
+USUAL_LENGTH = 384
+"""Length of a window, in tokens, where none is given and the model has as many positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerProbabilities:
+    """The two softmax rows of a question and a document, over the document's D tokens in one window."""
+
+    tokens: tuple[str, ...]
+    """As the tokenizer spells them; [CLS], which stands for "no answer", comes first where that is allowed."""
+    offsets: tuple[tuple[int, int], ...]
+    """The characters of the document that each stands for; (0, 0) for [CLS]."""
+    start: Tensor
+    """(D) fp32: the probability of each token as the first of the answer; they sum to 1."""
+    end: Tensor
+    """(D) fp32: as the last."""
+
+
+class QuestionAnswerer:
+    """Answers questions from documents with a fine-tuned model: packed, longest first, in the order given.
+
+    Each document is cut into tokens once, however many questions there are about it. May be called from several threads
+    at once.
+
+    Args:
+        model: put into evaluation mode.
+        tokenizer: of the model's vocabulary.
+        max_seq_length: length of a window; None: 384, or the model's positions where they are fewer.
+        windows: how long documents are cut.
+        spans: which spans count.
+
+    Raises:
+        ValueError: where the tokenizer has ids that the model does not, or the lengths do not fit each other or the
+            model's positions.
+    """
+
+    def __init__(
+        self,
+        model: BertForQuestionAnswering,
+        tokenizer: Tokenizer,
+        *,
+        max_seq_length: int | None = None,
+        windows: WindowConfig | None = None,
+        spans: SpanConfig | None = None,
+    ) -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}; "
+                "give the tokenizer that the model was trained with"
+            )
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.windows, self.spans = windows or WindowConfig(), spans or SpanConfig()
+        self.max_seq_length = window_length(max_seq_length, model.config.max_position_embeddings)
+        self.windows.sizes(self.max_seq_length)
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        max_seq_length: int | None = None,
+        windows: WindowConfig | None = None,
+        spans: SpanConfig | None = None,
+        dtype: str = "fp32",
+    ) -> QuestionAnswerer:
+        """Read model and tokenizer from one directory; windows are as long as they were in training.
+
+        Args:
+            directory: of a fine-tuned model.
+            max_seq_length: length of a window instead, in tokens.
+            windows: how long documents are cut.
+            spans: which spans count.
+            dtype: "fp32", "bf16" or "int8" (see `fastssl.quantize`), of the computation.
+
+        Raises:
+            FileNotFoundError: where a part is missing.
+            ValueError: where the model is none for question answering, a part is damaged, or the lengths do not fit.
+        """
+        parameters_in = dtype_of_parameters(dtype)
+        read_config(directory)  # says first of all that there is no such directory
+        tokenizer = Tokenizer.load(directory)
+        with warnings.catch_warnings():
+            # The warning of a fresh head says what the error says.
+            warnings.simplefilter("ignore", UserWarning)
+            model = BertForQuestionAnswering.from_pretrained(directory, dtype=parameters_in)
+        if model.load_report.fresh:
+            raise ValueError(
+                f"{directory} holds a model that was not fine-tuned for question answering and could only guess at "
+                f"random; train it first (fastssl finetune --task question_answering --model {directory} "
+                "--train-file ...)"
+            )
+        if max_seq_length is None and (length := trained_length(Path(directory))) is not None:
+            max_seq_length = min(length, model.config.max_position_embeddings)
+        return cls(in_dtype(model, dtype), tokenizer, max_seq_length=max_seq_length, windows=windows, spans=spans)
+
+    @property
+    def threshold(self) -> float | None:
+        """For "no answer"; None where an answer is always given."""
+        own = self.model.config.no_answer_threshold
+        return own if self.spans.no_answer_threshold is None else self.spans.no_answer_threshold
+
+    def __call__(self, questions: Iterable[str], documents: Iterable[str] | str) -> list[Answer]:
+        """Return the answer to each question.
+
+        Args:
+            questions: any number of texts.
+            documents: one for each question, or a single one for all.
+
+        Raises:
+            ValueError: for one string instead of several questions, documents of another number, or a question or
+                document that is empty or no text.
+        """
+        questions = _texts("questions", questions)
+        documents = [documents] * len(questions) if isinstance(documents, str) else list(documents)
+        documents = _texts("documents", documents)
+        if len(documents) != len(questions):
+            raise ValueError(
+                f"documents must hold one text for each of the {len(questions)} questions, got {len(documents)}"
+            )
+        if not questions:
+            return []
+        windows = self._cut(questions, documents)
+        logits = answer_logits(self.model, windows)
+        return [
+            find_answer(
+                windows,
+                number,
+                logits,
+                question=question,
+                document=document,
+                config=self.spans,
+                threshold=self.threshold,
+            )
+            for number, (question, document) in enumerate(zip(questions, documents, strict=True))
+        ]
+
+    def probabilities(self, question: str, document: str) -> AnswerProbabilities:
+        """Return the two softmax rows: of each token of the document as the first and as the last of the answer.
+
+        Of a document of several windows they are those of the window with the best span.
+
+        Raises:
+            ValueError: for a text that is empty or none.
+        """
+        question, document = _texts("questions", [question])[0], _texts("documents", [document])[0]
+        windows = self._cut([question], [document])
+        logits = answer_logits(self.model, windows)
+        longest = self.spans.max_answer_length
+        best = [window_scores(windows, window, logits, longest).max(initial=-np.inf) for window in range(len(windows))]
+        window = int(np.argmax(best))
+        rows = windows.document_rows(window)
+        index = np.arange(rows.start, rows.stop)
+        first = int(windows.first_tokens[window])
+        offsets = [tuple(pair) for pair in windows.offsets[0][first : first + len(index)].tolist()]
+        if windows.allows_no_answer:
+            index, offsets = np.concatenate(([windows.examples.offsets[window]], index)), [(0, 0), *offsets]
+        start, end = torch.from_numpy(logits[index]).softmax(0).unbind(1)
+        tokens = tuple(self.tokenizer.id_to_token(token) for token in windows.examples.tokens[index])
+        return AnswerProbabilities(tokens=tokens, offsets=tuple(offsets), start=start, end=end)
+
+    def evaluate(self, file: QuestionFile, *, say: Callable[[str], None] = lambda _: None) -> dict[str, float]:
+        """Return the loss, exact match and F1 on labelled questions; see `answer_scores`.
+
+        Args:
+            file: questions without text, document or label in it are left out, and told.
+            say: takes the remarks.
+
+        Raises:
+            ValueError: where no question can be used.
+        """
+        evaluation = make_evaluation(
+            file,
+            tokenizer=self.tokenizer,
+            max_seq_length=self.max_seq_length,
+            windows=self.windows,
+            spans=self.spans,
+            threshold=self.threshold,
+            say=say,
+        )
+        return evaluation.figures(answer_logits(self.model, evaluation.windows))
+
+    def _cut(self, questions: Sequence[str], documents: Sequence[str]) -> QuestionWindows:
+        distinct = {document: number for number, document in enumerate(dict.fromkeys(documents))}
+        return cut_windows(
+            self.tokenizer,
+            questions,
+            list(distinct),
+            [distinct[document] for document in documents],
+            max_seq_length=self.max_seq_length,
+            config=self.windows,
+            allows_no_answer=self.threshold is not None,
+        )
+
+
+def window_length(wanted: int | None, positions: int) -> int:
+    """Return the length of windows: as wanted, or `USUAL_LENGTH`, or at the model's positions where these are fewer."""
+    return checked_length(wanted or (min(USUAL_LENGTH, positions) if wanted is None else wanted), positions)
+
+
+def _texts(name: str, values: Iterable[str]) -> list[str]:
+    if isinstance(values, str):
+        raise ValueError(f"{name} must be several strings, got one; put it into a list")
+    values = list(values)
+    for number, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be strings, got {type(value).__name__} as number {number}")
+        if not value.strip():
+            raise ValueError(f"{name} must not be empty, but number {number} is")
+    return values

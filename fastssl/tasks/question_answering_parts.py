@@ -1,0 +1,147 @@
+"""The parts of fine-tuning for question answering: model, batches, evaluation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fastssl.data.squad import Question, QuestionFile, read_squad
+from fastssl.models.bert_question_answering import BertForQuestionAnswering
+from fastssl.tasks.answer_evaluation import AnswerEvaluation, make_evaluation
+from fastssl.tasks.answer_spans import SpanConfig
+from fastssl.tasks.finetuning_config import FinetuningConfig
+from fastssl.tasks.gold_answers import locate_answers, usable_questions
+from fastssl.tasks.labelled_texts import ColumnConfig
+from fastssl.tasks.question_answering import window_length
+from fastssl.tasks.question_data import QuestionData
+from fastssl.tasks.question_windows import QuestionWindows, cut_windows, window_spans
+from fastssl.tasks.task_parts import Start, TaskParts, find_start
+
+
+def question_answering_parts(config: FinetuningConfig, say: Callable[[str], None]) -> TaskParts:
+    """Read the questions, and return model and data of the task; errors as in `prepare_finetuning`."""
+    _refuse_settings_of_other_tasks(config)
+    examples, options = config.examples, config.question_answering
+    train = read_squad(examples.train_file)
+    held_out = None if examples.eval_file is None else read_squad(examples.eval_file)
+    allows_no_answer = _allows_no_answer(train, options.no_answer)
+    questions = usable_questions(train, say, allows_no_answer=allows_no_answer)
+    start = find_start(config.start, [*train.documents, *(question.text for question in questions)], say)
+    length = window_length(examples.max_seq_length, start.config.max_position_embeddings)
+    options.windows.sizes(length)
+    model = _make_model(start, config, allows_no_answer, say)
+    evaluation = None
+    if held_out is not None:
+        evaluation = make_evaluation(
+            held_out,
+            tokenizer=start.tokenizer,
+            max_seq_length=length,
+            windows=options.windows,
+            spans=SpanConfig(max_answer_length=options.max_answer_length),
+            threshold=model.config.no_answer_threshold,
+            say=say,
+        )
+        _check_metric(config.training.metric_for_best_model, evaluation)
+    windows = cut_windows(
+        start.tokenizer,
+        [question.text for question in questions],
+        train.documents,
+        [question.document for question in questions],
+        max_seq_length=length,
+        config=options.windows,
+        allows_no_answer=allows_no_answer,
+    )
+    data = QuestionData(
+        windows,
+        _answers(windows, questions, train, say),
+        seed=config.training.seed,
+        batch_size=config.tuning.per_device_train_batch_size,
+    )
+    _report(train, windows, data, say)
+    return TaskParts(
+        model=model,
+        tokenizer=start.tokenizer,
+        max_seq_length=length,
+        has_pairs=False,
+        train_data=data,
+        evaluation=evaluation,
+        main_metric="f1",
+    )
+
+
+def _refuse_settings_of_other_tasks(config: FinetuningConfig) -> None:
+    for name, given in (
+        ("class_weights", config.tuning.class_weights != "none"),
+        ("problem_type", config.start.problem_type is not None),
+        ("text_column, text_pair_column and label_column", config.examples.columns != ColumnConfig()),
+    ):
+        if given:
+            raise ValueError(f"{name} cannot be used with question_answering, which has no classes or columns")
+
+
+def _allows_no_answer(train: QuestionFile, wanted: str) -> bool:
+    found = any(question.unanswerable for question in train.questions)
+    return {"auto": found, "always": True, "never": False}[wanted]
+
+
+def _make_model(
+    start: Start, config: FinetuningConfig, allows_no_answer: bool, say: Callable[[str], None]
+) -> BertForQuestionAnswering:
+    if start.directory is None:
+        model, kept = BertForQuestionAnswering(start.config), False
+    else:
+        with warnings.catch_warnings():
+            # A head that starts fresh is what fine-tuning is about; it is said below in other words.
+            warnings.simplefilter("ignore", UserWarning)
+            model = BertForQuestionAnswering.from_pretrained(start.directory, fresh_head=config.start.fresh_head)
+        kept = not model.load_report.fresh
+    threshold = None
+    if allows_no_answer:
+        threshold = (model.config.no_answer_threshold if kept else None) or 0.0
+    model.bert.config = replace(model.config, no_answer_threshold=threshold)
+    if config.start.dropout is not None:
+        model.set_dropout(config.start.dropout)
+    outcome = 'an answer in the document, or "no answer"' if allows_no_answer else "an answer in the document"
+    say(f"{outcome}; {'the model’s own head goes on' if kept else 'a new head'}")
+    return model
+
+
+def _answers(
+    windows: QuestionWindows, questions: Sequence[Question], train: QuestionFile, say: Callable[[str], None]
+) -> np.ndarray:
+    """Return the answers in the windows to train on; what is not where it should be is told."""
+    located = locate_answers(windows, questions, train.documents)
+    if located.num_moved:
+        say(
+            f"{train.path}: {located.num_moved:,} answers do not stand at their answer_start; the nearest places where "
+            "they do were taken"
+        )
+    if located.num_lost:
+        lost = [question.id for question, known in zip(questions, located.known, strict=True) if not known]
+        say(
+            f"{train.path}: left out {located.num_lost:,} of {len(questions):,} questions: their answers do not stand "
+            f"in their documents (such as {', '.join(lost[:3])})"
+        )
+    return window_spans(windows, located.spans, located.known)
+
+
+def _report(train: QuestionFile, windows: QuestionWindows, data: QuestionData, say: Callable[[str], None]) -> None:
+    if not len(data):
+        raise ValueError(f"{train.path}: no question has its answer in its document; there is nothing to train on")
+    cut = windows.examples.num_truncated
+    without, mean_length = len(windows) - len(data), windows.examples.lengths[data.numbers].mean()
+    say(
+        f"{train.path}: {len(data):,} windows to train on, of {mean_length:.1f} tokens on average"
+        + (f"; {without:,} other windows have no answer in them and are left out" if without else "")
+        + (f"; {cut:,} questions were cut" if cut else "")
+    )
+
+
+def _check_metric(wanted: str | None, evaluation: AnswerEvaluation) -> None:
+    """Refuse before training what the first evaluation would refuse after it."""
+    known = evaluation.metric_names()
+    if wanted is not None and wanted.removeprefix("eval_") not in known:
+        raise ValueError(f"metric_for_best_model={wanted!r} is not measured here; expected one of {', '.join(known)}")
