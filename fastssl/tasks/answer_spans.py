@@ -131,7 +131,7 @@ def span_scores(windows: QuestionWindows, number: int, logits: np.ndarray, max_a
 def window_scores(windows: QuestionWindows, window: int, logits: np.ndarray, longest: int) -> np.ndarray:
     """Return (D, longest) float64: the same of the D tokens of the document in one window."""
     starts, ends = logits[windows.document_rows(window)].astype(np.float64).T
-    ends = np.concatenate((ends, np.full(longest - 1, -np.inf)))
+    ends = np.concatenate((ends, np.full(longest, -np.inf)))
     return starts[:, None] + np.lib.stride_tricks.sliding_window_view(ends, longest)[: len(starts)]
 
 
