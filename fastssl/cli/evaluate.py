@@ -13,9 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
+from fastssl.data.squad import read_squad
+from fastssl.tasks.answer_evaluation import answer_logits
+from fastssl.tasks.answer_spans import SpanConfig
 from fastssl.tasks.classification import Classifier
 from fastssl.tasks.finetuning_config import TaskName
 from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
+from fastssl.tasks.question_answering import QuestionAnswerer
+from fastssl.tasks.question_windows import WindowConfig
 from fastssl.tasks.tagged_sentences import read_tagged_sentences
 from fastssl.tasks.tagging import Tagger
 from fastssl.tasks.task_of import task_of
@@ -27,20 +32,28 @@ class EvaluateFlags:
 
     One of two classes: accuracy, F1 of the second, Matthews' correlation; of more: macro F1. Several classes at once:
     accuracy (all right), micro and macro F1. Regression: Pearson's and Spearman's correlation. Tags of words: accuracy,
-    macro F1, and precision, recall and F1 of the spans that tags such as B-PER and I-PER spell.
+    macro F1, and precision, recall and F1 of the spans that tags such as B-PER and I-PER spell. Answers to questions:
+    exact match and F1 of the words (in Chinese and Japanese, of the characters); where some questions have no answer,
+    also of both kinds apart, and with the best threshold for "no answer".
 
     Examples:
       fastssl evaluate --model runs/sentiment --eval-file dev.tsv
       fastssl evaluate --model runs/sentiment --eval-file test.csv --text-column review --label-column stars --json
       fastssl evaluate --model runs/parts-of-speech --eval-file en_ewt-ud-test.conllu
+      fastssl evaluate --model runs/answers --eval-file dev-v2.0.json --no-answer-threshold 1.5
     """
 
     model: Path
     """Directory of a fine-tuned model."""
     eval_file: Path
-    """File to measure on: .tsv, .csv or .jsonl; for tagging .conllu, .conll or .jsonl."""
+    """File to measure on: .tsv, .csv or .jsonl; for tagging .conllu, .conll or .jsonl; for question answering .json or
+    .jsonl, in SQuAD's format."""
     columns: ColumnConfig = field(default_factory=ColumnConfig)
     """Which columns are meant."""
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    """How long documents are cut."""
+    spans: SpanConfig = field(default_factory=SpanConfig)
+    """Which answers count."""
     max_seq_length: int | None = None
     """Longer texts are cut, in tokens; None: where they were cut in training."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
@@ -97,8 +110,20 @@ def _measure_tags(flags: EvaluateFlags) -> Measured:
     return Measured(num_examples=len(sentences), figures=tagger.evaluate(sentences))
 
 
+def _measure_answers(flags: EvaluateFlags) -> Measured:
+    file = read_squad(flags.eval_file)
+    answerer = QuestionAnswerer.load(
+        flags.model, max_seq_length=flags.max_seq_length, windows=flags.windows, spans=flags.spans, dtype=flags.dtype
+    )
+    remarks = Console(stderr=True, highlight=False)
+    evaluation = answerer.evaluation(file, say=lambda text: remarks.print(text, markup=False, soft_wrap=True))
+    figures = evaluation.figures(answer_logits(answerer.model, evaluation.windows))
+    return Measured(num_examples=len(evaluation.questions), figures=figures)
+
+
 MEASURE: dict[TaskName, Callable[[EvaluateFlags], Measured]] = {
     "classification": _measure_classes,
     "tagging": _measure_tags,
+    "question_answering": _measure_answers,
 }
 """Task -> what measures its models."""

@@ -18,9 +18,11 @@ class FinetuneFlags(FinetuningConfig):
 
     Files are .tsv, .csv or .jsonl with a header or keys; columns are found by well-known names (sentence, text,
     sentence1 and sentence2, premise and hypothesis, label, ...), or named. For tagging they are CoNLL-U, or have a word
-    and its tag a line, or lists of words and tags in .jsonl. The names of the labels are kept in
-    config.json. With an eval file, the model is measured after each epoch and its best weights are kept. A run that was
-    stopped goes on with --resume-from-checkpoint last, and ends in the same weights.
+    and its tag a line, or lists of words and tags in .jsonl. For question_answering they are .json in the format of
+    SQuAD, version 1 or 2 (documents, questions, and the text and the place of the answers), or .jsonl with a question,
+    its context and its answers a line. The names of the labels are kept in config.json. With an eval file, the model is
+    measured after each epoch and its best weights are kept. A run that was stopped goes on with
+    --resume-from-checkpoint last, and ends in the same weights.
 
     Examples:
       fastssl finetune --task classification --model bert-base-uncased/ --train-file train.tsv --eval-file dev.tsv
@@ -30,6 +32,8 @@ class FinetuneFlags(FinetuningConfig):
       fastssl finetune --model runs/docs --from-scratch --train-file train.csv --output-dir runs/without-pretraining
       fastssl finetune --task tagging --model bert-base-cased/ --train-file train.conllu --eval-file dev.conllu
           --output-dir runs/parts-of-speech
+      fastssl finetune --task question_answering --model bert-base-uncased/ --train-file train-v1.1.json
+          --eval-file dev-v1.1.json --learning-rate 3e-5 --num-train-epochs 2 --output-dir runs/answers
     """
 
 
@@ -49,9 +53,11 @@ def print_next_steps(directory: Path, run: FinetuningRun, best: Path | None) -> 
     examples = run.config.examples
     if best is not None:
         print(f"\nthe weights of {best.name}, which did best on {examples.eval_file}, are in {directory}")
-    pair = ' "and the second one"' if run.parts.has_pairs else ""
+    given = '"a text" "and the second one"' if run.parts.has_pairs else '"a text"'
+    if run.config.task == "question_answering":
+        given = '--document FILE --question "a question"'
     print(
         f"\n{directory} is a Hugging Face directory with curves.png beside the model. To go on from there:\n"
-        f'  fastssl predict --model {directory} "a text"{pair}\n'
+        f"  fastssl predict --model {directory} {given}\n"
         f"  fastssl evaluate --model {directory} --eval-file {examples.eval_file or 'FILE'}"
     )

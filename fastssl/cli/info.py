@@ -16,6 +16,7 @@ from fastssl.cli.flags import parse_flags
 from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
 from fastssl.models.bert_classifier import BertForSequenceClassification
 from fastssl.models.bert_files import config_from_dict, config_to_dict
+from fastssl.models.bert_question_answering import BertForQuestionAnswering
 from fastssl.models.bert_tagger import BertForTokenClassification
 from fastssl.models.cost import ParameterRow, flops_per_token, parameter_table, training_memory
 from fastssl.models.presets import PRESETS, preset
@@ -27,6 +28,7 @@ _CLASSES = {
         BertForPreTraining,
         BertForMaskedLM,
         BertForSequenceClassification,
+        BertForQuestionAnswering,
         BertForTokenClassification,
         BertModel,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.predict_answers import predict_answers
 from fastssl.cli.predict_classes import predict_classes
 from fastssl.cli.predict_flags import PredictFlags
 from fastssl.cli.predict_tags import predict_tags
@@ -14,6 +15,7 @@ from fastssl.tasks.task_of import task_of
 PREDICT: dict[TaskName, Callable[[PredictFlags], None]] = {
     "classification": predict_classes,
     "tagging": predict_tags,
+    "question_answering": predict_answers,
 }
 """Task -> what prints the predictions of its models."""
 
@@ -23,5 +25,9 @@ def main(arguments: list[str]) -> int:
     flags = parse_flags(PredictFlags, arguments, program="fastssl predict")
     if flags.texts and flags.file is not None:
         raise ValueError("texts and file are both given; expected one of them")
-    PREDICT[task_of(flags.model)](flags)
+    task = task_of(flags.model)
+    asks = flags.document is not None or flags.question or flags.show_probabilities or flags.figure is not None
+    if asks and task != "question_answering":
+        raise ValueError(f"{flags.model} does not answer questions from a document: it was fine-tuned for {task}")
+    PREDICT[task](flags)
     return 0

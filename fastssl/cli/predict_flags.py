@@ -8,16 +8,19 @@ from typing import Literal
 
 import tyro
 
+from fastssl.tasks.answer_spans import SpanConfig
 from fastssl.tasks.labelled_texts import ColumnConfig
+from fastssl.tasks.question_windows import WindowConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictFlags:
-    """Classify texts, or tag their words, with a fine-tuned model, with probabilities.
+    """Classify texts, tag their words, or answer questions from them, with a fine-tuned model, with probabilities.
 
     One text, or two that belong together; or --file; or the lines of standard input, a pair with a tab between its
     texts. Results come in the order given. A model that tags words takes any number of sentences, and a file of words
-    (.conllu, .conll, .jsonl), or of one sentence a line (.txt).
+    (.conllu, .conll, .jsonl), or of one sentence a line (.txt). A model that answers questions takes a --document with
+    one --question or several, also one a line on standard input; or a --file in SQuAD's format.
 
     Examples:
       fastssl predict --model runs/sentiment "this is good"
@@ -25,6 +28,8 @@ class PredictFlags:
       fastssl predict --model runs/sentiment --file reviews.jsonl --text-column review --json > predictions.jsonl
       cat reviews.txt | fastssl predict --model runs/sentiment --json
       fastssl predict --model runs/parts-of-speech "I saw a saw"
+      fastssl predict --model runs/answers --document weather.txt --question "What causes precipitation to fall?"
+          --show-probabilities --figure rows.png
     """
 
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -32,7 +37,20 @@ class PredictFlags:
     model: Path
     """Directory of a fine-tuned model."""
     file: Path | None = None
-    """Instead: a .tsv, .csv or .jsonl file; for tagging .conllu, .conll, .jsonl or .txt."""
+    """Instead: a .tsv, .csv or .jsonl file; for tagging .conllu, .conll, .jsonl or .txt; for question answering .json or
+    .jsonl, in SQuAD's format."""
+    document: Path | None = None
+    """Text file in which the answers are to be found."""
+    question: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What is asked of the document; may be given several times."""
+    show_probabilities: bool = False
+    """Of question answering: print how likely each token of the document begins and ends the answer."""
+    figure: Path | None = None
+    """Of question answering: draw that for one question, into this file, such as rows.png."""
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    """How long documents are cut."""
+    spans: SpanConfig = field(default_factory=SpanConfig)
+    """Which answers count."""
     columns: ColumnConfig = field(default_factory=ColumnConfig)
     """Which columns are meant."""
     max_seq_length: int | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastssl.data.squad import Question, QuestionFile
 from fastssl.data.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class AnswerEvaluation:
 
     windows: QuestionWindows
     """Of the questions."""
-    spans: np.ndarray
+    spans: Tensor
     """The answers in the windows, as `window_spans` returns them."""
     questions: Sequence[Question]
     """All labelled."""
@@ -119,7 +119,7 @@ class AnswerEvaluation:
         return {"loss": mean_loss(self.windows, self.spans, logits)} | answer_scores(scored, threshold)
 
 
-def mean_loss(windows: QuestionWindows, spans: np.ndarray, logits: np.ndarray) -> float:
+def mean_loss(windows: QuestionWindows, spans: Tensor, logits: np.ndarray) -> float:
     """Return the mean over the windows with an answer of half the cross-entropies of its start and its end; 0 for none.
 
     Args:
@@ -128,13 +128,15 @@ def mean_loss(windows: QuestionWindows, spans: np.ndarray, logits: np.ndarray) -
         logits: (tokens of all windows, 2) float.
     """
     losses = []
-    for window in np.flatnonzero(spans[:, 0] >= 0):
+    for window, span in enumerate(spans.tolist()):
+        if span[0] < 0:
+            continue
         first = int(windows.examples.offsets[window])
         rows = logits[windows.document_rows(window)].astype(np.float64)
         if windows.allows_no_answer:
             rows = np.concatenate((logits[first : first + 1], rows))
         top = rows.max(0)
-        chosen = logits[first + spans[window], (0, 1)]
+        chosen = logits[(first + span[0], first + span[1]), (0, 1)]
         losses.append(float((top + np.log(np.exp(rows - top).sum(0)) - chosen).mean()))
     return float(np.mean(losses)) if losses else 0.0
 

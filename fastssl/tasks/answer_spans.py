@@ -101,13 +101,14 @@ def find_answer(
             Span(text=document[start:end], start=start, end=end, probability=float(np.exp(flat[index] - total)))
         )
     difference = float(nothing - flat[best[0]]) if count else np.inf
+    silence = float(np.exp(nothing - total)) if windows.allows_no_answer else 0.0
     silent = not spans or (threshold is not None and difference > threshold)
     return Answer(
         question=question,
         text="" if silent else spans[0].text,
         start=None if silent else spans[0].start,
         end=None if silent else spans[0].end,
-        probability=float(np.exp(nothing - total)) if silent else spans[0].probability,
+        probability=silence if silent else spans[0].probability,
         no_answer_difference=difference if windows.allows_no_answer else None,
         candidates=tuple(spans),
     )

@@ -15,7 +15,7 @@ from fastssl.data.squad import QuestionFile
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert_question_answering import BertForQuestionAnswering
 from fastssl.models.pretrained import read_config
-from fastssl.tasks.answer_evaluation import answer_logits, make_evaluation
+from fastssl.tasks.answer_evaluation import AnswerEvaluation, answer_logits, make_evaluation
 from fastssl.tasks.answer_spans import Answer, SpanConfig, find_answer, window_scores
 from fastssl.tasks.classification import checked_length, trained_length
 from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
@@ -191,7 +191,12 @@ class QuestionAnswerer:
         Raises:
             ValueError: where no question can be used.
         """
-        evaluation = make_evaluation(
+        evaluation = self.evaluation(file, say=say)
+        return evaluation.figures(answer_logits(self.model, evaluation.windows))
+
+    def evaluation(self, file: QuestionFile, *, say: Callable[[str], None] = lambda _: None) -> AnswerEvaluation:
+        """Return what measures models on a file, with this one's windows and spans; arguments as in `evaluate`."""
+        return make_evaluation(
             file,
             tokenizer=self.tokenizer,
             max_seq_length=self.max_seq_length,
@@ -200,7 +205,6 @@ class QuestionAnswerer:
             threshold=self.threshold,
             say=say,
         )
-        return evaluation.figures(answer_logits(self.model, evaluation.windows))
 
     def _cut(self, questions: Sequence[str], documents: Sequence[str]) -> QuestionWindows:
         distinct = {document: number for number, document in enumerate(dict.fromkeys(documents))}

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from fastssl.data.squad import Question, QuestionFile, read_squad
 from fastssl.models.bert_question_answering import BertForQuestionAnswering
 from fastssl.tasks.answer_evaluation import AnswerEvaluation, make_evaluation
 from fastssl.tasks.answer_spans import SpanConfig
+from fastssl.tasks.classification import ClassificationData
 from fastssl.tasks.finetuning_config import FinetuningConfig
 from fastssl.tasks.gold_answers import locate_answers, usable_questions
 from fastssl.tasks.labelled_texts import ColumnConfig
 from fastssl.tasks.question_answering import window_length
-from fastssl.tasks.question_data import QuestionData
 from fastssl.tasks.question_windows import QuestionWindows, cut_windows, window_spans
 from fastssl.tasks.task_parts import Start, TaskParts, find_start
 
@@ -54,19 +55,20 @@ def question_answering_parts(config: FinetuningConfig, say: Callable[[str], None
         config=options.windows,
         allows_no_answer=allows_no_answer,
     )
-    data = QuestionData(
-        windows,
-        _answers(windows, questions, train, say),
-        seed=config.training.seed,
-        batch_size=config.tuning.per_device_train_batch_size,
-    )
-    _report(train, windows, data, say)
+    spans = _answers(windows, questions, train, say)
+    with_answer = (spans[:, 0] >= 0).nonzero().flatten()
+    _report(train, windows, with_answer.numpy(), say)
     return TaskParts(
         model=model,
         tokenizer=start.tokenizer,
         max_seq_length=length,
         has_pairs=False,
-        train_data=data,
+        train_data=ClassificationData(
+            windows.select(with_answer.numpy()),
+            spans[with_answer],
+            seed=config.training.seed,
+            batch_size=config.tuning.per_device_train_batch_size,
+        ),
         evaluation=evaluation,
         main_metric="f1",
     )
@@ -111,7 +113,7 @@ def _make_model(
 
 def _answers(
     windows: QuestionWindows, questions: Sequence[Question], train: QuestionFile, say: Callable[[str], None]
-) -> np.ndarray:
+) -> Tensor:
     """Return the answers in the windows to train on; what is not where it should be is told."""
     located = locate_answers(windows, questions, train.documents)
     if located.num_moved:
@@ -128,13 +130,13 @@ def _answers(
     return window_spans(windows, located.spans, located.known)
 
 
-def _report(train: QuestionFile, windows: QuestionWindows, data: QuestionData, say: Callable[[str], None]) -> None:
-    if not len(data):
+def _report(train: QuestionFile, windows: QuestionWindows, with_answer: np.ndarray, say: Callable[[str], None]) -> None:
+    if not len(with_answer):
         raise ValueError(f"{train.path}: no question has its answer in its document; there is nothing to train on")
     cut = windows.examples.num_truncated
-    without, mean_length = len(windows) - len(data), windows.examples.lengths[data.numbers].mean()
+    without, mean_length = len(windows) - len(with_answer), windows.examples.lengths[with_answer].mean()
     say(
-        f"{train.path}: {len(data):,} windows to train on, of {mean_length:.1f} tokens on average"
+        f"{train.path}: {len(with_answer):,} windows to train on, of {mean_length:.1f} tokens on average"
         + (f"; {without:,} other windows have no answer in them and are left out" if without else "")
         + (f"; {cut:,} questions were cut" if cut else "")
     )

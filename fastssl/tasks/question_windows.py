@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastssl.data.batch import IGNORED_LABEL, PackedBatch
 from fastssl.data.tokenizer import Tokenizer
@@ -82,7 +83,25 @@ class QuestionWindows:
         first = self.examples.offsets[window] + self.examples.first_lengths[window]
         return slice(int(first), int(self.examples.offsets[window + 1]) - 1)
 
-    def batch(self, numbers: np.ndarray, spans: np.ndarray | None = None) -> PackedBatch:
+    def select(self, numbers: np.ndarray) -> QuestionWindows:
+        """Return some of the windows, (W') int64 ascending; all questions keep their numbers."""
+        examples = self.examples
+        lengths = examples.lengths[numbers]
+        shifts = examples.offsets[numbers] - np.cumsum(lengths) + lengths
+        chosen = EncodedTexts(
+            tokens=examples.tokens[np.arange(lengths.sum()) + np.repeat(shifts, lengths)],
+            offsets=np.concatenate(([0], np.cumsum(lengths))),
+            first_lengths=examples.first_lengths[numbers],
+            num_truncated=examples.num_truncated,
+        )
+        return replace(
+            self,
+            examples=chosen,
+            question_of=self.question_of[numbers],
+            first_tokens=self.first_tokens[numbers],
+        )
+
+    def batch(self, numbers: np.ndarray, spans: Tensor | None = None) -> PackedBatch:
         """Return some windows as a batch.
 
         Args:
@@ -98,9 +117,9 @@ class QuestionWindows:
             mask |= positions == 0
         answers = {}
         if spans is not None:
-            found = spans[numbers]
-            rows = np.where(found >= 0, found + batch.cu_seqlens.numpy()[:-1, None], IGNORED_LABEL)
-            answers = dict(zip(("answer_starts", "answer_ends"), torch.from_numpy(rows.T.copy()), strict=True))
+            found = spans[torch.from_numpy(numbers)]
+            rows = torch.where(found >= 0, found + batch.cu_seqlens[:-1, None], IGNORED_LABEL)
+            answers = dict(zip(("answer_starts", "answer_ends"), rows.T.contiguous(), strict=True))
         return replace(batch, answer_mask=torch.from_numpy(mask), **answers)
 
     def by_length(self, tokens_per_batch: int) -> Iterator[np.ndarray]:
@@ -188,7 +207,7 @@ def token_span(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | N
     return (first, last) if first <= last else None
 
 
-def window_spans(windows: QuestionWindows, answers: Sequence[tuple[int, int] | None], known: np.ndarray) -> np.ndarray:
+def window_spans(windows: QuestionWindows, answers: Sequence[tuple[int, int] | None], known: np.ndarray) -> Tensor:
     """Return the answer in each window: its first and last token, counted from the window's first.
 
     Where the answer is not wholly inside, and where there is none, that is [CLS] if it may be the answer, and otherwise
@@ -208,4 +227,4 @@ def window_spans(windows: QuestionWindows, answers: Sequence[tuple[int, int] | N
     moved = spans + (windows.examples.first_lengths - windows.first_tokens)[:, None]
     otherwise = np.array(_NO_ANSWER if windows.allows_no_answer else (IGNORED_LABEL, IGNORED_LABEL))
     found = np.where((inside & (spans[:, 0] >= 0))[:, None], moved, otherwise)
-    return np.where(known[windows.question_of][:, None], found, IGNORED_LABEL)
+    return torch.from_numpy(np.where(known[windows.question_of][:, None], found, IGNORED_LABEL))

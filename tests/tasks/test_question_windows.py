@@ -156,6 +156,11 @@ def test_batches_of_windows(tokenizer):
     unknown = window_spans(windows, [(3, 4), None], np.array([False, True]))
     assert unknown[:, 0].tolist() == [-100, -100, -100, 0]
     assert windows.batch(np.array([0]), unknown).target_counts() == {"answer": 0}
+    some = windows.select(np.array([1, 3]))
+    again = some.batch(np.array([1, 0]), spans[[1, 3]])
+    for name, value in vars(batch).items():
+        assert torch.equal(value, vars(again)[name]) if isinstance(value, torch.Tensor) else value == vars(again)[name]
+    assert list(some.windows_of(0)) == [0] and some.offsets is windows.offsets
 
 
 def test_a_long_question_is_cut_and_counted(tokenizer):
