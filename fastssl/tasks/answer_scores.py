@@ -113,12 +113,18 @@ def _is_punctuation(letter: str) -> bool:
 def _best_threshold(f1: np.ndarray, differences: np.ndarray, answerable: np.ndarray) -> tuple[float, float]:
     """Return the best mean F1 that a threshold can give, and that threshold.
 
-    Raising it to a question's difference answers that question: it gains the span's F1, or loses the point for
-    rightly saying nothing.
+    Raising it to a question's difference answers that question: it gains the span's F1, or loses the point for rightly
+    saying nothing. Between two questions the middle is taken.
     """
     order = np.argsort(differences, kind="stable")
-    gains = np.where(answerable, f1, -1.0)[order]
-    sums = np.concatenate(([0.0], np.cumsum(gains))) + (~answerable).sum()
+    ranked = differences[order]
+    sums = np.concatenate(([0.0], np.cumsum(np.where(answerable, f1, -1.0)[order]))) + (~answerable).sum()
+    # Questions of the same difference are answered together.
+    sums[1:-1][ranked[1:] == ranked[:-1]] = -np.inf
     best = int(sums.argmax())
-    threshold = differences[order[best - 1]] if best else differences.min() - 1.0
+    threshold = ranked[max(best, 1) - 1]
+    if best == 0:
+        threshold -= 1.0
+    elif best < len(ranked) and np.isfinite(ranked[best]):
+        threshold = (threshold + ranked[best]) / 2
     return float(sums[best] / len(f1)), float(threshold)

@@ -107,7 +107,8 @@ def _make_model(
     if config.start.dropout is not None:
         model.set_dropout(config.start.dropout)
     outcome = 'an answer in the document, or "no answer"' if allows_no_answer else "an answer in the document"
-    say(f"{outcome}; {'the model’s own head goes on' if kept else 'a new head'}")
+    head = "the model's own head goes on" if kept else "a new head"
+    say(f"{outcome}; {head}")
     return model
 
 

@@ -76,8 +76,15 @@ def test_questions_without_an_answer():
     assert found["has_answer_f1"] == pytest.approx((1 + 2 / 3) / 3)
     assert found["no_answer_accuracy"] == 0.5
     # In order of the difference: 2 points for silence, +1 at -3, -1 at -2, +2/3 at -1, +1 at 1, -1 at 2.
-    assert found["best_f1"] == pytest.approx((2 + 1 - 1 + 2 / 3 + 1) / 5) and found["best_f1_threshold"] == 1.0
+    assert found["best_f1"] == pytest.approx((2 + 1 - 1 + 2 / 3 + 1) / 5) and found["best_f1_threshold"] == 1.5
     assert answer_scores(answers, found["best_f1_threshold"])["f1"] == pytest.approx(found["best_f1"])
+
+
+def test_questions_of_one_difference_are_answered_together():
+    answers = [answer("cloud", "cloud", difference=1.0), answer("snow", difference=1.0), answer("ice", difference=2.0)]
+    found = answer_scores(answers, 0.0)
+    assert found["best_f1"] == pytest.approx(2 / 3) and found["best_f1_threshold"] == 0.0
+    assert answer_scores(answers, 1.0)["f1"] == pytest.approx(2 / 3)
 
 
 def test_the_best_threshold_may_be_silence():
