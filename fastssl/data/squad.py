@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastssl.data.bytes_of_file import read_lines
+from fastssl.data.table import read_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Question:
     """A question about a document."""
 
     id: str
-    """As in the file."""
+    """As in the file; where it has none, `place`."""
     text: str
     """The question itself."""
     document: int
@@ -60,10 +61,13 @@ class QuestionFile:
 
 
 def read_squad(path: str | Path) -> QuestionFile:
-    """Read a file in SQuAD's format, of version 1 or 2, also with .gz or .zst behind it.
+    """Read questions from a .json or .jsonl file, also with .gz or .zst behind it.
 
-    ``{"data": [{"paragraphs": [{"context": TEXT, "qas": [{"id": ID, "question": TEXT, "answers": [{"text": TEXT,
-    "answer_start": CHARACTER}], "is_impossible": false}]}]}]}``; other keys are passed over.
+    .json is SQuAD's own format, of version 1 or 2: ``{"data": [{"paragraphs": [{"context": TEXT, "qas": [{"id": ID,
+    "question": TEXT, "answers": [{"text": TEXT, "answer_start": CHARACTER}], "is_impossible": false}]}]}]}``; other
+    keys are passed over. .jsonl has one ``{"context": TEXT, "question": TEXT, "answers": ...}`` a line, where answers
+    may also be ``{"text": [TEXT], "answer_start": [CHARACTER]}``, as Hugging Face's datasets have them: empty lists in
+    it mean that there is no answer.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -71,16 +75,33 @@ def read_squad(path: str | Path) -> QuestionFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected questions in SQuAD's format, .json")
+        raise FileNotFoundError(f"{path} is not a file; expected questions in SQuAD's format, .json or .jsonl")
+    found = _of_lines(path) if {".jsonl", ".ndjson"} & set(path.suffixes) else _of_tree(path)
+    if not found.questions:
+        raise ValueError(f"{path} has no questions; expected at least one")
+    return found
+
+
+def _of_tree(path: Path) -> QuestionFile:
     documents: list[str] = []
     questions: list[Question] = []
     for paragraph, place in _paragraphs(_read_json(path), path):
         documents.append(_value(paragraph, "context", str, place))
         for number, entry in enumerate(_value(paragraph, "qas", list, place)):
             questions.append(_question(entry, len(documents) - 1, f"{place}.qas[{number}]"))
-    if not questions:
-        raise ValueError(f"{path} has no questions; expected at least one")
     return QuestionFile(path=path, documents=documents, questions=questions)
+
+
+def _of_lines(path: Path) -> QuestionFile:
+    table = read_table(path)
+    numbers: dict[str, int] = {}
+    questions = []
+    for row in range(len(table.lines)):
+        entry = {name: values[row] for name, values in table.columns.items() if values[row] is not None}
+        context = _value(entry, "context", str, table.place(row))
+        document = numbers.setdefault(context, len(numbers))
+        questions.append(_question(entry, document, table.place(row)))
+    return QuestionFile(path=path, documents=list(numbers), questions=questions)
 
 
 def _read_json(path: Path) -> Any:
@@ -100,16 +121,20 @@ def _paragraphs(content: Any, path: Path) -> Iterator[tuple[Any, str]]:
 
 
 def _question(entry: Any, document: int, place: str) -> Question:
-    text, name = _value(entry, "question", str, place), _value(entry, "id", (str, int), place)
-    found = _value(entry, "answers", list, place) if "answers" in entry else []
+    text, found = _value(entry, "question", str, place), entry.get("answers", [])
+    in_columns = isinstance(found, dict)
+    if in_columns:
+        texts, starts = _value(found, "text", list, place), _value(found, "answer_start", list, place)
+        found = [{"text": one, "answer_start": start} for one, start in zip(texts, starts, strict=False)]
+    elif "answers" in entry:
+        found = _value(entry, "answers", list, place)
+    answers = (_answer(one, f"{place}.answers[{number}]") for number, one in enumerate(found))
     return Question(
-        id=str(name),
+        id=str(entry.get("id", place)),
         text=text,
         document=document,
-        answers=tuple(
-            answer for number, one in enumerate(found) if (answer := _answer(one, f"{place}.answers[{number}]"))
-        ),
-        unanswerable=entry.get("is_impossible") is True,
+        answers=tuple(answer for answer in answers if answer is not None),
+        unanswerable=entry.get("is_impossible", in_columns and not found) is True,
         place=place,
     )
 
@@ -125,7 +150,7 @@ def _answer(entry: Any, place: str) -> GoldAnswer | None:
     return GoldAnswer(text=text.strip(), start=start)
 
 
-def _value(entry: Any, key: str, kind: type | tuple[type, ...], place: str) -> Any:
+def _value(entry: Any, key: str, kind: type, place: str) -> Any:
     if not isinstance(entry, dict):
         raise ValueError(f"{place} must be a JSON object, got {type(entry).__name__}: not SQuAD's format")
     if key not in entry:
@@ -133,7 +158,6 @@ def _value(entry: Any, key: str, kind: type | tuple[type, ...], place: str) -> A
             f"{place} has no {key!r}, it has {', '.join(map(repr, entry)) or 'nothing'}: not SQuAD's format"
         )
     if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        expected = " or ".join({str: "a text", list: "a list", int: "a whole number"}[one] for one in kinds)
+        expected = {str: "a text", list: "a list", int: "a whole number"}[kind]
         raise ValueError(f"{place}: {key!r} must be {expected}, got {entry[key]!r:.60}")
     return entry[key]

@@ -19,14 +19,15 @@ class ExamplesConfig:
     """The labelled examples."""
 
     train_file: Path
-    """File to train on: .tsv, .csv or .jsonl, with a header or keys; for tagging .conllu, .conll or .jsonl."""
+    """File to train on: .tsv, .csv or .jsonl, with a header or keys; for tagging .conllu, .conll or .jsonl; for
+    question_answering .json or .jsonl, in SQuAD's format."""
     eval_file: Path | None = None
     """File to measure on; the weights that do best on it are kept."""
     columns: ColumnConfig = field(default_factory=ColumnConfig)
     """Which columns are meant."""
     max_seq_length: int | None = None
-    """Longer texts are cut (the longer one of a pair first; for tagging split into windows that overlap), in tokens;
-    None: at the model's positions."""
+    """Longer texts are cut (the longer one of a pair first), in tokens; None: at the model's positions. For tagging and
+    question_answering they are split into windows of that length that overlap; None, for question_answering: 384."""
 
 
 @dataclass(frozen=True, kw_only=True)

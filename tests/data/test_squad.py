@@ -41,6 +41,23 @@ def test_compressed_with_a_byte_order_mark_and_without_answers(tmp_path):
     assert read_squad(tmp_path / "a.json.gz").questions[0].answers == ()
 
 
+def test_lines_as_hugging_face_has_them(tmp_path):
+    rows = [
+        {"context": CONTEXT, "question": "Under?", "answers": {"text": ["gravity"], "answer_start": [15]}},
+        {"context": "Second.", "question": "What?", "answers": {"text": [], "answer_start": []}, "id": "x"},
+        {"context": CONTEXT, "question": "Within?", "answers": [{"text": "a cloud", "answer_start": 40}]},
+        {"context": CONTEXT, "question": "Who?"},
+    ]
+    found = read_squad(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)) + "\n"))
+    assert found.documents == [CONTEXT, "Second."] and [one.document for one in found.questions] == [0, 1, 0, 0]
+    assert found.questions[1].id == "x" and found.questions[3].id.endswith("a.jsonl, line 4")
+    assert [[answer.text for answer in one.answers] for one in found.questions] == [["gravity"], [], ["a cloud"], []]
+    assert [one.unanswerable for one in found.questions] == [False, True, False, False]
+    assert not found.questions[3].labelled
+    with pytest.raises(ValueError, match=r"b.jsonl, line 1 has no 'context', it has 'question'"):
+        read_squad(write(tmp_path / "b.jsonl", '{"question": "Who?"}\n'))
+
+
 def test_white_space_around_an_answer_is_not_its_own_and_empty_ones_are_none(tmp_path):
     found = read_squad(write(tmp_path / "a.json", squad(question(1, (" gravity ", 14), (" ", 0), ("", 3)))))
     assert found.questions[0].answers == (GoldAnswer(text="gravity", start=15),)
