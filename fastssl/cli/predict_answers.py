@@ -20,7 +20,7 @@ from fastssl.tasks.answer_spans import Answer
 from fastssl.tasks.question_answering import AnswerProbabilities, QuestionAnswerer
 
 _AT_ONCE = 256
-_SHOWN_FROM = 0.001
+_SHOWN_FROM = 0.005
 _BAR = 20
 
 
