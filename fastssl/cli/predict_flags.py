@@ -37,8 +37,8 @@ class PredictFlags:
     model: Path
     """Directory of a fine-tuned model."""
     file: Path | None = None
-    """Instead: a .tsv, .csv or .jsonl file; for tagging .conllu, .conll, .jsonl or .txt; for question answering .json or
-    .jsonl, in SQuAD's format."""
+    """Instead: a .tsv, .csv or .jsonl file; for tagging .conllu, .conll, .jsonl or .txt; for question answering .json
+    or .jsonl, in SQuAD's format."""
     document: Path | None = None
     """Text file in which the answers are to be found."""
     question: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

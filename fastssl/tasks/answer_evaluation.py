@@ -17,7 +17,7 @@ from fastssl.tasks.classification import TOKENS_PER_BATCH
 from fastssl.tasks.gold_answers import locate_answers, usable_questions
 from fastssl.tasks.question_windows import QuestionWindows, WindowConfig, cut_windows, window_spans
 from fastssl.training.distributed import World
-from fastssl.training.precision import autocast
+from fastssl.training.evaluation import evaluation_mode
 
 
 @torch.inference_mode()
@@ -33,22 +33,17 @@ def answer_logits(
     Windows go through the model longest first, packed without padding. The model is in evaluation mode meanwhile and in
     its former mode after.
     """
-    device, was_training = next(model.parameters()).device, model.training
     offsets, lengths = windows.examples.offsets, windows.examples.lengths
     logits = np.empty((int(offsets[-1]), 2), dtype=np.float32)
-    model.eval()
-    try:
-        with autocast(device, dtype):
-            for numbers in windows.by_length(TOKENS_PER_BATCH):
-                if cancelled():
-                    return None
-                output = model(windows.batch(numbers).to(device))
-                found = torch.stack((output.start_logits, output.end_logits), dim=1).float().cpu().numpy()
-                pieces = np.split(found, np.cumsum(lengths[numbers])[:-1])
-                for number, piece in zip(numbers, pieces, strict=True):
-                    logits[offsets[number] : offsets[number + 1]] = piece
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model, dtype) as device:
+        for numbers in windows.by_length(TOKENS_PER_BATCH):
+            if cancelled():
+                return None
+            output = model(windows.batch(numbers).to(device))
+            found = torch.stack((output.start_logits, output.end_logits), dim=1).float().cpu().numpy()
+            pieces = np.split(found, np.cumsum(lengths[numbers])[:-1])
+            for number, piece in zip(numbers, pieces, strict=True):
+                logits[offsets[number] : offsets[number + 1]] = piece
     return logits
 
 

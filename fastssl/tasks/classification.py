@@ -23,6 +23,7 @@ from fastssl.tasks.encoded_words import EncodedWords
 from fastssl.tasks.fine_tuned import check_vocabulary, checked_length, load_fine_tuned, trained_length
 from fastssl.tasks.labelled_texts import LabelledTexts
 from fastssl.tasks.labels import LabelSet
+from fastssl.tasks.question_windows import QuestionWindows
 from fastssl.training.distributed import World
 from fastssl.training.evaluation import evaluation_mode
 
@@ -41,12 +42,15 @@ class ClassificationData:
 
     Args:
         examples: the X encoded examples.
-        labels: (X) or (X, C); (W) of the words of all examples, where these are words.
+        labels: (X) or (X, C); (W) of the words of all examples, where these are words; (X, 2) of windows, the first and
+            the last token of their answers.
         seed: of the order.
         batch_size: sequences per batch; the last batch of an epoch has what is left.
     """
 
-    def __init__(self, examples: EncodedTexts | EncodedWords, labels: Tensor, *, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, examples: EncodedTexts | EncodedWords | QuestionWindows, labels: Tensor, *, seed: int, batch_size: int
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.examples, self.labels, self.seed, self.batch_size = examples, labels, seed % 2**64, batch_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,9 @@ from torch import Tensor
 from fastssl.data.squad import QuestionFile
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert_question_answering import BertForQuestionAnswering
-from fastssl.models.pretrained import read_config
 from fastssl.tasks.answer_evaluation import AnswerEvaluation, answer_logits, make_evaluation
 from fastssl.tasks.answer_spans import Answer, SpanConfig, find_answer, window_scores
-from fastssl.tasks.classification import checked_length, trained_length
-from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
+from fastssl.tasks.fine_tuned import check_vocabulary, checked_length, load_fine_tuned, trained_length
 from fastssl.tasks.question_windows import QuestionWindows, WindowConfig, cut_windows
 
 USUAL_LENGTH = 384
@@ -66,11 +63,7 @@ class QuestionAnswerer:
         windows: WindowConfig | None = None,
         spans: SpanConfig | None = None,
     ) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}; "
-                "give the tokenizer that the model was trained with"
-            )
+        check_vocabulary(model, tokenizer)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.windows, self.spans = windows or WindowConfig(), spans or SpanConfig()
         self.max_seq_length = window_length(max_seq_length, model.config.max_position_embeddings)
@@ -99,22 +92,10 @@ class QuestionAnswerer:
             FileNotFoundError: where a part is missing.
             ValueError: where the model is none for question answering, a part is damaged, or the lengths do not fit.
         """
-        parameters_in = dtype_of_parameters(dtype)
-        read_config(directory)  # says first of all that there is no such directory
-        tokenizer = Tokenizer.load(directory)
-        with warnings.catch_warnings():
-            # The warning of a fresh head says what the error says.
-            warnings.simplefilter("ignore", UserWarning)
-            model = BertForQuestionAnswering.from_pretrained(directory, dtype=parameters_in)
-        if model.load_report.fresh:
-            raise ValueError(
-                f"{directory} holds a model that was not fine-tuned for question answering and could only guess at "
-                f"random; train it first (fastssl finetune --task question_answering --model {directory} "
-                "--train-file ...)"
-            )
-        if max_seq_length is None and (length := trained_length(Path(directory))) is not None:
-            max_seq_length = min(length, model.config.max_position_embeddings)
-        return cls(in_dtype(model, dtype), tokenizer, max_seq_length=max_seq_length, windows=windows, spans=spans)
+        model, tokenizer = load_fine_tuned(BertForQuestionAnswering, directory, "question_answering", dtype)
+        if max_seq_length is None:
+            max_seq_length = trained_length(directory, model.config.max_position_embeddings)
+        return cls(model, tokenizer, max_seq_length=max_seq_length, windows=windows, spans=spans)
 
     @property
     def threshold(self) -> float | None:

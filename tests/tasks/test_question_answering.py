@@ -337,7 +337,7 @@ def test_what_cannot_be_asked_is_told(body):
 
 
 def test_models_of_other_tasks_are_refused(body):
-    with pytest.raises(ValueError, match="was not fine-tuned for question answering"):
+    with pytest.raises(ValueError, match="was not fine-tuned for question_answering"):
         QuestionAnswerer.load(body)
     with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         QuestionAnswerer.load("nowhere")
