@@ -13,13 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from fastssl.tasks.compare_init_figure import draw_comparison
 from fastssl.tasks.comparison_config import STARTS, CompareInitConfig, StartName
 from fastssl.tasks.finetuning import FinetuningRun, prepare_finetuning
 from fastssl.tasks.run_curve import RunCurve
-from fastssl.training.distributed import World
+from fastssl.training.distributed import expect_one_process
 from fastssl.training.durable import write_whole
 from fastssl.training.run_directory import check_output_directory
 
@@ -164,16 +162,6 @@ def with_lines_enough(run: FinetuningRun) -> FinetuningRun:
     steps = run.parts.train_data.num_batches(0) // training.gradient_accumulation_steps
     logging_steps = min(training.logging_steps, max(1, steps // _LINES_PER_EPOCH))
     return replace(run, config=replace(run.config, training=replace(training, logging_steps=logging_steps)))
-
-
-def expect_one_process(verb: str) -> None:
-    """Refuse to run under torchrun.
-
-    Raises:
-        ValueError: where there are several processes.
-    """
-    if World.join(torch.device("cpu")).size > 1:
-        raise ValueError(f"{verb} makes several runs, one after the other, in one process; start it without torchrun")
 
 
 def _number(value: float | None) -> float | None:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from fastssl.data.files import sha256_of_file
+from fastssl.models import bert_files
 from fastssl.tasks.classification import Classifier, Prediction
-from fastssl.tasks.compare_init import expect_one_process
 from fastssl.tasks.finetuning import prepare_finetuning
 from fastssl.tasks.finetuning_config import (
     ExamplesConfig,
@@ -29,12 +29,14 @@ from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
 from fastssl.training import RunDirectoryError
 from fastssl.training.checkpoint import list_checkpoints
 from fastssl.training.config import identity_of
+from fastssl.training.distributed import expect_one_process
 from fastssl.training.durable import write_whole
 from fastssl.training.run_directory import RUN_FILE
 
 FIGURE_FILE, TABLE_FILE, SUMMARY_FILE = "glue.png", "glue.csv", "glue.json"
 SUBMISSION_FOLDER = "submission"
 _RESULT_FILE = "glue_result.json"
+_USUAL_LENGTH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,8 @@ class GlueConfig:
     """Run these alone, such as sst2 rte; none given: all that are there."""
     max_train_examples: int | None = None
     """Train on so many examples of each task, drawn at random: for a trial."""
-    max_seq_length: int | None = 128
-    """Longer texts are cut, in tokens; None: at the model's positions."""
+    max_seq_length: int | None = None
+    """Longer texts are cut, in tokens; None: at 128, or at the model's positions where these are fewer."""
     overwrite: bool = False
     """Start the tasks anew, also those that are finished or were stopped; else a finished task is not run again."""
     start: StartConfig
@@ -182,11 +184,11 @@ def run_glue(config: GlueConfig, *, say: Callable[[str], None]) -> GlueReport:
         )
     if wanted:
         missing |= {name: "not asked for" for name in folders if name not in wanted}
+    # All files are read before anything is trained: a damaged one is told now and not after hours.
+    runs = [_GlueRun(config, task, folders[task.name], say) for task in GLUE_TASKS if task.name not in missing]
     results, exit_code = [], 0
-    for task in GLUE_TASKS:
-        if task.name in missing:
-            continue
-        found = _GlueRun(config, task, folders[task.name], say).result()
+    for run in runs:
+        found = run.result()
         if isinstance(found, int):
             exit_code = found
             break
@@ -200,46 +202,59 @@ def run_glue(config: GlueConfig, *, say: Callable[[str], None]) -> GlueReport:
 
 
 class _GlueRun:
-    """One task, from its files to its result."""
+    """One task, from its files, which are checked and rewritten at once, to its result."""
 
     def __init__(self, config: GlueConfig, task: GlueTask, folder: Path, say: Callable[[str], None]) -> None:
         self._config, self._task, self._folder, self._say = config, task, folder, say
         self._directory = Path(config.training.output_dir) / task.key
+        if config.overwrite:
+            self._clear()
+        self._known = self._finished()
+        if self._known is None:
+            self._num_train, self._train_file, self._held_out = self._write_examples()
 
     def result(self) -> GlueResult | int:
         """Return the result, from disk where the task is finished; the exit code where a signal stopped it."""
-        if self._config.overwrite:
-            self._clear()
-        if (known := self._finished()) is not None:
-            self._say(f"[{self._task.name}] finished before: {known.score:.1f} (--overwrite runs it again)")
-            return known
+        if self._known is not None:
+            self._say(f"[{self._task.name}] finished before: {self._known.score:.1f} (--overwrite runs it again)")
+            return self._known
         self._say(f"[{self._task.name}] in {self._directory}")
-        seed, examples = self._config.training.seed, self._directory / "examples"
-        train = read_examples(self._folder, self._task, "train", self._say)
-        train = train.sample(self._config.max_train_examples, seed, classes=bool(self._task.labels))
-        train_file = train.write(examples / "train.tsv")
-        held_out = {
-            split: read_examples(self._folder, self._task, split, self._say).write(examples / f"{split}.tsv")
-            for split in self._task.splits
-        }
-        exit_code = self._train(train_file, next(iter(held_out.values())))
-        if exit_code:
+        if exit_code := self._train():
             return exit_code
         classifier = Classifier.load(self._directory)
-        result = GlueResult(
-            task=self._task, figures=official_figures(self._task, classifier, held_out), num_train=len(train)
-        )
+        figures = official_figures(self._task, classifier, self._held_out)
+        result = GlueResult(task=self._task, figures=figures, num_train=self._num_train)
         self._predict_tests(classifier)
         self._note(result)
         return result
 
-    def _train(self, train_file: Path, eval_file: Path) -> int:
+    def _write_examples(self) -> tuple[int, Path, dict[str, Path]]:
+        """Return the number of training examples, their file, and the files of development examples by name."""
+        task, examples = self._task, self._directory / "examples"
+        train = read_examples(self._folder, task, "train", self._say)
+        train = train.sample(
+            self._config.max_train_examples, self._config.training.seed, classes=task.problem_type != "regression"
+        )
+        held_out = {
+            split: read_examples(self._folder, task, split, self._say).write(examples / f"{split}.tsv")
+            for split in task.splits
+        }
+        for split, _ in task.tests:
+            if (path := self._folder / f"{split}.tsv").is_file():
+                read_test(path, task)
+        return len(train), train.write(examples / "train.tsv"), held_out
+
+    def _train(self) -> int:
         config = self._config
         # Of two figures the first decides, F1 or Pearson's correlation.
         metric = config.training.metric_for_best_model or self._task.measured[0][1]
         finetuning = FinetuningConfig(
             task="classification",
-            examples=ExamplesConfig(train_file=train_file, eval_file=eval_file, max_seq_length=config.max_seq_length),
+            examples=ExamplesConfig(
+                train_file=self._train_file,
+                eval_file=next(iter(self._held_out.values())),
+                max_seq_length=config.max_seq_length or _usual_length(config.start.model),
+            ),
             start=replace(config.start, fresh_head=True, problem_type=self._task.problem_type),
             tuning=config.tuning,
             training=replace(config.training, output_dir=str(self._directory), metric_for_best_model=metric),
@@ -294,6 +309,13 @@ class _GlueRun:
         """Delete what an earlier run left, and nothing else."""
         if any((self._directory / name).is_file() for name in (RUN_FILE, _RESULT_FILE)):
             shutil.rmtree(self._directory)
+
+
+def _usual_length(model: str) -> int:
+    """Return where texts are cut: at 128, as BERT's authors did, or at the positions of a model that has fewer."""
+    if not Path(model).is_dir():
+        return _USUAL_LENGTH
+    return min(_USUAL_LENGTH, bert_files.load_config(model).max_position_embeddings)
 
 
 def official_figures(task: GlueTask, classifier: Classifier, held_out: Mapping[str, Path]) -> tuple[float, ...]:

@@ -22,7 +22,6 @@ from torch import nn
 
 from fastssl.data.files import sha256_of_file
 from fastssl.tasks.classification import ClassificationData
-from fastssl.tasks.compare_init import expect_one_process
 from fastssl.tasks.comparison_config import STARTS, CompareInitConfig, StartName
 from fastssl.tasks.finetuning import TASKS, freeze, layerwise_lr_scales
 from fastssl.tasks.label_budget_figure import draw_label_budget
@@ -30,6 +29,7 @@ from fastssl.tasks.labelled_subsets import nested_order
 from fastssl.tasks.task_parts import TaskParts
 from fastssl.training import RunDirectoryError, Trainer
 from fastssl.training.config import identity_of
+from fastssl.training.distributed import expect_one_process
 from fastssl.training.durable import write_whole
 
 FIGURE_FILE, TABLE_FILE, SUMMARY_FILE = "label_budget.png", "label_budget.csv", "label_budget.json"

@@ -233,6 +233,29 @@ def test_a_signal_ends_it_without_a_report(pretrained, tmp_path, monkeypatch):  
     assert report.exit_code == 130 and not report.results and not (tmp_path / "out" / "glue.json").exists()
 
 
+def test_damage_of_any_task_is_told_before_the_first_is_trained(tmp_path, monkeypatch):
+    write_task(tmp_path / "glue", "RTE")
+    test = write_task(tmp_path / "glue", "WNLI", tests=True) / "test.tsv"
+    test.write_text(test.read_text() + "24\tcut in\n", encoding="utf-8")
+    monkeypatch.setattr(glue, "prepare_finetuning", lambda *_, **__: pytest.fail("too early"))
+    with pytest.raises(ValueError, match=r"WNLI/test.tsv, line 26: 2 fields"):
+        run_glue(make_config(tmp_path / "glue", tmp_path, tmp_path / "out"), say=silent)
+
+
+def test_texts_are_cut_at_128_or_where_a_model_ends(pretrained, tmp_path, monkeypatch):  # noqa: F811
+    write_task(tmp_path / "glue", "RTE")
+    asked = []
+
+    def prepare(finetuning, **_):
+        asked.append(finetuning.examples.max_seq_length)
+        return SimpleNamespace(run=lambda: SimpleNamespace(exit_code=130))
+
+    monkeypatch.setattr(glue, "prepare_finetuning", prepare)
+    for model, wanted in ((pretrained, None), ("bert-tiny", None), (pretrained, 16)):
+        run_glue(make_config(tmp_path / "glue", model, tmp_path / "out", max_seq_length=wanted), say=silent)
+    assert asked == [40, 128, 16]
+
+
 def test_answers_in_the_format_of_the_leaderboard():
     def answer(label):
         return Prediction(text="", pair=None, label=label, probabilities=None)
