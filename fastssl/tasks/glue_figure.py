@@ -9,7 +9,9 @@ from pathlib import Path
 
 _MODEL, _HUMAN, _BERT = "#0072B2", "#BBBBBB", "#D55E00"
 _WIDTH = 0.38
-_CAPTION_CHARACTERS = 110
+_FOOT = 8.0
+_WIDE = 8.5
+_CAPTION_CHARACTERS = 90
 
 
 def draw_glue(
@@ -28,7 +30,8 @@ def draw_glue(
 
     averages = [statistics.fmean(column) for column in list(zip(*scores, strict=True))[1:]]
     rows = [*scores, ("average", *averages)]
-    figure = Figure(figsize=(max(6.5, 1.05 * len(rows) + 1.5), 4.8), layout="constrained")
+    width = max(7.0, 1.05 * len(rows) + 1.5)
+    figure = Figure(figsize=(width, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     # The averages stand a little apart.
@@ -37,8 +40,11 @@ def draw_glue(
     left, right = ([place + sign * _WIDTH / 2 for place in places] for sign in (-1, 1))
     bars = axes.bar(left, models, _WIDTH, color=_MODEL, label="this model, development set")
     human = axes.bar(right, people, _WIDTH, color=_HUMAN, label="people, test set")
-    axes.bar_label(bars, fmt="%.1f", fontsize=8.5, padding=5)
-    axes.bar_label(human, fmt="%.1f", fontsize=8.5, padding=2, color="0.35")
+    # At the foot of the bars, where no line of BERT-base can cross them.
+    for bar, colour in [*((bar, "white") for bar in bars), *((bar, "black") for bar in human)]:
+        place, inside = bar.get_x() + bar.get_width() / 2, bar.get_height() > _FOOT
+        foot = max(bar.get_height(), 0) + 1.5 if not inside else 2
+        axes.text(place, foot, f"{bar.get_height():.1f}", ha="center", fontsize=9, color=colour if inside else "black")
     axes.hlines(
         published,
         [place - _WIDTH / 2 for place in left],
@@ -55,7 +61,7 @@ def draw_glue(
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3 if width > _WIDE else 1, fontsize=9, frameon=False)
     figure.savefig(path, dpi=130)
 
 
