@@ -51,8 +51,9 @@ class LabelBudgetConfig:
         """
         words = [word for text in self.label_budget for word in text.split(",") if word]
         wrong = [word for word in words if word != "all" and not (word.isdecimal() and int(word))]
-        if wrong:
-            raise ValueError(f"label_budget takes numbers above zero and 'all', such as 10 100 all; got {wrong[0]!r}")
+        if wrong or (self.label_budget and not words):
+            got = repr(wrong[0]) if wrong else "none"
+            raise ValueError(f"label_budget takes numbers above zero and 'all', such as 10 100 all; got {got}")
         numbers = {num_examples if word == "all" else int(word) for word in words}
         return tuple(sorted(number for number in numbers if number is not None))
 

@@ -31,7 +31,7 @@ from fastssl.training.checkpoint import list_checkpoints
 from fastssl.training.config import identity_of
 from fastssl.training.distributed import expect_one_process
 from fastssl.training.durable import write_whole
-from fastssl.training.run_directory import RUN_FILE
+from fastssl.training.run_directory import RUN_FILE, differences, tell_differences
 
 FIGURE_FILE, TABLE_FILE, SUMMARY_FILE = "glue.png", "glue.csv", "glue.json"
 SUBMISSION_FOLDER = "submission"
@@ -290,11 +290,10 @@ class _GlueRun:
         if not path.is_file():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
-        there, here = content["settings"], self._settings()
-        if told := [f"{n} is {there.get(n)!r} there, {here[n]!r} here" for n in here if there.get(n) != here[n]]:
+        if differing := differences(content["settings"], self._settings()):
             raise RunDirectoryError(
-                f"{self._directory} holds {self._task.name} with other settings: {'; '.join(told)}; repeat them, give "
-                "--overwrite to run it again, or choose another output_dir"
+                f"{self._directory} holds {self._task.name} with other settings: {tell_differences(differing)}. Repeat "
+                "them, give --overwrite to run it again, or choose another output_dir"
             )
         return GlueResult(task=self._task, figures=tuple(content["figures"]), num_train=content["num_train"])
 

@@ -5,7 +5,6 @@ Source: Howard and Ruder 2018 (arXiv 1801.06146) §5, figure 3: error against th
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import json
@@ -31,6 +30,7 @@ from fastssl.training import RunDirectoryError, Trainer
 from fastssl.training.config import identity_of
 from fastssl.training.distributed import expect_one_process
 from fastssl.training.durable import write_whole
+from fastssl.training.run_directory import differences, tell_differences
 
 FIGURE_FILE, TABLE_FILE, SUMMARY_FILE = "label_budget.png", "label_budget.csv", "label_budget.json"
 
@@ -108,15 +108,13 @@ class LabelBudgetExperiment:
         say: takes remarks.
 
     Raises:
-        ValueError: for another task than classification, a budget below the number of classes or above the number of
-            examples, and as `prepare_finetuning`.
+        ValueError: for a task whose examples are not in `ClassificationData`, a budget below the number of classes or
+            above the number of examples, and as `prepare_finetuning`.
         RunDirectoryError: where the output directory holds runs, and they are others or are not to be resumed.
     """
 
     def __init__(self, config: CompareInitConfig, *, say: Callable[[str], None]) -> None:
         expect_one_process("compare-init")
-        if config.task != "classification":
-            raise ValueError(f"label_budget chooses among labelled texts: task={config.task!r} is not supported yet")
         self.config, self._say = config, say
         self._directory = Path(config.training.output_dir)
         self._identity = _identity(config)
@@ -124,7 +122,11 @@ class LabelBudgetExperiment:
         """The runs that are done."""
         parts = TASKS[config.task](config.finetuning("pretrained", self._directory), say)
         data = parts.train_data
-        labels = data.labels.numpy() if parts.model.config.problem_type == "single_label_classification" else None
+        if not isinstance(data, ClassificationData):
+            raise ValueError(f"label_budget cannot choose among the examples of task={config.task!r}; leave it out")
+        one_class_each = parts.model.config.problem_type == "single_label_classification"
+        # Of words, or of several classes at once, no choice could promise that every class occurs.
+        labels = data.labels.numpy() if config.task == "classification" and one_class_each else None
         self._parts: TaskParts = parts
         self._labels = labels
         self.budgets = config.budget.sizes(len(data.examples))
@@ -180,7 +182,8 @@ class LabelBudgetExperiment:
         first = self._parts.model
         torch.manual_seed(seed)
         model = type(first)(first.config)
-        model.class_weights = copy.deepcopy(first.class_weights)
+        if getattr(first, "class_weights", None) is not None:
+            model.set_class_weights(first.class_weights)
         if start == "pretrained":
             drawn = set(first.load_report.fresh)
             known = {name: value for name, value in first.state_dict().items() if name not in drawn}
@@ -234,9 +237,10 @@ class LabelBudgetExperiment:
                 "which does only those that are missing, or choose another output_dir"
             )
         content = json.loads(path.read_text(encoding="utf-8"))
-        there, here = content["identity"], self._identity
-        if told := [f"{n} is {there.get(n)!r} there, {here[n]!r} here" for n in here if there.get(n) != here[n]]:
-            raise RunDirectoryError(f"{self._directory} holds other runs: {'; '.join(told)}. Choose another output_dir")
+        if differing := differences(content["identity"], self._identity):
+            raise RunDirectoryError(
+                f"{self._directory} holds other runs: {tell_differences(differing)}. Choose another output_dir"
+            )
         runs = [BudgetRun(**run) for run in content["runs"]]
         return {(run.start, run.num_labels, run.seed): run for run in runs}
 
@@ -271,14 +275,8 @@ def _check_budgets(budgets: Sequence[int], num_examples: int, num_classes: int) 
 
 def _identity(config: CompareInitConfig) -> dict[str, object]:
     """Return what decides the score of a run, beside its start, budget and seed, as JSON values."""
-    training = identity_of(config.training)
-    files = {name: sha256_of_file(getattr(config.examples, name)) for name in ("train_file", "eval_file")}
-    settings = {
-        **{name: value for name, value in training.items() if name != "seed"},
-        **asdict(config.examples.columns),
-        "max_seq_length": config.examples.max_seq_length,
-        **asdict(config.start),
-        **asdict(config.tuning),
-        "min_steps": config.budget.min_steps,
-    }
-    return json.loads(json.dumps(files | settings, default=str))
+    settings = asdict(config.finetuning("pretrained", Path(config.training.output_dir)))
+    for name in ("train_file", "eval_file"):
+        settings["examples"][name] = sha256_of_file(getattr(config.examples, name))
+    settings["training"] = {name: value for name, value in identity_of(config.training).items() if name != "seed"}
+    return json.loads(json.dumps(settings | {"min_steps": config.budget.min_steps}, default=str))

@@ -199,7 +199,7 @@ def test_it_learns_and_a_finished_task_is_not_run_again(pretrained, tmp_path, mo
     assert run_glue(config, say=said.append).results == first.results
     assert said == [f"[SST-2] finished before: {first.results[0].score:.1f} (--overwrite runs it again)"]
     other = replace(config, max_train_examples=200)
-    with pytest.raises(RunDirectoryError, match=r"max_train_examples is 300 there, 200 here.*--overwrite"):
+    with pytest.raises(RunDirectoryError, match=r"max_train_examples is 300 there and 200 here.*--overwrite"):
         run_glue(other, say=silent)
     monkeypatch.undo()
     monkeypatch.setattr(trainer, "default_sinks", metrics_only_sinks)

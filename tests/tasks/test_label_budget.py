@@ -44,6 +44,8 @@ def test_budgets_as_they_are_written():
     for wrong in ("ten", "0", "-5", "1.5"):
         with pytest.raises(ValueError, match=f"numbers above zero and 'all', .* got '{wrong}'"):
             LabelBudgetConfig(label_budget=("10", wrong))
+    with pytest.raises(ValueError, match="got none"):
+        LabelBudgetConfig(label_budget=(",",))
     with pytest.raises(ValueError, match="num_seeds must be at least 1, got 0"):
         LabelBudgetConfig(num_seeds=0)
 
@@ -115,7 +117,9 @@ def test_runs_files_and_going_on(pretrained, files, tmp_path):  # noqa: F811
     ):
         experiment(pretrained, files, tmp_path / "out", "4", "all")
     last = {"resume_from_checkpoint": "last"}
-    with pytest.raises(RunDirectoryError, match=r"holds other runs: learning_rate is 0.003 there, 0.1 here"):
+    with pytest.raises(
+        RunDirectoryError, match=r"holds other runs: training.learning_rate is 0.003 there and 0.1 here"
+    ):
         experiment(pretrained, files, tmp_path / "out", "4", training=last | {"learning_rate": 0.1})
     said.clear()
     more = experiment(
