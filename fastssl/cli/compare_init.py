@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     def say(text: str) -> None:
         errors.print(text, markup=False, soft_wrap=True)
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if flags.budget.label_budget:
         found = LabelBudgetExperiment(flags, say=say).run()
         exit_code = found.exit_code

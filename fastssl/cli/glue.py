@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     if report.exit_code:
         say("stopped; the same command goes on from here")
         return report.exit_code
-    _print_report(report, Console(highlight=False))
+    _print_report(report, Console(highlight=False, markup=False))
     directory = Path(flags.training.output_dir)
     print(f"{directory}: {FIGURE_FILE}, {TABLE_FILE}, {SUMMARY_FILE}, and a directory for each task with its model")
     return 0
