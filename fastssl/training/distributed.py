@@ -17,7 +17,7 @@ def expect_one_process(verb: str) -> None:
     Raises:
         ValueError: naming the verb, which makes several runs one after the other.
     """
-    if World.join(torch.device("cpu")).size > 1:
+    if World.join().size > 1:
         raise ValueError(f"{verb} makes several runs, one after the other, in one process; start it without torchrun")
 
 

@@ -77,6 +77,6 @@ def test_two_processes_resume_to_the_bit(tmp_path):
 
 def test_what_makes_several_runs_is_refused_under_torchrun(monkeypatch):
     expect_one_process("glue")
-    monkeypatch.setattr(World, "join", lambda device: World(size=2))
+    monkeypatch.setattr(World, "join", lambda: World(size=2))
     with pytest.raises(ValueError, match=r"glue makes several runs.*start it without torchrun"):
         expect_one_process("glue")
