@@ -30,7 +30,8 @@ class LabelBudgetConfig:
     """Instead of two curves: the score against the number of labelled examples."""
 
     label_budget: tuple[str, ...] = ()
-    """Numbers of examples to train on, such as 10 100 1000 all; each is part of the next."""
+    """Numbers of examples to train on, such as 10 100 1000 all; each is part of the next, and where an example has one
+    class, every class occurs in each."""
     num_seeds: int = 3
     """Runs for each number and start, with other examples, order, head and dropout; seeds count up from --seed."""
     min_steps: int = 100

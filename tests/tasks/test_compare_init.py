@@ -24,6 +24,7 @@ from fastssl.tasks.finetuning_config import (
 from fastssl.training import RunDirectoryError, trainer
 from fastssl.training.log import read_metrics
 from tests.tasks.test_finetuning import files, metrics_only, pretrained  # noqa: F401
+from tests.tasks.test_tagging import write_grammar
 
 
 def silent(_: str) -> None:
@@ -86,6 +87,16 @@ def test_runs_files_and_summary(pretrained, files, tmp_path):  # noqa: F811
     assert by_score.threshold == scratch.best_score()
     arrived = replace(found, config=replace(found.config, arrival=ThresholdConfig(threshold=-1.0)))
     assert arrived.epochs_to_threshold == {"pretrained": None, "from-scratch": None}
+
+
+def test_other_tasks(pretrained, tmp_path):  # noqa: F811
+    held_out = ExamplesConfig(
+        train_file=write_grammar(tmp_path / "train.conllu", 48), eval_file=write_grammar(tmp_path / "dev.conllu", 16)
+    )
+    config = make_config(pretrained, held_out, tmp_path / "out", task="tagging", training={"max_steps": 12})
+    found = compare_init(config, say=silent)
+    assert found.metric == "accuracy" and list(found.curves["pretrained"].epoch_losses) == [1.0, 2.0]
+    assert set(found.curves["from-scratch"].epoch_scores) == {1.0, 2.0}
 
 
 def test_what_is_complete_is_not_trained_again_and_what_is_not_goes_on(pretrained, files, tmp_path, monkeypatch):  # noqa: F811

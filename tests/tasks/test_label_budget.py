@@ -11,12 +11,14 @@ import torch
 
 from fastssl.tasks.comparison_config import LabelBudgetConfig
 from fastssl.tasks.finetuning import prepare_finetuning
+from fastssl.tasks.finetuning_config import ExamplesConfig
 from fastssl.tasks.label_budget import LabelBudgetExperiment
 from fastssl.tasks.labelled_subsets import nested_order
 from fastssl.training import RunDirectoryError
 from fastssl.training.checkpoint import list_checkpoints
 from tests.tasks.test_compare_init import make_config, silent
 from tests.tasks.test_finetuning import files, metrics_only, pretrained  # noqa: F401
+from tests.tasks.test_tagging import write_grammar
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -159,3 +161,13 @@ def test_regression_has_no_classes_to_keep(pretrained, tmp_path, files):  # noqa
     same = replace(files, eval_file=files.train_file)
     found = experiment(pretrained, same, tmp_path / "out", "1", "20", budget={"num_seeds": 1}).run()
     assert found.metric == "spearman" and len(found.runs) == 4
+
+
+def test_sentences_for_tagging_are_chosen_at_random(pretrained, tmp_path):  # noqa: F811
+    files = ExamplesConfig(  # noqa: F811
+        train_file=write_grammar(tmp_path / "train.conllu", 48), eval_file=write_grammar(tmp_path / "dev.conllu", 16)
+    )
+    runs = experiment(pretrained, files, tmp_path / "out", "5", "all", task="tagging", budget={"num_seeds": 1})
+    assert runs.budgets == (5, 48) and set(runs.data(5, 42).order(0)) < set(runs.data(20, 42).order(0))
+    found = runs.run()
+    assert [(run.num_labels, run.steps) for run in found.runs] == [(5, 3), (5, 3), (48, 12), (48, 12)]
