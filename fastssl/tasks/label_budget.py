@@ -132,6 +132,7 @@ class LabelBudgetExperiment:
         self.budgets = config.budget.sizes(len(data.examples))
         """Numbers of examples, ascending."""
         _check_budgets(self.budgets, len(data.examples), 0 if labels is None else len(set(labels.tolist())))
+        say(f"budgets of {', '.join(f'{size:,}' for size in self.budgets)} out of {len(data.examples):,} examples")
         self.metric = (config.training.metric_for_best_model or parts.main_metric).removeprefix("eval_")
         """Name of the held-out score."""
 
