@@ -77,7 +77,7 @@ def _print_comparison(found: Comparison, console: Console) -> None:
     what = "smoothed training loss" if found.config.arrival.threshold_of == "training_loss" else score
     whose = "" if found.config.arrival.threshold is not None else ", what the run from scratch reaches"
     arrivals = ", ".join(
-        f"{start.replace('-', ' ')} " + ("never" if epochs is None else f"after {epochs:.2f} epochs")
+        f"{start.replace('-', ' ')} " + ("not within its run" if epochs is None else f"after {epochs:.2f} epochs")
         for start, epochs in found.epochs_to_threshold.items()
     )
     console.print(f"{what} {found.threshold:.4g}{whose}: {arrivals}")
