@@ -15,6 +15,8 @@ VERBS = {
     "finetune": Verb("fastssl.cli.finetune", "teach a pretrained model a task from labelled examples"),
     "evaluate": Verb("fastssl.cli.evaluate", "measure a fine-tuned model on labelled examples"),
     "predict": Verb("fastssl.cli.predict", "what a fine-tuned model makes of texts, with probabilities"),
+    "compare-init": Verb("fastssl.cli.compare_init", "what pretraining was worth: a task learnt from two starts"),
+    "glue": Verb("fastssl.cli.glue", "fine-tune on the tasks of GLUE, with their official scores and a chart"),
     "fill-mask": Verb("fastssl.cli.fill_mask", "the likeliest tokens for every mask of a text"),
     "embed": Verb("fastssl.cli.embed", "a vector for every line of a file"),
     "info": Verb("fastssl.cli.info", "parameters, FLOPs and memory of a model directory or preset"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,19 @@ class Table:
         return f"{self.path}, line {self.lines[row]}"
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(
+    path: str | Path, *, header: Sequence[str] | None = None, on_ragged: Callable[[str], None] | None = None
+) -> Table:
     r"""Read a .tsv, .csv or .jsonl file, also with .gz or .zst behind it.
 
     A .tsv file (or .txt) has a header, fields between tabs, and no quoting, as the files of GLUE; a .csv file has a
     header and the quoting of spreadsheets; a .jsonl file has one object a line. Blank lines are passed over.
+
+    Args:
+        path: the file.
+        header: names of the columns of a .tsv or .csv file that has none; its first line is then the first row.
+        on_ragged: takes a description of each row that has fewer or more fields than the header, which is then left
+            out; None makes it an error.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -47,9 +55,9 @@ def read_table(path: str | Path) -> Table:
         raise FileNotFoundError(f"{path} is not a file; expected a table, .tsv, .csv or .jsonl")
     match ending_of(path):
         case ".tsv" | ".txt" | ".tab":
-            table = _from_rows(path, _tab_separated(path))
+            table = _from_rows(path, _tab_separated(path), header, on_ragged)
         case ".csv":
-            table = _from_rows(path, _comma_separated(path))
+            table = _from_rows(path, _comma_separated(path), header, on_ragged)
         case ".jsonl" | ".ndjson":
             table = read_objects(path)
         case _:
@@ -99,8 +107,14 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield begins, row
 
 
-def _from_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Table:
-    _, header = next(rows, (0, []))
+def _from_rows(
+    path: Path,
+    rows: Iterator[tuple[int, list[str]]],
+    header: Sequence[str] | None,
+    on_ragged: Callable[[str], None] | None,
+) -> Table:
+    if header is None:
+        _, header = next(rows, (0, []))
     names = [name.strip() for name in header]
     if len(set(names)) < len(names):
         raise ValueError(
@@ -110,9 +124,11 @@ def _from_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Table:
     lines: list[int] = []
     for number, row in rows:
         if len(row) != len(names):
-            raise ValueError(
-                f"{path}, line {number}: {len(row)} fields, but the header has {len(names)} ({', '.join(names)})"
-            )
+            message = f"{path}, line {number}: {len(row)} fields, but the header has {len(names)} ({', '.join(names)})"
+            if on_ragged is None:
+                raise ValueError(message)
+            on_ragged(message)
+            continue
         values.append(row)
         lines.append(number)
     columns = zip(*values, strict=True) if values else [()] * len(names)

@@ -46,20 +46,28 @@ class ClassificationData:
             the last token of their answers.
         seed: of the order.
         batch_size: sequences per batch; the last batch of an epoch has what is left.
+        rows: numbers of the examples that are used; None uses all.
     """
 
     def __init__(
-        self, examples: EncodedTexts | EncodedWords | QuestionWindows, labels: Tensor, *, seed: int, batch_size: int
+        self,
+        examples: EncodedTexts | EncodedWords | QuestionWindows,
+        labels: Tensor,
+        *,
+        seed: int,
+        batch_size: int,
+        rows: np.ndarray | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.examples, self.labels, self.seed, self.batch_size = examples, labels, seed % 2**64, batch_size
+        self.rows = np.arange(len(examples)) if rows is None else rows
         self._lock = threading.Lock()
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def num_batches(self, epoch: int) -> int:
         """Return the number of batches, the same in every epoch."""
-        return -(-len(self.examples) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
 
     def batch(self, epoch: int, index: int) -> PackedBatch:
         """Return batch `index` of `epoch`, a function of the seed and the two."""
@@ -69,12 +77,12 @@ class ClassificationData:
         return self.examples.batch(order[index * self.batch_size : (index + 1) * self.batch_size], self.labels)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the numbers of the examples in the order of an epoch, (X) int64; the last two asked for are kept."""
+        """Return the numbers of the examples in the order of an epoch, int64; the last two orders are kept."""
         with self._lock:
             return self._order(epoch)
 
     def _draw_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.examples))
+        return self.rows[np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))]
 
 
 @torch.inference_mode()

@@ -54,10 +54,11 @@ class FinetuningRun:
         """Trains the model; measures once an epoch unless told otherwise, and keeps the best checkpoint."""
         parts, training = self.parts, self.config.training
         if parts.evaluation is not None:
+            chosen_by = training.metric_for_best_model or parts.main_metric
             training = replace(
                 training,
                 eval_strategy="epoch" if training.eval_steps is None else "steps",
-                metric_for_best_model=training.metric_for_best_model or parts.main_metric,
+                metric_for_best_model=None if training.save_strategy == "no" else chosen_by,
             )
         return Trainer(
             parts.model,

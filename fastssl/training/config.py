@@ -7,6 +7,7 @@ from typing import Literal
 SchedulerName = Literal["auto", "linear", "cosine", "constant", "wsd", "time_budget"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
 EvalStrategy = Literal["auto", "steps", "epoch"]
+SaveStrategy = Literal["steps", "no"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class TrainingConfig:
     """Whether more of that figure is better; None: not of a loss or perplexity, of all others."""
     early_stopping_patience: int | None = None
     """Stop after this many evaluations in a row that were not the best."""
+    save_strategy: SaveStrategy = "steps"
+    """Write a checkpoint every save_steps and at the end, or none at all (no): such a run cannot be resumed."""
     save_steps: int = 500
     """Steps between two checkpoints; the last step is always saved."""
     save_total_limit: int | None = None
@@ -109,6 +112,7 @@ class TrainingConfig:
             ("lr_scheduler_type", SchedulerName),
             ("precision", PrecisionName),
             ("eval_strategy", EvalStrategy),
+            ("save_strategy", SaveStrategy),
         ):
             value = getattr(self, name)
             if value not in choices.__args__:
@@ -128,6 +132,8 @@ class TrainingConfig:
             raise ValueError("eval_strategy='epoch' and eval_steps are both given; leave one out")
         if self.early_stopping_patience is not None and self.metric_for_best_model is None:
             raise ValueError("early_stopping_patience needs metric_for_best_model; name a figure, such as 'loss'")
+        if self.save_strategy == "no" and self.metric_for_best_model is not None:
+            raise ValueError("metric_for_best_model keeps a checkpoint, but save_strategy='no'; leave one out")
 
     def _check_ranges(self) -> None:
         for name, (words, holds) in _RANGES.items():
@@ -172,6 +178,7 @@ _FREE_FIELDS = (
     "logging_steps",
     "eval_steps",
     "eval_strategy",
+    "save_strategy",
     "save_steps",
     "save_total_limit",
     "resume_from_checkpoint",

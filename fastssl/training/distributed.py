@@ -11,6 +11,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
+def expect_one_process(verb: str) -> None:
+    """Refuse to go on under torchrun with several processes.
+
+    Raises:
+        ValueError: naming the verb, which makes several runs one after the other.
+    """
+    if World.join().size > 1:
+        raise ValueError(f"{verb} makes several runs, one after the other, in one process; start it without torchrun")
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """The processes that train one model together. With one process every method returns what it was given."""

@@ -246,7 +246,9 @@ class TrainingLoop:
             ) from error
 
     def _save(self) -> None:
-        """Write a checkpoint, then delete the oldest beyond save_total_limit."""
+        """Write a checkpoint, then delete the oldest beyond save_total_limit; nothing where none are wanted."""
+        if self.config.save_strategy == "no":
+            return
         if self.world.is_main:
             self._tell_sinks(lambda sink: sink.flush())
             newest = write_checkpoint(self.directory, self.state.step, self._write_checkpoint_files)

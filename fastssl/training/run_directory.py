@@ -102,13 +102,11 @@ def check_identity(identity: dict, directory: Path, *, resuming: bool, say: Call
         raise RunDirectoryError(
             f"{directory} holds checkpoints but no readable {RUN_FILE} ({error}); choose another output_dir"
         ) from error
-    differing = _differences(there, identity)
+    differing = differences(there, identity)
     length = {name: pair for name, pair in differing.items() if name.removeprefix("training.") in LENGTH_FIELDS}
-    serious = [_difference(name, *pair) for name, pair in differing.items() if name not in length]
-    if serious:
-        more = f"; and {len(serious) - _MAX_LISTED} more" if len(serious) > _MAX_LISTED else ""
+    if serious := {name: pair for name, pair in differing.items() if name not in length}:
         raise RunDirectoryError(
-            f"{directory} holds a different run: {'; '.join(serious[:_MAX_LISTED])}{more}. "
+            f"{directory} holds a different run: {tell_differences(serious)}. "
             "Choose another output_dir, delete that run, or repeat its settings with --resume-from-checkpoint last"
         )
     if not resuming:
@@ -116,8 +114,22 @@ def check_identity(identity: dict, directory: Path, *, resuming: bool, say: Call
             f"{directory} already holds this run, with {len(list_checkpoints(directory))} checkpoints; "
             "go on with --resume-from-checkpoint last, or choose another output_dir"
         )
-    for name, pair in length.items():
-        say(f"resuming with another length: {_difference(name, *pair)}")
+    if length:
+        say(f"resuming with another length: {tell_differences(length)}")
+
+
+def differences(there: dict, here: dict) -> dict[str, tuple[object, object]]:
+    """Return "section.name" -> (value there, value here) for every leaf in which two trees of settings differ."""
+    old, new = _leaves(there), _leaves(here)
+    names = [*old, *(name for name in new if name not in old)]
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def tell_differences(differing: Mapping[str, tuple[object, object]]) -> str:
+    """Return what `differences` found in words, the first few of them."""
+    told = [f"{name} is {there!r} there and {here!r} here" for name, (there, here) in differing.items()]
+    more = f"; and {len(told) - _MAX_LISTED} more" if len(told) > _MAX_LISTED else ""
+    return f"{'; '.join(told[:_MAX_LISTED])}{more}"
 
 
 def write_run_file(directory: Path, config: TrainingConfig, identity: dict) -> None:
@@ -158,13 +170,6 @@ def _commit() -> str | None:
     return found.stdout.strip() if found.returncode == 0 else None
 
 
-def _differences(there: dict, here: dict) -> dict[str, tuple[object, object]]:
-    """Return "section.name" -> (value there, value here) for every leaf that differs."""
-    old, new = _leaves(there), _leaves(here)
-    names = [*old, *(name for name in new if name not in old)]
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
-
-
 def _leaves(tree: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(tree, dict):
         return {prefix: tree}
@@ -173,7 +178,3 @@ def _leaves(tree: object, prefix: str = "") -> dict[str, object]:
         for key, value in tree.items()
         for name, leaf in _leaves(value, f"{prefix}.{key}" if prefix else key).items()
     }
-
-
-def _difference(name: str, there: object, here: object) -> str:
-    return f"{name} is {there!r} there and {here!r} here"

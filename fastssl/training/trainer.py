@@ -49,8 +49,8 @@ class TrainingResult:
     """Optimizer steps done in all."""
     stopped_by: str
     """"max_steps" (also when the epochs are done), "time_budget", "early_stopping", "SIGINT" or "SIGTERM"."""
-    checkpoint: Path
-    """The last checkpoint."""
+    checkpoint: Path | None
+    """The last checkpoint; None where the settings want none."""
     best_checkpoint: Path | None = None
     """The one with the best evaluation, where the settings name a metric for it."""
     evaluation: Mapping[str, float]
@@ -163,7 +163,8 @@ class Trainer:
                 loop.finish_sinks()
                 raise
             loop.finish_sinks()
-            loop.reporter.say(f"ended by {ended} at step {loop.state.step}; saved {loop.last_checkpoint}")
+            saved = f"saved {loop.last_checkpoint}" if loop.last_checkpoint else "no checkpoint was wanted"
+            loop.reporter.say(f"ended by {ended} at step {loop.state.step}; {saved}")
         return TrainingResult(
             step=loop.state.step,
             stopped_by=ended,

@@ -36,6 +36,15 @@ def test_csv_fields_may_span_lines_and_rows_know_where_they_begin(tmp_path):
     assert table.place(1) == f"{path}, line 4"
 
 
+def test_a_header_may_be_given_and_ragged_rows_left_out(tmp_path):
+    path, ragged = tmp_path / "a.tsv", []
+    path.write_text("a\t1\nb\nc\t2\t3\nd\t4\n", encoding="utf-8")
+    table = read_table(path, header=["text", "label"], on_ragged=ragged.append)
+    assert table.columns == {"text": ["a", "d"], "label": ["1", "4"]} and table.lines == [1, 4]
+    told = [message.split(", but")[0] for message in ragged]
+    assert told == [f"{path}, line 2: 1 fields", f"{path}, line 3: 3 fields"]
+
+
 def test_json_values_keep_their_kind_and_missing_keys_are_none(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a", "label": ["x", "y"]}\n{"text": "b"}\n', encoding="utf-8")

@@ -54,6 +54,12 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     assert result.evaluation["eval_score"] == 0.5
 
 
+def test_without_checkpoints_a_run_is_measured_and_nothing_is_saved(tmp_path):
+    result = train(tmp_path, eval_strategy="epoch", save_strategy="no", save_steps=5)
+    assert (result.stopped_by, result.step, result.checkpoint) == ("max_steps", 37, None)
+    assert len(evaluated_steps(tmp_path)) == 5 and not list_checkpoints(tmp_path)
+
+
 def test_a_loss_is_better_when_smaller(tmp_path):
     result = train(tmp_path, eval_strategy="epoch", metric_for_best_model="loss")
     losses = [row["eval_loss"] for row in read_metrics(tmp_path / "metrics.jsonl") if "eval_loss" in row]
@@ -90,6 +96,8 @@ def test_resumed_in_the_middle_the_best_is_remembered(tmp_path):
         ({"early_stopping_patience": 2}, "needs metric_for_best_model"),
         ({"early_stopping_patience": 0, "metric_for_best_model": "loss"}, "above zero"),
         ({"eval_strategy": "sometimes"}, "auto, steps, epoch"),
+        ({"save_strategy": "never"}, "expected one of steps, no"),
+        ({"save_strategy": "no", "metric_for_best_model": "loss"}, "keeps a checkpoint, but save_strategy='no'"),
         (
             {"eval_strategy": "epoch", "metric_for_best_model": "acuracy"},
             "'acuracy' is not measured.*masked_lm_accuracy",

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from fastssl.training import Trainer, TrainingConfig, trainer
+from fastssl.training.distributed import World, expect_one_process
 from fastssl.training.log import read_metrics
 from tests.training.stand_in import StandInConfig, StandInModel, StandInSource, metrics_only_sinks, weights_of
 
@@ -72,3 +73,10 @@ def test_two_processes_resume_to_the_bit(tmp_path):
     two_processes(tmp_path, tmp_path / "resumed", resume_from_checkpoint=from_three)
     straight, resumed = (weights_of(tmp_path / name / "checkpoint-6") for name in ("straight", "resumed"))
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_what_makes_several_runs_is_refused_under_torchrun(monkeypatch):
+    expect_one_process("glue")
+    monkeypatch.setattr(World, "join", lambda: World(size=2))
+    with pytest.raises(ValueError, match=r"glue makes several runs.*start it without torchrun"):
+        expect_one_process("glue")
