@@ -18,6 +18,7 @@ SUITES = {
     "sentence_embedding": "benchmarks.models.sentence_embedding",
     "pretraining_step": "benchmarks.models.pretraining_step",
     "finetuning_step": "benchmarks.models.finetuning_step",
+    "tagging_step": "benchmarks.models.tagging_step",
     "pretraining_run": "benchmarks.models.pretraining_run",
     "threads": "benchmarks.threads",
     "data_loader": "benchmarks.data_loader",

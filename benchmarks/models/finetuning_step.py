@@ -28,6 +28,7 @@ from fastssl.models.bert_files import file_layout, load_config
 from fastssl.tasks.classification import ClassificationData
 from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
 from fastssl.training import Trainer, TrainingConfig
+from fastssl.training.source import BatchSource
 from tests.oracle import assert_within_budget
 
 EFFORT = Effort(seconds=30.0, min_rounds=12, max_rounds=40, warmup_rounds=3)
@@ -56,7 +57,7 @@ def comparison(effort: Effort) -> Comparison:
             OURS: OwnProcess(partial(our_trainer, directory, sst2)),
             "HF Trainer": OwnProcess(partial(their_trainer, directory, sst2)),
         },
-        check=partial(assert_same_gradients, directory, data.examples.batch(np.arange(4), data.labels)),
+        check=partial(check, directory, data.examples.batch(np.arange(4), data.labels)),
         work=sum(useful_flops(config, batch) for batch in measured) / len(measured),
         unit="FLOP",
         limit=sgemm_of(linear_shapes(config, sum(b.num_tokens for b in measured) // len(measured), BATCH_SIZE)),
@@ -81,9 +82,14 @@ def examples(directory: Path, sst2: Path) -> ClassificationData:
 
 
 def our_trainer(directory: Path, sst2: Path) -> Launch:
-    """Return our Trainer, one step a launch: it pauses where it would measure on held-out data."""
+    """Return our Trainer, one step a launch."""
     torch.manual_seed(0)
     model = BertForSequenceClassification.from_pretrained(directory, labels=LABELS)
+    return steps_of_our_trainer(model, examples(directory, sst2))
+
+
+def steps_of_our_trainer(model: nn.Module, data: BatchSource) -> Launch:
+    """Return our Trainer, one step a launch: it pauses where it would measure on held-out data."""
     model.use_sparse_word_gradients()
 
     def train(pause: Callable[[], None]) -> None:
@@ -101,9 +107,7 @@ def our_trainer(directory: Path, sst2: Path) -> Launch:
                 logging_steps=1_000_000,
                 save_steps=1_000_000,
             )
-            Trainer(
-                model, config, examples(directory, sst2), evaluation=evaluation, console=Console(quiet=True)
-            ).train()
+            Trainer(model, config, data, evaluation=evaluation, console=Console(quiet=True)).train()
 
     return StepByStep(train)
 
@@ -132,16 +136,26 @@ def padded_examples(encoded: EncodedTexts, labels: torch.Tensor, order: np.ndarr
     return rows
 
 
-def assert_same_gradients(directory: Path, batch: PackedBatch) -> None:
+def check(directory: Path, batch: PackedBatch) -> None:
+    """Hold our classifier to Hugging Face's; see `assert_same_gradients`."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification.from_pretrained(directory, labels=LABELS).eval()
+    assert_same_gradients(model, batch, batch.sequence_labels)
+
+
+def assert_same_gradients(model: nn.Module, batch: PackedBatch, labels: torch.Tensor) -> None:
     """Hold our loss and gradients to the error budget of the tests, against Hugging Face in float32 and float64.
+
+    Args:
+        model: ours, in evaluation mode.
+        batch: with its targets.
+        labels: the same targets as Hugging Face takes them.
 
     Raises:
         AssertionError: naming the weight whose gradient differs.
     """
     import transformers
 
-    torch.manual_seed(0)
-    model = BertForSequenceClassification.from_pretrained(directory, labels=LABELS).eval()
     loss = model(batch).loss
     loss.backward()
     parameters = dict(model.named_parameters())
@@ -153,11 +167,11 @@ def assert_same_gradients(directory: Path, batch: PackedBatch) -> None:
         padded = {
             "input_ids": batch.unpack(batch.input_ids),
             "attention_mask": batch.unpack(torch.ones_like(batch.input_ids)),
-            "labels": batch.sequence_labels,
+            "labels": labels,
         }
         theirs = []
         for dtype in (torch.float32, torch.float64):
-            peer = transformers.AutoModelForSequenceClassification.from_pretrained(saved, dtype=dtype).eval()
+            peer = getattr(transformers, type(model).__name__).from_pretrained(saved, dtype=dtype).eval()
             loss = peer(**padded).loss
             loss.backward()
             theirs.append({"loss": loss.detach()} | {name: p.grad for name, p in peer.named_parameters()})

@@ -14,18 +14,24 @@ def train(
     batch_size: int,
     learning_rate: float,
     output_dir: Path,
+    model_class: str = "AutoModelForSequenceClassification",
+    collator_class: str = "DataCollatorWithPadding",
+    num_labels: int = 2,
 ) -> None:
     """Fine-tune without end, in the order of the examples, padding each batch to its longest sequence.
 
     Its defaults are left as they are: fused AdamW, clipping at 1.0, a linear schedule.
 
     Args:
-        directory: of model and tokenizer; its head is drawn for two labels.
-        examples: encoded, with "label".
+        directory: of model and tokenizer; its head is drawn anew.
+        examples: encoded, with "label" or "labels".
         pause: called at the end of each step.
         batch_size: sequences per batch.
         learning_rate: peak of the schedule.
         output_dir: where it might write.
+        model_class: of `transformers`.
+        collator_class: of `transformers`, made of the tokenizer.
+        num_labels: of the head.
     """
     import transformers
 
@@ -51,6 +57,6 @@ def train(
         disable_tqdm=True,
         use_cpu=True,
     )
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(directory, num_labels=2)
-    collator = transformers.DataCollatorWithPadding(transformers.AutoTokenizer.from_pretrained(directory))
+    model = getattr(transformers, model_class).from_pretrained(directory, num_labels=num_labels)
+    collator = getattr(transformers, collator_class)(transformers.AutoTokenizer.from_pretrained(directory))
     InOrder(model, arguments, train_dataset=list(examples), data_collator=collator, callbacks=[Pausing()]).train()

@@ -83,7 +83,8 @@ def tag_scores(
         sentence_lengths: words of each sentence, W together.
 
     Returns:
-        "loss", "accuracy", "macro_f1", and "span_precision", "span_recall", "span_f1" (see `span_scores`).
+        "loss", "accuracy", "macro_f1", and where the model's tags spell spans "span_precision", "span_recall",
+        "span_f1" (see `span_scores`).
     """
     from sklearn.metrics import f1_score
 
@@ -94,7 +95,7 @@ def tag_scores(
         "accuracy": (predicted == labels)[tagged].double().mean().item(),
         "macro_f1": float(f1_score(labels[tagged], predicted[tagged], average="macro", zero_division=0.0)),
     }
-    if are_span_tags(names):
+    if are_span_tags(names[: logits.shape[1]]):
         counts = [int(part.sum()) for part in tagged.split(list(sentence_lengths))]
         found |= span_scores(*(_in_sentences(row[tagged], names, counts) for row in (labels, predicted)))
     return found

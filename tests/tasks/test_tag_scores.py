@@ -59,6 +59,8 @@ def test_unknown_spans_were_not_found():
     tags = number_tags(sentences(["B-A", "O", "B-B"]), label_set("B-A", "I-A", "O"))
     found = tag_scores(torch.eye(3)[[0, 2, 2]], tags.numbers, tags.names, [3])
     assert found["span_precision"] == 1.0 and found["span_recall"] == 0.5
+    other = number_tags(sentences(["B-A", "O", "_"]), label_set("B-A", "I-A", "O"))
+    assert tag_scores(torch.eye(3)[[0, 2, 2]], other.numbers, other.names, [3])["span_precision"] == 1.0
 
 
 def test_tags_of_another_task_are_refused():
