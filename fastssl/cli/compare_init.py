@@ -14,7 +14,7 @@ from fastssl.tasks.comparison_config import STARTS, CompareInitConfig
 from fastssl.tasks.label_budget import FIGURE_FILE as BUDGET_FIGURE
 from fastssl.tasks.label_budget import SUMMARY_FILE as BUDGET_SUMMARY
 from fastssl.tasks.label_budget import TABLE_FILE as BUDGET_TABLE
-from fastssl.tasks.label_budget import LabelBudgetExperiment, LabelBudgets
+from fastssl.tasks.label_budget import BudgetPoint, LabelBudgetExperiment, LabelBudgets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def _print_comparison(found: Comparison, console: Console) -> None:
         f"{start.replace('-', ' ')} " + ("not within its run" if epochs is None else f"after {epochs:.2f} epochs")
         for start, epochs in found.epochs_to_threshold.items()
     )
-    console.print(f"{what} {found.threshold:.4g}{whose}: {arrivals}")
+    console.print(f"{what} {found.threshold:.4g}{whose}: {arrivals}", soft_wrap=True)
     directory = Path(found.config.training.output_dir)
     console.print(f"{directory}: {FIGURE_FILE}, {TABLE_FILE}, {SUMMARY_FILE}, and the runs", soft_wrap=True)
 
@@ -92,8 +92,12 @@ def _print_label_budgets(found: LabelBudgets, directory: Path, console: Console)
     table.add_column("steps", justify="right")
     for size in sorted({run.num_labels for run in found.runs}):
         own = {point.start: point for point in found.points if point.num_labels == size}
-        scores = (f"{own[start].mean:.4f} ± {own[start].deviation:.4f}" for start in STARTS)
+        scores = (_mean_and_spread(own[start]) for start in STARTS)
         table.add_row(f"{size:,}", *scores, f"{next(run.steps for run in found.runs if run.num_labels == size):,}")
     seeds = len({run.seed for run in found.runs})
-    console.print("", table, f"\nmean and standard deviation over {seeds} seeds")
+    console.print("", table, f"\nmean and standard deviation over {seeds} seeds" if seeds > 1 else "\none seed")
     console.print(f"{directory}: {BUDGET_FIGURE}, {BUDGET_TABLE}, {BUDGET_SUMMARY}", soft_wrap=True)
+
+
+def _mean_and_spread(point: BudgetPoint) -> str:
+    return f"{point.mean:.4f}" + (f" ± {point.deviation:.4f}" if len(point.scores) > 1 else "")
