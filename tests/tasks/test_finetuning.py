@@ -139,6 +139,16 @@ def test_resumed_it_ends_in_the_same_weights(pretrained, files, tmp_path):
     assert resumed.best_checkpoint.name == whole.best_checkpoint.name
 
 
+def test_without_checkpoints_the_last_weights_are_left(pretrained, files, tmp_path):
+    config = make_config(pretrained, files, tmp_path / "run", training={"save_strategy": "no", "num_train_epochs": 1})
+    run = prepare_finetuning(config)
+    result = run.run()
+    assert result.checkpoint is result.best_checkpoint is None and "eval_accuracy" in result.evaluation
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "run").state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in run.parts.model.state_dict().items())
+
+
 def test_pairs(pretrained, tmp_path):
     header = "premise\thypothesis\tlabel"
     train, held_out = (write_examples(tmp_path / f"{i}.tsv", count=400, seed=i, header=header) for i in range(2))
