@@ -169,7 +169,7 @@ def _add_answer_loss(losses: LossSum, logits: Tensor, batch: PackedBatch) -> Non
     answered = batch.answer_starts >= 0
     index = torch.stack((batch.answer_starts, batch.answer_ends), dim=1).clamp(min=0)
     if batch.answer_mask is not None:
-        _expect_answerable(batch, index[answered])
+        _expect_answerable(batch, index, answered)
         logits = logits.masked_fill(~batch.answer_mask[:, None], -torch.inf)
     rows = batch.unpack(logits, padding_value=-torch.inf)
     chosen = logits.gather(0, index)
@@ -178,11 +178,12 @@ def _add_answer_loss(losses: LossSum, logits: Tensor, batch: PackedBatch) -> Non
     losses.add("answer", torch.where(answered, each, 0.0).sum(), (right & answered).sum(), answered.sum())
 
 
-def _expect_answerable(batch: PackedBatch, index: Tensor) -> None:
+def _expect_answerable(batch: PackedBatch, index: Tensor, answered: Tensor) -> None:
     if index.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    if not bool(batch.answer_mask[index].all()):
-        wrong = index[~batch.answer_mask[index].all(1)][0].tolist()
+    outside = answered & ~batch.answer_mask[index].all(1)
+    if bool(outside.any()):
+        wrong = index[outside][0].tolist()
         raise ValueError(
             f"an answer is token {wrong[0]} to {wrong[1]} of the batch, but answer_mask lets none begin or end there; "
             "correct one of them, or leave the sequence without an answer (-100)"

@@ -18,7 +18,7 @@ from fastssl.tasks.fine_tuned import checked_length
 from fastssl.tasks.finetuning_config import FinetuningConfig
 from fastssl.tasks.labelled_texts import LabelledTexts, read_labelled_texts
 from fastssl.tasks.labels import LabelSet, spelled
-from fastssl.tasks.task_parts import Start, TaskParts, find_start, make_model
+from fastssl.tasks.task_parts import Start, TaskParts, check_metric, find_start, make_model
 
 
 def classification_parts(config: FinetuningConfig, say: Callable[[str], None]) -> TaskParts:
@@ -39,7 +39,7 @@ def classification_parts(config: FinetuningConfig, say: Callable[[str], None]) -
         model.set_dropout(wanted.dropout)
     say(_remark(label_set, keeps_head))
     if held_out is not None:
-        _check_metric(config.training.metric_for_best_model, label_set)
+        check_metric(config.training.metric_for_best_model, metric_names(label_set))
     length = checked_length(config.examples.max_seq_length, start.config.max_position_embeddings)
     labels = label_set.encode(train.labels, train.table.place)
     if config.tuning.class_weights == "balanced":
@@ -103,13 +103,6 @@ def _label_set(train: LabelledTexts, config: FinetuningConfig, start: Start) -> 
 def _numbers_of(label_set: LabelSet) -> set[str]:
     nameless = all(name == f"LABEL_{number}" for number, name in enumerate(label_set.names))
     return {str(number) for number in range(len(label_set.names))} if nameless else set()
-
-
-def _check_metric(wanted: str | None, label_set: LabelSet) -> None:
-    """Refuse before training what the first evaluation would refuse after it."""
-    known = metric_names(label_set)
-    if wanted is not None and wanted.removeprefix("eval_") not in known:
-        raise ValueError(f"metric_for_best_model={wanted!r} is not measured here; expected one of {', '.join(known)}")
 
 
 def _remark(label_set: LabelSet, keeps_head: bool) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastssl.data.squad import Question, QuestionFile, read_squad
 from fastssl.models.bert_question_answering import BertForQuestionAnswering
-from fastssl.tasks.answer_evaluation import AnswerEvaluation, make_evaluation
+from fastssl.tasks.answer_evaluation import make_evaluation
 from fastssl.tasks.answer_spans import SpanConfig
 from fastssl.tasks.classification import ClassificationData
 from fastssl.tasks.finetuning_config import FinetuningConfig
@@ -19,7 +19,7 @@ from fastssl.tasks.gold_answers import locate_answers, usable_questions
 from fastssl.tasks.labelled_texts import ColumnConfig
 from fastssl.tasks.question_answering import window_length
 from fastssl.tasks.question_windows import QuestionWindows, cut_windows, window_spans
-from fastssl.tasks.task_parts import Start, TaskParts, find_start
+from fastssl.tasks.task_parts import Start, TaskParts, check_metric, find_start
 
 
 def question_answering_parts(config: FinetuningConfig, say: Callable[[str], None]) -> TaskParts:
@@ -45,7 +45,7 @@ def question_answering_parts(config: FinetuningConfig, say: Callable[[str], None
             threshold=model.config.no_answer_threshold,
             say=say,
         )
-        _check_metric(config.training.metric_for_best_model, evaluation)
+        check_metric(config.training.metric_for_best_model, evaluation.metric_names())
     windows = cut_windows(
         start.tokenizer,
         [question.text for question in questions],
@@ -141,10 +141,3 @@ def _report(train: QuestionFile, windows: QuestionWindows, with_answer: np.ndarr
         + (f"; {without:,} other windows have no answer in them and are left out" if without else "")
         + (f"; {cut:,} questions were cut" if cut else "")
     )
-
-
-def _check_metric(wanted: str | None, evaluation: AnswerEvaluation) -> None:
-    """Refuse before training what the first evaluation would refuse after it."""
-    known = evaluation.metric_names()
-    if wanted is not None and wanted.removeprefix("eval_") not in known:
-        raise ValueError(f"metric_for_best_model={wanted!r} is not measured here; expected one of {', '.join(known)}")

@@ -15,7 +15,7 @@ from fastssl.tasks.labels import LabelSet, listed
 from fastssl.tasks.spans import are_span_tags
 from fastssl.tasks.tag_scores import NumberedTags, TaggingEvaluation, number_tags, tag_metric_names
 from fastssl.tasks.tagged_sentences import TaggedSentences, read_tagged_sentences
-from fastssl.tasks.task_parts import Start, TaskParts, find_start, make_model
+from fastssl.tasks.task_parts import Start, TaskParts, check_metric, find_start, make_model
 
 
 def tagging_parts(config: FinetuningConfig, say: Callable[[str], None]) -> TaskParts:
@@ -32,7 +32,7 @@ def tagging_parts(config: FinetuningConfig, say: Callable[[str], None]) -> TaskP
         model.set_dropout(wanted.dropout)
     say(_remark(label_set, keeps_head))
     if held_out is not None:
-        _check_metric(config.training.metric_for_best_model, label_set)
+        check_metric(config.training.metric_for_best_model, tag_metric_names(label_set.names))
     length = checked_length(examples.max_seq_length, start.config.max_position_embeddings)
     tags = number_tags(train, label_set)
     if config.tuning.class_weights == "balanced":
@@ -82,13 +82,6 @@ def _label_set(train: TaggedSentences, config: FinetuningConfig, start: Start) -
         f"the head of {start.directory} tells {listed(own.names)} apart, but {train.path} has the tags "
         f"{listed(label_set.names)}; give --fresh-head to start a new one"
     )
-
-
-def _check_metric(wanted: str | None, label_set: LabelSet) -> None:
-    """Refuse before training what the first evaluation would refuse after it."""
-    known = tag_metric_names(label_set.names)
-    if wanted is not None and wanted.removeprefix("eval_") not in known:
-        raise ValueError(f"metric_for_best_model={wanted!r} is not measured here; expected one of {', '.join(known)}")
 
 
 def _remark(label_set: LabelSet, keeps_head: bool) -> str:

@@ -122,3 +122,13 @@ def make_model(start: Start, model_class: type[nn.Module], labels: Sequence[str]
         # A head that starts fresh is what fine-tuning is about; the task says so in its own words.
         warnings.simplefilter("ignore", UserWarning)
         return model_class.from_pretrained(start.directory, labels=labels, **changes)
+
+
+def check_metric(wanted: str | None, known: Sequence[str]) -> None:
+    """Refuse before training what the first evaluation would refuse after it.
+
+    Raises:
+        ValueError: where `wanted`, with or without "eval_", is none of the figures that are known.
+    """
+    if wanted is not None and wanted.removeprefix("eval_") not in known:
+        raise ValueError(f"metric_for_best_model={wanted!r} is not measured here; expected one of {', '.join(known)}")

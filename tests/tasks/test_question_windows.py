@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from fastssl import Tokenizer
+from fastssl.data.squad import read_squad
 from fastssl.tasks.answer_spans import SpanConfig, find_answer, no_answer_score, span_scores
+from fastssl.tasks.gold_answers import locate_answers
 from fastssl.tasks.question_windows import (
     QuestionWindows,
     WindowConfig,
@@ -219,6 +221,32 @@ def test_chinese_is_cut_per_character(wide_tokenizer):
     first, last = token_span(offsets, start, start + 2)
     assert last == first + 1 and [text[a:b] for a, b in offsets[first : last + 1]] == ["蘋", "果"]
     assert len(ids) == len(offsets) and token_span(offsets, text.index(" "), text.index(" ") + 1) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "most_widened"), [("xquad/xquad.en.json", 1), ("xquad/xquad.zh.json", 0), ("drcd/DRCD_dev.json", 3)]
+)
+def test_real_answers_are_found_as_tokens_and_come_back_as_text(test_data, name, most_widened):
+    """Only answers that begin or end inside a token, such as "8" of "80", come back wider."""
+    file = read_squad(test_data / name)
+    tokenizer = Tokenizer.load(test_data / "tokenizers" / "bert-base-uncased")
+    windows = cut_windows(
+        tokenizer,
+        [one.text for one in file.questions],
+        file.documents,
+        [one.document for one in file.questions],
+        max_seq_length=384,
+        config=WindowConfig(),
+        allows_no_answer=False,
+    )
+    located = locate_answers(windows, file.questions, file.documents)
+    assert located.num_lost == located.num_moved == 0
+    widened = 0
+    for question, (first, last), offsets in zip(file.questions, located.spans, windows.offsets, strict=True):
+        found = file.documents[question.document][offsets[first, 0] : offsets[last, 1]]
+        assert question.answers[0].text in found
+        widened += found != question.answers[0].text
+    assert widened == most_widened
 
 
 def test_documents_that_have_no_tokens_are_not_answered_from(tokenizer):
