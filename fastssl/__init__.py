@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastssl.tasks.embedding import SentenceEmbedder, embed
     from fastssl.tasks.fill_mask import FillMask
     from fastssl.tasks.question_answering import QuestionAnswerer
+    from fastssl.tasks.pipelines import pipeline
     from fastssl.tasks.tagging import Tagger
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __all__ = [
     "keep_freed_memory",
     "layer_norm",
     "linear_cross_entropy",
+    "pipeline",
     "preset",
     "quantize",
 ]
@@ -85,6 +87,7 @@ _HOMES = {
     "fastssl.tasks.fill_mask": ("FillMask",),
     "fastssl.tasks.question_answering": ("QuestionAnswerer",),
     "fastssl.tasks.tagging": ("Tagger",),
+    "fastssl.tasks.pipelines": ("pipeline",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

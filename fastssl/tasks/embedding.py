@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertModel
 from fastssl.nn.pooling import POOLINGS
 from fastssl.tasks.embedding_files import EmbeddingConfig, read_embedding_config
+from fastssl.tasks.encoded_texts import groups_by_length
 from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
-
-_TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 1024, 1 << 22
+from fastssl.tasks.streaming import TEXTS_AT_ONCE, stream_windows
 
 
 class SentenceEmbedder:
@@ -114,19 +113,16 @@ class SentenceEmbedder:
         parts = list(self.stream(texts))
         return np.concatenate(parts) if parts else np.empty((0, self.width), dtype=np.float32)
 
-    def stream(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    def stream(self, texts: Iterable[str], *, texts_at_once: int = TEXTS_AT_ONCE) -> Iterator[np.ndarray]:
         """Yield the embeddings of texts in their order, some rows (k, `width`) float32 at a time.
 
-        Memory does not grow with the number of texts, which may be endless: about a thousand are read ahead.
+        Memory does not grow with the number of texts, which may be endless.
+
+        Args:
+            texts: any number of strings.
+            texts_at_once: most rows at a time; twice as many texts are read ahead.
         """
-        if isinstance(texts, str):
-            raise ValueError("texts must be several strings, got one; put it into a list")
-        windows = _windows(texts)
-        with ThreadPoolExecutor(max_workers=1) as tokenizing:
-            ahead = tokenizing.submit(self._token_ids, next(windows, ()))
-            while sequences := ahead.result():
-                ahead = tokenizing.submit(self._token_ids, next(windows, ()))
-                yield self._embed(sequences)
+        return stream_windows(texts, self._token_ids, self._embed, texts_at_once=texts_at_once)
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         config, special = self.config, self.tokenizer.special
@@ -135,7 +131,10 @@ class SentenceEmbedder:
         return [[special.cls, *ids[:room], special.sep] for ids in self.tokenizer.encode_many(texts)]
 
     def _embed(self, sequences: Sequence[list[int]]) -> np.ndarray:
-        return np.concatenate([self._embed_batch(batch).numpy() for batch in self._batches(sequences)])
+        embeddings = np.empty((len(sequences), self.width), dtype=np.float32)
+        for numbers in groups_by_length(np.array([len(ids) for ids in sequences]), self.tokens_per_batch):
+            embeddings[numbers] = self._embed_batch([sequences[number] for number in numbers]).numpy()
+        return embeddings
 
     @torch.inference_mode()
     def _embed_batch(self, sequences: Sequence[list[int]]) -> Tensor:
@@ -143,15 +142,6 @@ class SentenceEmbedder:
         hidden_states = self.model.encode(batch)
         pooled = torch.cat([POOLINGS[name](hidden_states, batch.cu_seqlens) for name in self.config.pooling], dim=-1)
         return (F.normalize(pooled.float(), dim=-1) if self.config.normalize else pooled.float()).contiguous()
-
-    def _batches(self, sequences: Sequence[list[int]]) -> Iterator[Sequence[list[int]]]:
-        start, num_tokens = 0, 0
-        for i, ids in enumerate(sequences):
-            if i > start and num_tokens + len(ids) > self.tokens_per_batch:
-                yield sequences[start:i]
-                start, num_tokens = i, 0
-            num_tokens += len(ids)
-        yield sequences[start:]
 
 
 def embed(
@@ -184,18 +174,3 @@ def embed(
             "give it to SentenceEmbedder.load"
         )
     return model(texts)
-
-
-def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Cut a stream of texts into lists, bounded in texts and nearly so in characters."""
-    window, num_characters = [], 0
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"texts must be strings, got {type(text).__name__} as number {number}")
-        window.append(text)
-        num_characters += len(text)
-        if len(window) >= _TEXTS_AT_ONCE or num_characters >= _CHARACTERS_AT_ONCE:
-            yield window
-            window, num_characters = [], 0
-    if window:
-        yield window
