@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastssl.models.bert_classifier import BertForSequenceClassification
     from fastssl.models.bert_config import BertConfig
     from fastssl.models.bert_question_answering import BertForQuestionAnswering
+    from fastssl.models.bert_embedder import BertForSentenceEmbedding
     from fastssl.models.bert_tagger import BertForTokenClassification
     from fastssl.models.presets import PRESETS, preset
     from fastssl.nn.quantized import quantize
@@ -40,6 +41,7 @@ __all__ = [
     "BertForMaskedLM",
     "BertForPreTraining",
     "BertForQuestionAnswering",
+    "BertForSentenceEmbedding",
     "BertForSequenceClassification",
     "BertForTokenClassification",
     "BertModel",
@@ -77,6 +79,7 @@ _HOMES = {
     "fastssl.models.bert_config": ("BertConfig",),
     "fastssl.models.bert_question_answering": ("BertForQuestionAnswering",),
     "fastssl.models.bert_tagger": ("BertForTokenClassification",),
+    "fastssl.models.bert_embedder": ("BertForSentenceEmbedding",),
     "fastssl.models.presets": ("PRESETS", "preset"),
     "fastssl.nn.quantized": ("quantize",),
     "fastssl.ops.attention.api": ("attention",),

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastssl.data.batch import PackedBatch
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertModel
-from fastssl.nn.pooling import POOLINGS
-from fastssl.tasks.embedding_files import EmbeddingConfig, read_embedding_config
+from fastssl.models.bert_embedder import sentence_vectors
+from fastssl.models.embedding_files import EmbeddingConfig, read_embedding_config
+from fastssl.tasks.embedding_scores import pair_scores, similarities
 from fastssl.tasks.encoded_texts import groups_by_length
 from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
+from fastssl.tasks.labelled_texts import LabelledTexts
 from fastssl.tasks.streaming import TEXTS_AT_ONCE, stream_windows
 
 
@@ -124,11 +125,22 @@ class SentenceEmbedder:
         """
         return stream_windows(texts, self._token_ids, self._embed, texts_at_once=texts_at_once)
 
+    def evaluate(self, examples: LabelledTexts) -> dict[str, float]:
+        """Return how good the embeddings of pairs are: "spearman" and "pearson", or "recall_at_1" and "recall_at_10".
+
+        Args:
+            examples: pairs with scores, or without, which then belong together; see `pair_scores`.
+
+        Raises:
+            ValueError: for single texts, or a score that is no number.
+        """
+        scores = similarities(examples)
+        return pair_scores(self(examples.texts), self(examples.pairs), scores)
+
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         config, special = self.config, self.tokenizer.special
-        texts = [config.prompt + (text.lower() if config.lowercase else text) for text in texts]
-        room = config.max_length - 2
-        return [[special.cls, *ids[:room], special.sep] for ids in self.tokenizer.encode_many(texts)]
+        prepared, room = [config.prepared(text) for text in texts], config.max_length - 2
+        return [[special.cls, *ids[:room], special.sep] for ids in self.tokenizer.encode_many(prepared)]
 
     def _embed(self, sequences: Sequence[list[int]]) -> np.ndarray:
         embeddings = np.empty((len(sequences), self.width), dtype=np.float32)
@@ -138,10 +150,8 @@ class SentenceEmbedder:
 
     @torch.inference_mode()
     def _embed_batch(self, sequences: Sequence[list[int]]) -> Tensor:
-        batch = PackedBatch.from_sequences(sequences)
-        hidden_states = self.model.encode(batch)
-        pooled = torch.cat([POOLINGS[name](hidden_states, batch.cu_seqlens) for name in self.config.pooling], dim=-1)
-        return (F.normalize(pooled.float(), dim=-1) if self.config.normalize else pooled.float()).contiguous()
+        batch = PackedBatch.from_sequences(sequences).to(next(self.model.parameters()).device)
+        return sentence_vectors(self.model, batch, self.config).cpu()
 
 
 def embed(

@@ -14,9 +14,9 @@ import fastssl
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertModel
 from fastssl.models.bert_config import BertConfig
+from fastssl.models.embedding_files import EmbeddingConfig, read_embedding_config
 from fastssl.tasks import streaming
 from fastssl.tasks.embedding import SentenceEmbedder
-from fastssl.tasks.embedding_files import EmbeddingConfig, read_embedding_config
 
 TEXTS = [
     "A man is eating food.",
