@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fastssl.tasks.fill_mask import FillMask
     from fastssl.tasks.question_answering import QuestionAnswerer
     from fastssl.tasks.pipelines import pipeline
+    from fastssl.tasks.search import SentenceSearch
     from fastssl.tasks.tagging import Tagger
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "PretrainingData",
     "QuestionAnswerer",
     "SentenceEmbedder",
+    "SentenceSearch",
     "Tagger",
     "TokenShards",
     "Tokenizer",
@@ -91,6 +93,7 @@ _HOMES = {
     "fastssl.tasks.question_answering": ("QuestionAnswerer",),
     "fastssl.tasks.tagging": ("Tagger",),
     "fastssl.tasks.pipelines": ("pipeline",),
+    "fastssl.tasks.search": ("SentenceSearch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
