@@ -47,7 +47,9 @@ class EvaluateFlags:
     """
 
     model: Path
-    """Directory of a fine-tuned model."""
+    """Directory of a fine-tuned model; with --task embedding, of any BERT."""
+    task: TaskName | None = None
+    """What it is measured at; None: what it was fine-tuned for."""
     eval_file: Path
     """File to measure on: .tsv, .csv or .jsonl; for tagging .conllu, .conll or .jsonl; for question answering .json or
     .jsonl, in SQuAD's format."""
@@ -80,7 +82,7 @@ class Measured:
 def main(arguments: list[str]) -> int:
     """Print the figures of a model on a file."""
     flags = parse_flags(EvaluateFlags, arguments, program="fastssl evaluate")
-    measured = MEASURE[task_of(flags.model)](flags)
+    measured = MEASURE[flags.task or task_of(flags.model)](flags)
     if flags.json:
         f1_of = {} if measured.f1_of is None else {"f1_of": measured.f1_of}
         shown = {"examples": measured.num_examples, **measured.figures, **f1_of}

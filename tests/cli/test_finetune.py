@@ -126,7 +126,7 @@ def embedder(pretrained, tmp_path_factory) -> Path:  # noqa: F811
     return folder / "run"
 
 
-def test_an_embedder_is_evaluated_and_not_asked_for_predictions(embedder, capsys):
+def test_an_embedder_is_evaluated_and_not_asked_for_predictions(pretrained, embedder, capsys):  # noqa: F811
     dev = embedder.parent / "dev.tsv"
     assert main(["evaluate", "--model", str(embedder), "--eval-file", str(dev), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
@@ -136,6 +136,11 @@ def test_an_embedder_is_evaluated_and_not_asked_for_predictions(embedder, capsys
     assert "recall at 10" in capsys.readouterr().out
     assert main(["evaluate", "--model", str(embedder), "--eval-file", str(dev), "--label-column", "stars"]) == 1
     assert "no column 'stars'" in capsys.readouterr().err
+    untrained = ["evaluate", "--model", str(pretrained), "--eval-file", str(dev), "--json"]
+    assert main(untrained) == 1
+    assert "was not fine-tuned for a task" in capsys.readouterr().err
+    assert main([*untrained, "--task", "embedding"]) == 0
+    assert json.loads(capsys.readouterr().out)["spearman"] != figures["spearman"]
     assert main(["predict", "--model", str(embedder), "a text"]) == 1
     assert f"fastssl search --model {embedder}" in capsys.readouterr().err
 
