@@ -52,8 +52,8 @@ def pipeline(task: str, model: str | Path, *, dtype: str = "fp32", **options: ob
     | token-classification | `fastssl.Tagger` | a `TaggedSentence` for each text, or list of words |
     | sentence-embedding, feature-extraction | `fastssl.SentenceEmbedder` | a row of float32 for each text |
 
-    Call it with a list of texts, or give any iterable to its method `stream`, which yields answers in order and reads
-    but a bounded number of texts ahead. Several threads may use it at once.
+    Call it with a list of texts, or give any iterable to its method `stream`, which yields answers in order (rows of
+    embeddings some at a time) and reads but a bounded number of texts ahead. Several threads may use it at once.
 
     Args:
         task: one of the table. "feature-extraction" gives one vector a text, as servers of sentence embeddings do, not
