@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
     from fastssl.models.bert_classifier import BertForSequenceClassification
     from fastssl.models.bert_config import BertConfig
-    from fastssl.models.bert_question_answering import BertForQuestionAnswering
     from fastssl.models.bert_embedder import BertForSentenceEmbedding
+    from fastssl.models.bert_question_answering import BertForQuestionAnswering
     from fastssl.models.bert_tagger import BertForTokenClassification
     from fastssl.models.presets import PRESETS, preset
     from fastssl.nn.quantized import quantize
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from fastssl.tasks.classification import Classifier
     from fastssl.tasks.embedding import SentenceEmbedder, embed
     from fastssl.tasks.fill_mask import FillMask
-    from fastssl.tasks.question_answering import QuestionAnswerer
     from fastssl.tasks.pipelines import pipeline
+    from fastssl.tasks.question_answering import QuestionAnswerer
     from fastssl.tasks.search import SentenceSearch
     from fastssl.tasks.tagging import Tagger
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from fastssl.tasks.classification import Classifier
 from fastssl.tasks.embedding import SentenceEmbedder
 from fastssl.tasks.fill_mask import FillMask
+from fastssl.tasks.question_answering import QuestionAnswerer
 from fastssl.tasks.tagging import Tagger
 
 
@@ -36,6 +37,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "text-classification": Classifier,
     "fill-mask": FillMask,
     "token-classification": Tagger,
+    "question-answering": QuestionAnswerer,
     "sentence-embedding": SentenceEmbedder,
     "feature-extraction": SentenceEmbedder,
 }
@@ -50,6 +52,7 @@ def pipeline(task: str, model: str | Path, *, dtype: str = "fp32", **options: ob
     | text-classification | `fastssl.Classifier` | a `Prediction` for each text or pair of texts |
     | fill-mask | `fastssl.FillMask` | a `FilledText` for each text |
     | token-classification | `fastssl.Tagger` | a `TaggedSentence` for each text, or list of words |
+    | question-answering | `fastssl.QuestionAnswerer` | an `Answer` for each question and document |
     | sentence-embedding, feature-extraction | `fastssl.SentenceEmbedder` | a row of float32 for each text |
 
     Call it with a list of texts, or give any iterable to its method `stream`, which yields answers in order (rows of

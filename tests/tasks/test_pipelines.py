@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,12 +14,14 @@ import fastssl
 from fastssl import (
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
     Tokenizer,
 )
 from fastssl.tasks.pipelines import PIPELINES
+from fastssl.tasks.question_answering import QuestionAnswerer
 
 TEXTS = [
     "a [MASK] sees a dog",
@@ -28,11 +30,13 @@ TEXTS = [
     "cat [MASK] cat",
     "[MASK] b c d e f g",
 ]
+DOCUMENT = "the old house by the river is large and a cat sees a dog there"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 MODELS = {
     "text-classification": BertForSequenceClassification,
     "fill-mask": BertForMaskedLM,
     "token-classification": BertForTokenClassification,
+    "question-answering": BertForQuestionAnswering,
     "sentence-embedding": BertModel,
     "feature-extraction": BertModel,
 }
@@ -52,6 +56,16 @@ def directories(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
+def ask(pipe, texts: Iterable[str]):
+    """Call a pipeline; questions are asked about one document."""
+    return pipe(texts, DOCUMENT) if isinstance(pipe, QuestionAnswerer) else pipe(texts)
+
+
+def stream(pipe, texts: Iterable[str], **options) -> Iterator:
+    """Stream through a pipeline."""
+    return pipe.stream(((t, DOCUMENT) for t in texts) if isinstance(pipe, QuestionAnswerer) else texts, **options)
+
+
 def numbers(answers) -> np.ndarray:
     """Every number of some answers, in order."""
     if isinstance(answers, np.ndarray):
@@ -60,6 +74,8 @@ def numbers(answers) -> np.ndarray:
     for one in answers:
         if hasattr(one, "masks"):
             found.append([candidate.probability for mask in one.masks for candidate in mask])
+        elif hasattr(one, "question"):
+            found.append([one.probability])
         elif hasattr(one, "words"):
             found.append([word.probabilities["LABEL_0"] for word in one.words] + [0.0] * (16 - len(one.words)))
         else:
@@ -85,7 +101,7 @@ def test_a_stream_is_a_call_that_reads_a_bounded_window_ahead(task, directories)
             yield text
 
     answers, ahead = [], []
-    for answer in one_by_one(pipe.stream(endless(), texts_at_once=7)):
+    for answer in one_by_one(stream(pipe, endless(), texts_at_once=7)):
         answers.append(answer)
         ahead.append(taken - len(answers))
         if len(answers) == 33:
@@ -94,28 +110,28 @@ def test_a_stream_is_a_call_that_reads_a_bounded_window_ahead(task, directories)
     assert max(ahead) <= 2 * 7
     texts = list(itertools.islice(itertools.cycle(TEXTS), 33))
     streamed = numbers(np.stack(answers) if isinstance(answers[0], np.ndarray) else answers)
-    np.testing.assert_allclose(streamed, numbers(pipe(texts)), atol=1e-5)
+    np.testing.assert_allclose(streamed, numbers(ask(pipe, texts)), atol=1e-5)
     if not isinstance(answers[0], np.ndarray):
-        assert [answer.text for answer in answers] == texts
+        assert [getattr(answer, "question", answer.text) for answer in answers] == texts
 
 
 @pytest.mark.parametrize("task", PIPELINES)
 def test_an_answer_does_not_depend_on_its_neighbours(task, directories):
     pipe = fastssl.pipeline(task, directories[task])
-    alone = np.concatenate([numbers(pipe([text])) for text in TEXTS])
-    np.testing.assert_allclose(numbers(pipe(TEXTS)), alone, atol=1e-5)
-    np.testing.assert_allclose(numbers(pipe(iter(TEXTS[::-1]))), alone[::-1], atol=1e-5)
-    assert len(pipe([])) == 0 and list(pipe.stream(iter(()))) == []
+    alone = np.concatenate([numbers(ask(pipe, [text])) for text in TEXTS])
+    np.testing.assert_allclose(numbers(ask(pipe, TEXTS)), alone, atol=1e-5)
+    np.testing.assert_allclose(numbers(ask(pipe, iter(TEXTS[::-1]))), alone[::-1], atol=1e-5)
+    assert len(ask(pipe, [])) == 0 and list(stream(pipe, iter(()))) == []
 
 
 @pytest.mark.parametrize("task", PIPELINES)
 def test_many_threads_may_use_one_pipeline(task, directories):
     pipe = fastssl.pipeline(task, directories[task])
-    expected = [numbers(pipe(TEXTS[shift:] * 3)) for shift in range(4)]
+    expected = [numbers(ask(pipe, TEXTS[shift:] * 3)) for shift in range(4)]
 
     def use(number: int) -> np.ndarray:
         texts = TEXTS[number % 4 :] * 3
-        found = list(one_by_one(pipe.stream(texts, texts_at_once=len(texts))))
+        found = list(one_by_one(stream(pipe, texts, texts_at_once=len(texts))))
         return numbers(np.stack(found) if isinstance(found[0], np.ndarray) else found)
 
     with ThreadPoolExecutor(4) as pool:
@@ -126,7 +142,9 @@ def test_many_threads_may_use_one_pipeline(task, directories):
 @pytest.mark.parametrize("task", PIPELINES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.05), ("int8", 0.1)])
 def test_fewer_bits_are_near(task, dtype, tolerance, directories):
-    exact, near = (numbers(fastssl.pipeline(task, directories[task], dtype=name)(TEXTS)) for name in ("fp32", dtype))
+    exact, near = (
+        numbers(ask(fastssl.pipeline(task, directories[task], dtype=name), TEXTS)) for name in ("fp32", dtype)
+    )
     np.testing.assert_allclose(near, exact, atol=tolerance * np.abs(exact).max())
     assert not np.array_equal(near, exact)
 
@@ -162,6 +180,8 @@ def test_a_model_of_another_task_is_told(directories):
         fastssl.pipeline("text-classification", directories["fill-mask"])
     with pytest.raises(ValueError, match="without a masked-LM head"):
         fastssl.pipeline("fill-mask", directories["text-classification"])
+    with pytest.raises(ValueError, match="was not fine-tuned for question_answering"):
+        fastssl.pipeline("question-answering", directories["token-classification"])
     with pytest.raises(ValueError, match="was not fine-tuned for tagging"):
         fastssl.pipeline("token-classification", directories["text-classification"])
     with pytest.raises(FileNotFoundError, match="is not a directory"):
@@ -191,6 +211,9 @@ def test_pairs_are_streamed_too(directories):
         ("text-classification", ["a", ("b", "c")], "all single or all pairs, but number 1 is not a single text"),
         ("text-classification", [("a", "b"), "c"], "all single or all pairs, but number 1 is not a pair"),
         ("sentence-embedding", [("a", "b")], "texts must be strings, got tuple as number 0"),
+        ("question-answering", ["a"], "must be tuples of a question and its document, got str as number 0"),
+        ("question-answering", [("a", " ")], "the document of number 0 is empty"),
+        ("question-answering", [("a", 3)], "the document of number 0 must be a string, got int"),
         ("token-classification", ["a", 3], "must be texts or lists of words, got int as number 1"),
         ("fill-mask", [None], "texts must be strings, got NoneType as number 0"),
         ("fill-mask", "a [MASK]", "must be several strings, got one"),
