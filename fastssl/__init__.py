@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
     from fastssl.models.bert_classifier import BertForSequenceClassification
     from fastssl.models.bert_config import BertConfig
+    from fastssl.models.bert_embedder import BertForSentenceEmbedding
     from fastssl.models.bert_question_answering import BertForQuestionAnswering
     from fastssl.models.bert_tagger import BertForTokenClassification
     from fastssl.models.presets import PRESETS, preset
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from fastssl.tasks.classification import Classifier
     from fastssl.tasks.embedding import SentenceEmbedder, embed
     from fastssl.tasks.fill_mask import FillMask
+    from fastssl.tasks.pipelines import pipeline
     from fastssl.tasks.question_answering import QuestionAnswerer
+    from fastssl.tasks.search import SentenceSearch
     from fastssl.tasks.tagging import Tagger
 
 __version__ = "0.1.0"
@@ -39,6 +42,7 @@ __all__ = [
     "BertForMaskedLM",
     "BertForPreTraining",
     "BertForQuestionAnswering",
+    "BertForSentenceEmbedding",
     "BertForSequenceClassification",
     "BertForTokenClassification",
     "BertModel",
@@ -50,6 +54,7 @@ __all__ = [
     "PretrainingData",
     "QuestionAnswerer",
     "SentenceEmbedder",
+    "SentenceSearch",
     "Tagger",
     "TokenShards",
     "Tokenizer",
@@ -58,6 +63,7 @@ __all__ = [
     "keep_freed_memory",
     "layer_norm",
     "linear_cross_entropy",
+    "pipeline",
     "preset",
     "quantize",
 ]
@@ -75,6 +81,7 @@ _HOMES = {
     "fastssl.models.bert_config": ("BertConfig",),
     "fastssl.models.bert_question_answering": ("BertForQuestionAnswering",),
     "fastssl.models.bert_tagger": ("BertForTokenClassification",),
+    "fastssl.models.bert_embedder": ("BertForSentenceEmbedding",),
     "fastssl.models.presets": ("PRESETS", "preset"),
     "fastssl.nn.quantized": ("quantize",),
     "fastssl.ops.attention.api": ("attention",),
@@ -85,6 +92,8 @@ _HOMES = {
     "fastssl.tasks.fill_mask": ("FillMask",),
     "fastssl.tasks.question_answering": ("QuestionAnswerer",),
     "fastssl.tasks.tagging": ("Tagger",),
+    "fastssl.tasks.pipelines": ("pipeline",),
+    "fastssl.tasks.search": ("SentenceSearch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -17,6 +17,7 @@ from fastssl.data.squad import read_squad
 from fastssl.tasks.answer_evaluation import answer_logits
 from fastssl.tasks.answer_spans import SpanConfig
 from fastssl.tasks.classification import Classifier
+from fastssl.tasks.embedding import SentenceEmbedder
 from fastssl.tasks.finetuning_config import TaskName
 from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
 from fastssl.tasks.question_answering import QuestionAnswerer
@@ -35,6 +36,8 @@ class EvaluateFlags:
     macro F1, and precision, recall and F1 of the spans that tags such as B-PER and I-PER spell. Answers to questions:
     exact match and F1 of the words (in Chinese and Japanese, of the characters); where some questions have no answer,
     also of both kinds apart, and with the best threshold for "no answer".
+    Sentence embeddings (sentence1, sentence2, score): Spearman's and Pearson's correlation of cosines and scores;
+    without scores, how often the text that belongs to another is the nearest of all, and among the ten nearest.
 
     Examples:
       fastssl evaluate --model runs/sentiment --eval-file dev.tsv
@@ -44,7 +47,9 @@ class EvaluateFlags:
     """
 
     model: Path
-    """Directory of a fine-tuned model."""
+    """Directory of a fine-tuned model; with --task embedding, of any BERT."""
+    task: TaskName | None = None
+    """What it is measured at; None: what it was fine-tuned for."""
     eval_file: Path
     """File to measure on: .tsv, .csv or .jsonl; for tagging .conllu, .conll or .jsonl; for question answering .json or
     .jsonl, in SQuAD's format."""
@@ -77,7 +82,7 @@ class Measured:
 def main(arguments: list[str]) -> int:
     """Print the figures of a model on a file."""
     flags = parse_flags(EvaluateFlags, arguments, program="fastssl evaluate")
-    measured = MEASURE[task_of(flags.model)](flags)
+    measured = MEASURE[flags.task or task_of(flags.model)](flags)
     if flags.json:
         f1_of = {} if measured.f1_of is None else {"f1_of": measured.f1_of}
         shown = {"examples": measured.num_examples, **measured.figures, **f1_of}
@@ -121,9 +126,17 @@ def _measure_answers(flags: EvaluateFlags) -> Measured:
     return Measured(num_examples=len(evaluation.questions), figures=figures)
 
 
+def _measure_embeddings(flags: EvaluateFlags) -> Measured:
+    needs_labels = flags.columns.label_column is not None
+    examples = read_labelled_texts(flags.eval_file, flags.columns, needs_labels=needs_labels)
+    embedder = SentenceEmbedder.load(flags.model, max_length=flags.max_seq_length, dtype=flags.dtype)
+    return Measured(num_examples=len(examples), figures=embedder.evaluate(examples))
+
+
 MEASURE: dict[TaskName, Callable[[EvaluateFlags], Measured]] = {
     "classification": _measure_classes,
     "tagging": _measure_tags,
     "question_answering": _measure_answers,
+    "embedding": _measure_embeddings,
 }
 """Task -> what measures its models."""

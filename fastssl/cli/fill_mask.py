@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -33,6 +34,8 @@ class FillMaskFlags:
     """Directory of a model with a masked-LM head, and its tokenizer."""
     top_k: int = 5
     """Tokens to show for each mask."""
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    """What the model computes in; int8 rounds its linear maps to 8 bits."""
     json: bool = False
     """Print JSON, one object for each text, instead of tables."""
 
@@ -44,7 +47,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             'there is no text to fill; give one in quotes: fastssl fill-mask --model DIR "text with [MASK]"'
         )
-    results = FillMask.load(flags.model)(flags.texts, top_k=flags.top_k)
+    results = FillMask.load(flags.model, dtype=flags.dtype)(flags.texts, top_k=flags.top_k)
     if flags.json:
         print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
         return 0

@@ -34,6 +34,14 @@ class FinetuneFlags(FinetuningConfig):
           --output-dir runs/parts-of-speech
       fastssl finetune --task question_answering --model bert-base-uncased/ --train-file train-v1.1.json
           --eval-file dev-v1.1.json --learning-rate 3e-5 --num-train-epochs 2 --output-dir runs/answers
+      fastssl finetune --task embedding --model runs/docs --train-file questions-and-answers.tsv --eval-file sts.tsv
+          --output-dir runs/embedder
+
+    For the task "embedding" the training file has pairs of texts that belong together (anchor and positive, question
+    and answer, ...), perhaps with a third column of hard negatives, or bare sentences (also one a line, .txt), which
+    are then learnt from by dropout alone (SimCSE). What is not a pair's own in its batch is what it is told apart from.
+    The eval file has two texts and a score of their likeness; without scores, pairs that belong together. The result is
+    a directory of sentence-transformers.
     """
 
 
@@ -56,8 +64,11 @@ def print_next_steps(directory: Path, run: FinetuningRun, best: Path | None) -> 
     given = '"a text" "and the second one"' if run.parts.has_pairs else '"a text"'
     if run.config.task == "question_answering":
         given = '--document FILE --question "a question"'
+    use = f"fastssl predict --model {directory} {given}"
+    if run.config.task == "embedding":
+        use = f'fastssl search --model {directory} --file LINES "a query"'
     print(
         f"\n{directory} is a Hugging Face directory with curves.png beside the model. To go on from there:\n"
-        f"  fastssl predict --model {directory} {given}\n"
+        f"  {use}\n"
         f"  fastssl evaluate --model {directory} --eval-file {examples.eval_file or 'FILE'}"
     )

@@ -19,6 +19,7 @@ VERBS = {
     "glue": Verb("fastssl.cli.glue", "fine-tune on the tasks of GLUE, with their official scores and a chart"),
     "fill-mask": Verb("fastssl.cli.fill_mask", "the likeliest tokens for every mask of a text"),
     "embed": Verb("fastssl.cli.embed", "a vector for every line of a file"),
+    "search": Verb("fastssl.cli.search", "the lines of a file that are nearest to a query in meaning"),
     "info": Verb("fastssl.cli.info", "parameters, FLOPs and memory of a model directory or preset"),
     "bench": Verb("fastssl.cli.bench", "what this machine gives, and what a training step takes of it"),
     "data": Verb("fastssl.cli.data", "encode text, look at training examples, measure lengths"),

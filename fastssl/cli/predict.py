@@ -12,10 +12,19 @@ from fastssl.cli.predict_tags import predict_tags
 from fastssl.tasks.finetuning_config import TaskName
 from fastssl.tasks.task_of import task_of
 
+
+def _embeds(flags: PredictFlags) -> None:
+    raise ValueError(
+        f"{flags.model} embeds sentences, and vectors cannot be printed: `fastssl embed --model {flags.model}` writes "
+        f"them to a file, `fastssl search --model {flags.model}` finds the lines that are nearest to a text"
+    )
+
+
 PREDICT: dict[TaskName, Callable[[PredictFlags], None]] = {
     "classification": predict_classes,
     "tagging": predict_tags,
     "question_answering": predict_answers,
+    "embedding": _embeds,
 }
 """Task -> what prints the predictions of its models."""
 

@@ -28,12 +28,9 @@ def predict_classes(flags: PredictFlags) -> None:
             "standard input"
         )
     classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
-    examples = _examples(flags)
+    stream = classifier.stream(text if pair is None else (text, pair) for text, pair in _examples(flags))
     console = Console(highlight=False)
-    while chunk := list(itertools.islice(examples, _AT_ONCE)):
-        texts = [text for text, _ in chunk]
-        pairs = None if chunk[0][1] is None else [pair for _, pair in chunk]
-        predictions = classifier(texts, pairs)
+    while predictions := list(itertools.islice(stream, _AT_ONCE)):
         if flags.json:
             print("\n".join(json.dumps(asdict(one), ensure_ascii=False) for one in predictions), flush=True)
         else:

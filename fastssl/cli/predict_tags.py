@@ -23,14 +23,12 @@ _SHOWN = 3
 def predict_tags(flags: PredictFlags) -> None:
     """Print the tags of all words."""
     tagger = Tagger.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
-    sentences = _sentences(flags)
     console = Console(highlight=False)
-    while chunk := list(itertools.islice(sentences, _AT_ONCE)):
-        for one in tagger(chunk):
-            if flags.json:
-                print(json.dumps(_as_json(one), ensure_ascii=False), flush=True)
-            else:
-                _print(console, one)
+    for one in tagger.stream(_sentences(flags), texts_at_once=_AT_ONCE):
+        if flags.json:
+            print(json.dumps(_as_json(one), ensure_ascii=False), flush=True)
+        else:
+            _print(console, one)
 
 
 def _sentences(flags: PredictFlags) -> Iterator[str | list[str]]:

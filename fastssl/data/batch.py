@@ -43,6 +43,9 @@ class PackedBatch:
     """(M) int64: indices into N of the tokens that carry a label, ascending; another M than that of masked LM."""
     token_labels: Tensor | None = None
     """(M) int64: the classes of the tokens at `token_positions`."""
+    num_pairs: int | None = None
+    """P: the first P sequences are anchors, the next P the texts that belong to them, in the same order, and any others
+    belong to none; None where sequences are no pairs."""
     padded_positions: Tensor | None = None
     """(N) int64: index of each token in the flattened (B, T) layout that it came from; None where it came from none."""
     padded_length: int | None = None
@@ -62,6 +65,10 @@ class PackedBatch:
         if self.sequence_labels is not None and self.sequence_labels.shape[:1] != (b,):
             raise ValueError(
                 f"sequence_labels must have one row per sequence, ({b}, ...), got {tuple(self.sequence_labels.shape)}"
+            )
+        if self.num_pairs is not None and not 1 <= self.num_pairs <= b // 2:
+            raise ValueError(
+                f"num_pairs must be at least 1 and at most half of the {b} sequences, got {self.num_pairs}"
             )
         for kind in ("masked", "token"):
             positions, labels = getattr(self, f"{kind}_positions"), getattr(self, f"{kind}_labels")
@@ -87,7 +94,7 @@ class PackedBatch:
     def target_counts(self) -> dict[str, int]:
         """Return the number of targets of each kind present.
 
-        "masked_lm", "token" -> M, "sentence", "sequence" -> B, "answer" -> the sequences that have one.
+        "masked_lm", "token" -> M, "sentence", "sequence" -> B, "answer" -> the sequences that have one, "pair" -> P.
         """
         counts = {}
         if self.masked_labels is not None:
@@ -100,6 +107,8 @@ class PackedBatch:
             counts["answer"] = int((self.answer_starts >= 0).sum())
         if self.token_labels is not None:
             counts["token"] = self.token_labels.numel()
+        if self.num_pairs is not None:
+            counts["pair"] = self.num_pairs
         return counts
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":

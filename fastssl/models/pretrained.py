@@ -146,7 +146,12 @@ def save_directory(directory: str | Path, config: Mapping[str, object], tensors:
         directory / SAFE_FILE, lambda path: safetensors.torch.save_file(contiguous, path, metadata={"format": "pt"})
     )
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    _replace(directory / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_text(directory / CONFIG_FILE, text)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, synced, and renamed."""
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def file_tensors(model: nn.Module, layout: FileLayout) -> dict[str, Tensor]:

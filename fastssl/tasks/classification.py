@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from fastssl.tasks.fine_tuned import check_vocabulary, checked_length, load_fine
 from fastssl.tasks.labelled_texts import LabelledTexts
 from fastssl.tasks.labels import LabelSet
 from fastssl.tasks.question_windows import QuestionWindows
+from fastssl.tasks.streaming import TEXTS_AT_ONCE, one_by_one, stream_windows, strings
 from fastssl.training.distributed import World
 from fastssl.training.evaluation import evaluation_mode
 
@@ -208,6 +209,8 @@ class Prediction:
 class Classifier:
     """Classifies texts with a fine-tuned model: packed, longest first, in the order given.
 
+    May be called from several threads at once.
+
     Args:
         model: put into evaluation mode.
         tokenizer: of the model's vocabulary.
@@ -254,29 +257,33 @@ class Classifier:
         Raises:
             ValueError: for one string instead of several, something that is no text, or second texts of another number.
         """
-        texts, pairs = _strings("texts", texts), None if pairs is None else _strings("pairs", pairs)
-        if pairs is not None and len(pairs) != len(texts):
+        texts = strings("texts", texts)
+        if pairs is None:
+            return list(self.stream(texts))
+        pairs = strings("pairs", pairs)
+        if len(pairs) != len(texts):
             raise ValueError(f"pairs must hold one text for each of the {len(texts)} texts, got {len(pairs)}")
-        if not texts:
-            return []
-        logits = self.logits(texts, pairs)
-        found = [self._judge(row) for row in logits]
-        seconds = pairs or [None] * len(texts)
-        return [
-            Prediction(text=text, pair=pair, label=label, probabilities=probabilities)
-            for text, pair, (label, probabilities) in zip(texts, seconds, found, strict=True)
-        ]
+        return list(self.stream(zip(texts, pairs, strict=True)))
+
+    def stream(
+        self, texts: Iterable[str] | Iterable[tuple[str, str]], *, texts_at_once: int = TEXTS_AT_ONCE
+    ) -> Iterator[Prediction]:
+        """Yield what the model makes of texts, or of pairs of texts, in their order, as a call does.
+
+        Memory does not grow with their number, which may be endless.
+
+        Args:
+            texts: strings, or tuples of two strings.
+            texts_at_once: texts that go together; twice as many are read ahead.
+        """
+        parts = stream_windows(
+            texts, self._encode, self._predict, texts_at_once=texts_at_once, characters_of=_TextsOrPairs()
+        )
+        return one_by_one(parts)
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
         """Return the head's numbers, (number of texts, C) fp32; warns as a call does."""
-        trained_on_pairs = self.model.config.trained_on_pairs
-        if trained_on_pairs is not None and trained_on_pairs != (pairs is not None):
-            kinds = ("single texts", "pairs of texts")
-            warnings.warn(
-                f"the model was fine-tuned on {kinds[trained_on_pairs]} and is given {kinds[not trained_on_pairs]}: "
-                "what it makes of them may mean nothing",
-                stacklevel=3,
-            )
+        self._warn_of_another_kind(pairs is not None, stacklevel=3)
         return classify(self.model, encode_texts(self.tokenizer, texts, pairs, max_seq_length=self.max_seq_length))
 
     def evaluate(self, examples: LabelledTexts) -> dict[str, float]:
@@ -287,6 +294,32 @@ class Classifier:
         """
         labels = self.label_set.encode(examples.labels, examples.table.place)
         return scores(self.logits(examples.texts, examples.pairs), labels, self.label_set.problem_type)
+
+    def _encode(self, items: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[Sequence, EncodedTexts]:
+        paired = not isinstance(items[0], str)
+        texts, pairs = zip(*items, strict=True) if paired else (items, None)
+        return items, encode_texts(self.tokenizer, texts, pairs, max_seq_length=self.max_seq_length)
+
+    def _predict(self, window: tuple[Sequence, EncodedTexts]) -> list[Prediction]:
+        items, examples = window
+        paired = not isinstance(items[0], str)
+        self._warn_of_another_kind(paired, stacklevel=5)
+        predictions = []
+        for item, row in zip(items, classify(self.model, examples), strict=True):
+            text, pair = item if paired else (item, None)
+            label, probabilities = self._judge(row)
+            predictions.append(Prediction(text=text, pair=pair, label=label, probabilities=probabilities))
+        return predictions
+
+    def _warn_of_another_kind(self, paired: bool, *, stacklevel: int) -> None:
+        trained_on_pairs = self.model.config.trained_on_pairs
+        if trained_on_pairs is not None and trained_on_pairs != paired:
+            kinds = ("single texts", "pairs of texts")
+            warnings.warn(
+                f"the model was fine-tuned on {kinds[trained_on_pairs]} and is given {kinds[paired]}: "
+                "what it makes of them may mean nothing",
+                stacklevel=stacklevel,
+            )
 
     def _judge(self, logits: Tensor) -> tuple[str | tuple[str, ...] | float, dict[str, float] | None]:
         names, kind = self.label_set.names, self.label_set.problem_type
@@ -300,14 +333,24 @@ class Classifier:
         return next(iter(ranked)), ranked
 
 
-def _strings(name: str, values: Iterable[str]) -> list[str]:
-    if isinstance(values, str):
-        raise ValueError(f"{name} must be several strings, got one; put it into a list")
-    values = list(values)
-    for number, value in enumerate(values):
-        if not isinstance(value, str):
-            raise ValueError(f"{name} must be strings, got {type(value).__name__} as number {number}")
-    return values
+class _TextsOrPairs:
+    """Counts the characters of the items of one stream, which are all texts or all pairs of them."""
+
+    def __init__(self) -> None:
+        self._paired: bool | None = None
+
+    def __call__(self, number: int, item: object) -> int:
+        texts = (item,) if isinstance(item, str) else item
+        if not (isinstance(texts, tuple) and len(texts) <= 2 and all(isinstance(text, str) for text in texts)):
+            raise ValueError(
+                f"texts must be strings, or tuples of two strings, got {type(item).__name__} as number {number}"
+            )
+        paired = len(texts) == 2
+        self._paired = paired if self._paired is None else self._paired
+        if paired != self._paired:
+            kind = "a pair" if self._paired else "a single text"
+            raise ValueError(f"texts must be all single or all pairs, but number {number} is not {kind}")
+        return sum(map(len, texts))
 
 
 def _floats(figures: Mapping[str, object]) -> dict[str, float]:

@@ -2,23 +2,23 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastssl.data.batch import PackedBatch
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertModel
-from fastssl.nn.pooling import POOLINGS
-from fastssl.tasks.embedding_files import EmbeddingConfig, read_embedding_config
+from fastssl.models.bert_embedder import sentence_vectors
+from fastssl.models.embedding_files import EmbeddingConfig, read_embedding_config
+from fastssl.tasks.embedding_scores import pair_scores, similarities
+from fastssl.tasks.encoded_texts import groups_by_length
 from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
-
-_TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 1024, 1 << 22
+from fastssl.tasks.labelled_texts import LabelledTexts
+from fastssl.tasks.streaming import TEXTS_AT_ONCE, stream_windows
 
 
 class SentenceEmbedder:
@@ -114,44 +114,44 @@ class SentenceEmbedder:
         parts = list(self.stream(texts))
         return np.concatenate(parts) if parts else np.empty((0, self.width), dtype=np.float32)
 
-    def stream(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    def stream(self, texts: Iterable[str], *, texts_at_once: int = TEXTS_AT_ONCE) -> Iterator[np.ndarray]:
         """Yield the embeddings of texts in their order, some rows (k, `width`) float32 at a time.
 
-        Memory does not grow with the number of texts, which may be endless: about a thousand are read ahead.
+        Memory does not grow with the number of texts, which may be endless.
+
+        Args:
+            texts: any number of strings.
+            texts_at_once: most rows at a time; twice as many texts are read ahead.
         """
-        if isinstance(texts, str):
-            raise ValueError("texts must be several strings, got one; put it into a list")
-        windows = _windows(texts)
-        with ThreadPoolExecutor(max_workers=1) as tokenizing:
-            ahead = tokenizing.submit(self._token_ids, next(windows, ()))
-            while sequences := ahead.result():
-                ahead = tokenizing.submit(self._token_ids, next(windows, ()))
-                yield self._embed(sequences)
+        return stream_windows(texts, self._token_ids, self._embed, texts_at_once=texts_at_once)
+
+    def evaluate(self, examples: LabelledTexts) -> dict[str, float]:
+        """Return how good the embeddings of pairs are: "spearman" and "pearson", or "recall_at_1" and "recall_at_10".
+
+        Args:
+            examples: pairs with scores, or without, which then belong together; see `pair_scores`.
+
+        Raises:
+            ValueError: for single texts, or a score that is no number.
+        """
+        scores = similarities(examples)
+        return pair_scores(self(examples.texts), self(examples.pairs), scores)
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         config, special = self.config, self.tokenizer.special
-        texts = [config.prompt + (text.lower() if config.lowercase else text) for text in texts]
-        room = config.max_length - 2
-        return [[special.cls, *ids[:room], special.sep] for ids in self.tokenizer.encode_many(texts)]
+        prepared, room = [config.prepared(text) for text in texts], config.max_length - 2
+        return [[special.cls, *ids[:room], special.sep] for ids in self.tokenizer.encode_many(prepared)]
 
     def _embed(self, sequences: Sequence[list[int]]) -> np.ndarray:
-        return np.concatenate([self._embed_batch(batch).numpy() for batch in self._batches(sequences)])
+        embeddings = np.empty((len(sequences), self.width), dtype=np.float32)
+        for numbers in groups_by_length(np.array([len(ids) for ids in sequences]), self.tokens_per_batch):
+            embeddings[numbers] = self._embed_batch([sequences[number] for number in numbers]).numpy()
+        return embeddings
 
     @torch.inference_mode()
     def _embed_batch(self, sequences: Sequence[list[int]]) -> Tensor:
-        batch = PackedBatch.from_sequences(sequences)
-        hidden_states = self.model.encode(batch)
-        pooled = torch.cat([POOLINGS[name](hidden_states, batch.cu_seqlens) for name in self.config.pooling], dim=-1)
-        return (F.normalize(pooled.float(), dim=-1) if self.config.normalize else pooled.float()).contiguous()
-
-    def _batches(self, sequences: Sequence[list[int]]) -> Iterator[Sequence[list[int]]]:
-        start, num_tokens = 0, 0
-        for i, ids in enumerate(sequences):
-            if i > start and num_tokens + len(ids) > self.tokens_per_batch:
-                yield sequences[start:i]
-                start, num_tokens = i, 0
-            num_tokens += len(ids)
-        yield sequences[start:]
+        batch = PackedBatch.from_sequences(sequences).to(next(self.model.parameters()).device)
+        return sentence_vectors(self.model, batch, self.config).cpu()
 
 
 def embed(
@@ -184,18 +184,3 @@ def embed(
             "give it to SentenceEmbedder.load"
         )
     return model(texts)
-
-
-def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Cut a stream of texts into lists, bounded in texts and nearly so in characters."""
-    window, num_characters = [], 0
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"texts must be strings, got {type(text).__name__} as number {number}")
-        window.append(text)
-        num_characters += len(text)
-        if len(window) >= _TEXTS_AT_ONCE or num_characters >= _CHARACTERS_AT_ONCE:
-            yield window
-            window, num_characters = [], 0
-    if window:
-        yield window

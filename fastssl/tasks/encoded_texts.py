@@ -53,9 +53,19 @@ class EncodedTexts:
 
     def by_length(self, tokens_per_batch: int) -> Iterator[np.ndarray]:
         """Yield the numbers of all examples, longest first, in groups of about `tokens_per_batch` tokens."""
-        order = np.argsort(-self.lengths, kind="stable")
-        groups = np.cumsum(self.lengths[order]) // tokens_per_batch
-        yield from np.split(order, np.flatnonzero(np.diff(groups)) + 1)
+        return groups_by_length(self.lengths, tokens_per_batch)
+
+
+def groups_by_length(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
+    """Yield the numbers of sequences, longest first, in groups of about `tokens_per_batch` tokens.
+
+    Args:
+        lengths: (X) integers, tokens of each.
+        tokens_per_batch: a sequence that is longer has a group of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    groups = np.cumsum(lengths[order]) // tokens_per_batch
+    yield from np.split(order, np.flatnonzero(np.diff(groups)) + 1)
 
 
 def encode_texts(

@@ -1,15 +1,20 @@
 """Fill in masked words: the likeliest tokens for each mask of a text."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fastssl.data.batch import PackedBatch
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertForMaskedLM
+from fastssl.tasks.encoded_texts import groups_by_length
+from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
+from fastssl.tasks.streaming import TEXTS_AT_ONCE, one_by_one, stream_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,8 @@ class FilledText:
 class FillMask:
     """Fills masks with a masked language model.
 
-    Each mask is filled by itself: the candidates of one do not know what was chosen for another.
+    Each mask is filled by itself: the candidates of one do not know what was chosen for another. Texts go through the
+    model packed, longest first. May be called from several threads at once.
 
     Args:
         model: with a masked-LM head; put into eval mode.
@@ -61,26 +67,32 @@ class FillMask:
         self.tokens_per_batch = tokens_per_batch
 
     @classmethod
-    def load(cls, directory: str | Path) -> "FillMask":
+    def load(cls, directory: str | Path, *, dtype: str = "fp32", tokens_per_batch: int = 4096) -> "FillMask":
         """Read model and tokenizer from one directory.
+
+        Args:
+            directory: of a model with a masked-LM head.
+            dtype: "fp32", "bf16" or "int8" (see `fastssl.quantize`), of the computation.
+            tokens_per_batch: about how many tokens go through the model at once.
 
         Raises:
             FileNotFoundError: where a part is missing.
             ValueError: where the model has no masked-LM head, or a part is damaged.
         """
+        parameters_in = dtype_of_parameters(dtype)
         tokenizer = Tokenizer.load(directory)
         with warnings.catch_warnings():
             # The warning of a fresh head says what the error says.
             warnings.simplefilter("ignore", UserWarning)
-            model = BertForMaskedLM.from_pretrained(directory)
+            model = BertForMaskedLM.from_pretrained(directory, dtype=parameters_in)
         if model.load_report.fresh:
             raise ValueError(
                 f"{directory} holds a model without a masked-LM head, which could only guess at random; "
                 "pretrain it first (fastssl pretrain --model DIR)"
             )
-        return cls(model, tokenizer)
+        return cls(in_dtype(model, dtype), tokenizer, tokens_per_batch=tokens_per_batch)
 
-    def __call__(self, texts: Sequence[str], *, top_k: int = 5) -> list[FilledText]:
+    def __call__(self, texts: Iterable[str], *, top_k: int = 5) -> list[FilledText]:
         """Return what the model makes of each text.
 
         Args:
@@ -88,20 +100,40 @@ class FillMask:
             top_k: candidates per mask.
 
         Raises:
-            ValueError: for a text without a mask or longer than the model's positions, or a `top_k` beyond the
-                vocabulary.
+            ValueError: for one string instead of several, a text without a mask or longer than the model's positions,
+                or a `top_k` beyond the vocabulary.
+        """
+        return list(self.stream(texts, top_k=top_k))
+
+    def stream(
+        self, texts: Iterable[str], *, top_k: int = 5, texts_at_once: int = TEXTS_AT_ONCE
+    ) -> Iterator[FilledText]:
+        """Yield what the model makes of each text, in their order, as a call does.
+
+        Memory does not grow with the number of texts, which may be endless.
+
+        Args:
+            texts: each with at least one mask token.
+            top_k: candidates per mask.
+            texts_at_once: texts that go together; twice as many are read ahead.
         """
         if not 1 <= top_k <= self.tokenizer.vocab_size:
             raise ValueError(f"top_k must be between 1 and the {self.tokenizer.vocab_size} tokens, got {top_k}")
-        encoded = [self._encode(text) for text in texts]
-        results = []
-        for batch_texts, sequences in self._batches(texts, encoded):
-            results += self._fill(batch_texts, sequences, top_k)
-        return results
+        parts = stream_windows(texts, self._encode, partial(self._fill, top_k=top_k), texts_at_once=texts_at_once)
+        return one_by_one(parts)
+
+    def _fill(self, window: tuple[Sequence[str], Sequence[list[int]]], top_k: int) -> list[FilledText]:
+        texts, sequences = window
+        filled: list[FilledText | None] = [None] * len(texts)
+        for numbers in groups_by_length(np.array([len(ids) for ids in sequences]), self.tokens_per_batch):
+            batch = self._fill_batch([texts[i] for i in numbers], [sequences[i] for i in numbers], top_k)
+            for number, one in zip(numbers, batch, strict=True):
+                filled[number] = one
+        return filled
 
     @torch.inference_mode()
-    def _fill(self, texts: Sequence[str], sequences: Sequence[list[int]], top_k: int) -> list[FilledText]:
-        batch = PackedBatch.from_sequences(sequences)
+    def _fill_batch(self, texts: Sequence[str], sequences: Sequence[list[int]], top_k: int) -> list[FilledText]:
+        batch = PackedBatch.from_sequences(sequences).to(next(self.model.parameters()).device)
         positions = (batch.input_ids == self.tokenizer.special.mask).nonzero().flatten()
         rows = self.model.bert.encode(batch).index_select(0, positions)
         # A padded vocabulary has rows beyond the tokenizer's last token, which stand for nothing.
@@ -116,11 +148,16 @@ class FillMask:
             filled.append(FilledText(text=text, filled=self._substitute(text, masks), masks=masks))
         return filled
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, texts: Sequence[str]) -> tuple[Sequence[str], list[list[int]]]:
         special = self.tokenizer.special
-        ids = [special.cls, *self.tokenizer.encode(text), special.sep]
+        sequences = [[special.cls, *ids, special.sep] for ids in self.tokenizer.encode_many(texts)]
+        for text, ids in zip(texts, sequences, strict=True):
+            self._check(text, ids)
+        return texts, sequences
+
+    def _check(self, text: str, ids: Sequence[int]) -> None:
         shown = text if len(text) <= 60 else f"{text[:57]}..."
-        if special.mask not in ids:
+        if self.tokenizer.special.mask not in ids:
             mask = self.tokenizer.special_names["mask"]
             raise ValueError(f"the text {shown!r} has no {mask}; put {mask} where a word is to be filled in")
         longest = self.model.config.max_position_embeddings
@@ -129,21 +166,6 @@ class FillMask:
                 f"the text {shown!r} has {len(ids)} tokens, [CLS] and [SEP] included, and the model reads at most "
                 f"{longest}; shorten it"
             )
-        return ids
-
-    def _batches(
-        self, texts: Sequence[str], encoded: Sequence[list[int]]
-    ) -> Iterator[tuple[list[str], list[list[int]]]]:
-        batch_texts, batch, num_tokens = [], [], 0
-        for text, ids in zip(texts, encoded, strict=True):
-            if batch and num_tokens + len(ids) > self.tokens_per_batch:
-                yield batch_texts, batch
-                batch_texts, batch, num_tokens = [], [], 0
-            batch_texts.append(text)
-            batch.append(ids)
-            num_tokens += len(ids)
-        if batch:
-            yield batch_texts, batch
 
     def _candidates(self, probabilities: list[float], ids: list[int]) -> tuple[Candidate, ...]:
         return tuple(

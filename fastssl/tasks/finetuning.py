@@ -17,6 +17,7 @@ from torch import nn
 from fastssl.data.files import sha256_of_file
 from fastssl.models.cost import flops_per_token, num_parameters, training_memory
 from fastssl.tasks.classification_parts import classification_parts
+from fastssl.tasks.embedding_parts import embedding_parts
 from fastssl.tasks.finetuning_config import FinetuningConfig, TaskName
 from fastssl.tasks.question_answering_parts import question_answering_parts
 from fastssl.tasks.tagging_parts import tagging_parts
@@ -30,6 +31,7 @@ TASKS: dict[TaskName, Callable[[FinetuningConfig, Callable[[str], None]], TaskPa
     "classification": classification_parts,
     "tagging": tagging_parts,
     "question_answering": question_answering_parts,
+    "embedding": embedding_parts,
 }
 """Task -> what makes its parts."""
 
@@ -159,4 +161,5 @@ def _identity(config: FinetuningConfig, parts: TaskParts) -> dict[str, object]:
         **asdict(config.start),
         **asdict(config.tuning),
         **({"question_answering": asdict(config.question_answering)} if config.task == "question_answering" else {}),
+        **(asdict(config.contrastive) if config.task == "embedding" else {}),
     }

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from fastssl.models.bert_config import ProblemType
+from fastssl.tasks.contrastive_config import ContrastiveConfig
 from fastssl.tasks.labelled_texts import ColumnConfig
 from fastssl.tasks.question_windows import WindowConfig
 from fastssl.training import TrainingConfig
 
-TaskName = Literal["classification", "tagging", "question_answering"]
+TaskName = Literal["classification", "tagging", "question_answering", "embedding"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,8 @@ class TuningConfig:
     """What is trained, and how fast."""
 
     per_device_train_batch_size: int = 32
-    """Sequences per batch."""
+    """Sequences per batch; pairs, in the task "embedding", where the others of the batch are what a pair is told apart
+    from (accumulated batches are not)."""
     frozen_layers: int = 0
     """Keep the embeddings and so many of the lowest blocks as they are."""
     layerwise_lr_decay: float = 1.0
@@ -108,7 +110,8 @@ class FinetuningConfig:
 
     task: TaskName = "classification"
     """classification: a class, several of them, or a number for a text or a pair; tagging: a class for each word;
-    question_answering: the part of a document that answers a question."""
+    question_answering: the part of a document that answers a question; embedding: a vector for a text, near those of
+    texts that belong to it."""
     examples: ExamplesConfig
     """The labelled examples."""
     start: StartConfig
@@ -117,6 +120,8 @@ class FinetuningConfig:
     """What is trained, and how fast."""
     question_answering: QuestionAnsweringConfig = field(default_factory=QuestionAnsweringConfig)
     """What is trained and measured where answers are to be found in documents."""
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    """What is particular to the task "embedding"."""
     training: FinetuningTrainingConfig
     """Length, optimizer, schedule, checkpoints, reports."""
 

@@ -20,6 +20,8 @@ _PAIRS = (
     ("text1", "text2"),
     ("text_a", "text_b"),
     ("text", "text_pair"),
+    ("anchor", "positive"),
+    ("query", "positive"),
 )
 _TEXTS = ("sentence", "text", "review", "comment", "tweet", "document", "question", "content")
 _LABELS = ("label", "labels", "gold_label", "class", "category", "sentiment", "score", "similarity", "target")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,12 @@ from fastssl.tasks.answer_evaluation import AnswerEvaluation, answer_logits, mak
 from fastssl.tasks.answer_spans import Answer, SpanConfig, find_answer, window_scores
 from fastssl.tasks.fine_tuned import check_vocabulary, checked_length, load_fine_tuned, trained_length
 from fastssl.tasks.question_windows import QuestionWindows, WindowConfig, cut_windows
+from fastssl.tasks.streaming import one_by_one, stream_windows
 
 USUAL_LENGTH = 384
 """Length of a window, in tokens, where none is given and the model has as many positions."""
+QUESTIONS_AT_ONCE = 256
+"""Questions of a stream that go together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,20 +126,24 @@ class QuestionAnswerer:
             )
         if not questions:
             return []
-        windows = self._cut(questions, documents)
-        logits = answer_logits(self.model, windows)
-        return [
-            find_answer(
-                windows,
-                number,
-                logits,
-                question=question,
-                document=document,
-                config=self.spans,
-                threshold=self.threshold,
-            )
-            for number, (question, document) in enumerate(zip(questions, documents, strict=True))
-        ]
+        return self._answer(self._prepare(list(zip(questions, documents, strict=True))))
+
+    def stream(
+        self, questions: Iterable[tuple[str, str]], *, texts_at_once: int = QUESTIONS_AT_ONCE
+    ) -> Iterator[Answer]:
+        """Yield the answer to each question, in their order, as a call does.
+
+        Memory does not grow with the number of questions, which may be endless.
+
+        Args:
+            questions: tuples of a question and its document.
+            texts_at_once: questions that go together; twice as many are read ahead. Among them, each document is cut
+                into tokens once.
+        """
+        parts = stream_windows(
+            questions, self._prepare, self._answer, texts_at_once=texts_at_once, characters_of=_characters_of
+        )
+        return one_by_one(parts)
 
     def probabilities(self, question: str, document: str) -> AnswerProbabilities:
         """Return the two softmax rows: of each token of the document as the first and as the last of the answer.
@@ -187,6 +194,26 @@ class QuestionAnswerer:
             say=say,
         )
 
+    def _prepare(self, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], QuestionWindows]:
+        questions, documents = zip(*pairs, strict=True)
+        return pairs, self._cut(questions, documents)
+
+    def _answer(self, prepared: tuple[list[tuple[str, str]], QuestionWindows]) -> list[Answer]:
+        pairs, windows = prepared
+        logits = answer_logits(self.model, windows)
+        return [
+            find_answer(
+                windows,
+                number,
+                logits,
+                question=question,
+                document=document,
+                config=self.spans,
+                threshold=self.threshold,
+            )
+            for number, (question, document) in enumerate(pairs)
+        ]
+
     def _cut(self, questions: Sequence[str], documents: Sequence[str]) -> QuestionWindows:
         distinct = {document: number for number, document in enumerate(dict.fromkeys(documents))}
         return cut_windows(
@@ -203,6 +230,19 @@ class QuestionAnswerer:
 def window_length(wanted: int | None, positions: int) -> int:
     """Return the length of windows: as wanted, or `USUAL_LENGTH`, or at the model's positions where these are fewer."""
     return checked_length(wanted or (min(USUAL_LENGTH, positions) if wanted is None else wanted), positions)
+
+
+def _characters_of(number: int, asked: object) -> int:
+    if not isinstance(asked, tuple) or len(asked) != 2:
+        raise ValueError(
+            f"questions must be tuples of a question and its document, got {type(asked).__name__} as number {number}"
+        )
+    for name, text in zip(("question", "document"), asked, strict=True):
+        if not isinstance(text, str):
+            raise ValueError(f"the {name} of number {number} must be a string, got {type(text).__name__}")
+        if not text.strip():
+            raise ValueError(f"the {name} of number {number} is empty")
+    return sum(map(len, asked))
 
 
 def _texts(name: str, values: Iterable[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert_tagger import BertForTokenClassification
-from fastssl.tasks.encoded_words import encode_words
+from fastssl.tasks.encoded_words import EncodedWords, encode_words
 from fastssl.tasks.fine_tuned import check_vocabulary, checked_length, load_fine_tuned, trained_length
 from fastssl.tasks.labels import LabelSet
 from fastssl.tasks.spans import are_span_tags, spans_of
+from fastssl.tasks.streaming import TEXTS_AT_ONCE, one_by_one, stream_windows
 from fastssl.tasks.tag_scores import number_tags, tag_logits, tag_scores
 from fastssl.tasks.tagged_sentences import TaggedSentences
 
@@ -113,20 +114,25 @@ class Tagger:
         Raises:
             ValueError: for one string instead of several, or something that is no text.
         """
+        return list(self.stream(sentences))
+
+    def stream(
+        self, sentences: Iterable[str | Sequence[str]], *, texts_at_once: int = TEXTS_AT_ONCE
+    ) -> Iterator[TaggedSentence]:
+        """Yield what the model makes of each sentence, in their order, as a call does.
+
+        Memory does not grow with the number of sentences, which may be endless.
+
+        Args:
+            sentences: each a list of words, or a plain text.
+            texts_at_once: sentences that go together; twice as many are read ahead.
+        """
         if isinstance(sentences, str):
             raise ValueError("sentences must be several, got one string; put it into a list")
-        sentences = list(sentences)
-        places = iter(self.tokenizer.find_words([one for one in sentences if isinstance(one, str)]))
-        spans = [next(places) if isinstance(one, str) else None for one in sentences]
-        words = [
-            _words(number, one) if found is None else [one[start:end] for start, end in found]
-            for number, (one, found) in enumerate(zip(sentences, spans, strict=True))
-        ]
-        rows = self.logits(words).softmax(-1).split([len(one) for one in words])
-        return [
-            self._judge(sentence, own, found, probabilities)
-            for sentence, own, found, probabilities in zip(sentences, words, spans, rows, strict=True)
-        ]
+        parts = stream_windows(
+            sentences, self._encode, self._tag, texts_at_once=texts_at_once, characters_of=_characters_of
+        )
+        return one_by_one(parts)
 
     def logits(self, sentences: Sequence[Sequence[str]]) -> Tensor:
         """Return the head's numbers for the words of all sentences, (number of words, C) fp32."""
@@ -144,6 +150,21 @@ class Tagger:
         if tags.num_unknown:
             warnings.warn(f"{sentences.path}: {tags.num_unknown:,} {tags.remark}", stacklevel=2)
         return tag_scores(self.logits(sentences.words), tags.numbers, tags.names, [len(s) for s in sentences.words])
+
+    def _encode(self, sentences: Sequence[str | Sequence[str]]) -> _Window:
+        places = iter(self.tokenizer.find_words([one for one in sentences if isinstance(one, str)]))
+        spans = [next(places) if isinstance(one, str) else None for one in sentences]
+        words = [
+            list(one) if found is None else [one[start:end] for start, end in found]
+            for one, found in zip(sentences, spans, strict=True)
+        ]
+        encoded = encode_words(self.tokenizer, words, max_seq_length=self.max_seq_length)
+        return _Window(sentences=sentences, words=words, places=spans, encoded=encoded)
+
+    def _tag(self, window: _Window) -> list[TaggedSentence]:
+        probabilities = tag_logits(self.model, window.encoded).softmax(-1)
+        rows = probabilities.split([len(one) for one in window.words])
+        return list(map(self._judge, window.sentences, window.words, window.places, rows))
 
     def _judge(
         self,
@@ -165,10 +186,24 @@ class Tagger:
         return TaggedSentence(text=text, words=tuple(found), spans=spans)
 
 
-def _words(number: int, sentence: Sequence[str]) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    """Sentences that go through the model together."""
+
+    sentences: Sequence[str | Sequence[str]]
+    words: list[list[str]]
+    places: list[list[tuple[int, int]] | None]
+    encoded: EncodedWords
+
+
+def _characters_of(number: int, sentence: str | Sequence[str]) -> int:
     if not isinstance(sentence, Iterable):
         raise ValueError(f"sentences must be texts or lists of words, got {type(sentence).__name__} as number {number}")
-    return list(sentence)
+    return sum(map(len, sentence)) if isinstance(sentence, str | list | tuple) and _are_strings(sentence) else 0
+
+
+def _are_strings(values: Iterable) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _spans(text: str | None, words: Sequence[TaggedWord]) -> tuple[TaggedSpan, ...]:

@@ -18,10 +18,14 @@ HEADS: dict[str, TaskName] = {
 def task_of(directory: str | Path) -> TaskName:
     """Return the task of a model, told by the class in its config.json; "classification" where none stands there.
 
+    A directory of sentence-transformers, which has a modules.json, is of the task "embedding".
+
     Raises:
         FileNotFoundError: where there is no such directory, or no config in it.
         ValueError: for a model without a head for a task.
     """
+    if (Path(directory) / "modules.json").is_file():
+        return "embedding"
     architectures = read_config(directory).get("architectures") or ["BertForSequenceClassification"]
     for name in architectures:
         if name in HEADS:

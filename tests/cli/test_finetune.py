@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastssl.cli.main import main
+from tests.tasks.test_embedding_training import write_pairs
 from tests.tasks.test_finetuning import pretrained, write_examples  # noqa: F401
 
 SIZES = ["--per-device-train-batch-size", "8", "--learning-rate", "3e-3", "--num-threads", "1"]
@@ -112,3 +113,42 @@ def test_mistakes_are_told_in_one_line(run, pretrained, capsys, monkeypatch, arg
     assert main([verb, "--model", str(run), *rest]) == 1
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastssl: error:")]
     assert len(error) == 1 and message in error[0]
+
+
+@pytest.fixture(scope="module")
+def embedder(pretrained, tmp_path_factory) -> Path:  # noqa: F811
+    """A directory of trained sentence embeddings, with its held-out pairs beside it."""
+    folder = tmp_path_factory.mktemp("embedder")
+    train, dev = (write_pairs(folder / f"{name}.tsv", 60, seed=i, scored=i) for i, name in enumerate(("train", "dev")))
+    files = ["--train-file", str(train), "--eval-file", str(dev), "--output-dir", str(folder / "run")]
+    options = ["--pooling", "cls", "--temperature", "0.1", "--num-train-epochs", "1"]
+    assert main(["finetune", "--task", "embedding", "--model", str(pretrained), *files, *options, *SIZES]) == 0
+    return folder / "run"
+
+
+def test_an_embedder_is_evaluated_and_not_asked_for_predictions(pretrained, embedder, capsys):  # noqa: F811
+    dev = embedder.parent / "dev.tsv"
+    assert main(["evaluate", "--model", str(embedder), "--eval-file", str(dev), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["examples"] == 60 and -1 <= figures["spearman"] <= 1 and "pearson" in figures
+    pairs = str(embedder.parent / "train.tsv")
+    assert main(["evaluate", "--model", str(embedder), "--eval-file", pairs]) == 0
+    assert "recall at 10" in capsys.readouterr().out
+    assert main(["evaluate", "--model", str(embedder), "--eval-file", str(dev), "--label-column", "stars"]) == 1
+    assert "no column 'stars'" in capsys.readouterr().err
+    untrained = ["evaluate", "--model", str(pretrained), "--eval-file", str(dev), "--json"]
+    assert main(untrained) == 1
+    assert "was not fine-tuned for a task" in capsys.readouterr().err
+    assert main([*untrained, "--task", "embedding"]) == 0
+    assert json.loads(capsys.readouterr().out)["spearman"] != figures["spearman"]
+    assert main(["predict", "--model", str(embedder), "a text"]) == 1
+    assert f"fastssl search --model {embedder}" in capsys.readouterr().err
+
+
+def test_finetuning_an_embedder_tells_of_search(pretrained, tmp_path, capsys):  # noqa: F811
+    sentences = tmp_path / "lines.txt"
+    sentences.write_text("a warm story\na dull film\nthis is good\n")
+    arguments = ["--model", str(pretrained), "--train-file", str(sentences), "--max-steps", "1", *SIZES]
+    assert main(["finetune", "--task", "embedding", *arguments, "--output-dir", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr()
+    assert "fastssl search --model" in told.out and "SimCSE" in told.err

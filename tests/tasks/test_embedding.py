@@ -14,9 +14,9 @@ import fastssl
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertModel
 from fastssl.models.bert_config import BertConfig
-from fastssl.tasks import embedding
+from fastssl.models.embedding_files import EmbeddingConfig, read_embedding_config
+from fastssl.tasks import streaming
 from fastssl.tasks.embedding import SentenceEmbedder
-from fastssl.tasks.embedding_files import EmbeddingConfig, read_embedding_config
 
 TEXTS = [
     "A man is eating food.",
@@ -116,7 +116,6 @@ def test_the_batch_does_not_matter(tiny: Path):
 
 
 def test_a_stream_is_read_as_it_is_used(tiny: Path, monkeypatch):
-    monkeypatch.setattr(embedding, "_TEXTS_AT_ONCE", 10)
     taken = 0
 
     def endless():
@@ -126,14 +125,14 @@ def test_a_stream_is_read_as_it_is_used(tiny: Path, monkeypatch):
             yield text
 
     embedder = SentenceEmbedder.load(tiny)
-    stream = embedder.stream(endless())
+    stream = embedder.stream(endless(), texts_at_once=10)
     parts = list(itertools.islice(stream, 4))
     stream.close()
     assert [len(part) for part in parts] == [10] * 4
     assert taken <= 60
     texts = list(itertools.islice(itertools.cycle(TEXTS), 40))
     np.testing.assert_allclose(np.concatenate(parts), embedder(texts), atol=1e-6)
-    monkeypatch.setattr(embedding, "_CHARACTERS_AT_ONCE", 30)
+    monkeypatch.setattr(streaming, "CHARACTERS_AT_ONCE", 30)
     assert [len(part) for part in embedder.stream(texts[:5])] == [3, 2]
 
 

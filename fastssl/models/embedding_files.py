@@ -1,11 +1,12 @@
-"""How a directory says that sentences are embedded: as sentence-transformers writes it, or a plain BERT directory."""
+"""How a directory says that sentences are embedded: as sentence-transformers spells it, or a plain BERT directory."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastssl.models.pretrained import read_config
+from fastssl.data.files import make_directory
+from fastssl.models.pretrained import read_config, replace_text
 from fastssl.nn.pooling import POOLINGS
 
 _LEGACY_POOLINGS = {
@@ -44,6 +45,10 @@ class EmbeddingConfig:
         if self.max_length < 3:
             raise ValueError(f"max_length must be at least 3 ([CLS], a token, [SEP]), got {self.max_length}")
 
+    def prepared(self, text: str) -> str:
+        """Return a text as the tokenizer is to see it."""
+        return self.prompt + (text.lower() if self.lowercase else text)
+
 
 def read_embedding_config(directory: str | Path) -> tuple[Path, EmbeddingConfig]:
     """Return where the model lies, and how it embeds.
@@ -70,6 +75,39 @@ def read_embedding_config(directory: str | Path) -> tuple[Path, EmbeddingConfig]
         prompt=_prompt(_read_optional(directory / "config_sentence_transformers.json"), directory),
     )
     return model_directory, config
+
+
+def write_embedding_config(directory: str | Path, config: EmbeddingConfig, *, hidden_size: int) -> None:
+    """Write the files, beside those of a model, that make its directory one of sentence-transformers.
+
+    They are spelt as its second version did, which all later ones read.
+
+    Args:
+        directory: of the model, made where missing.
+        config: what they are to say.
+        hidden_size: width of the token vectors.
+    """
+    directory, kinds = Path(directory), ["Transformer", "Pooling", *(["Normalize"] if config.normalize else [])]
+    paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [
+        {"idx": i, "name": str(i), "path": paths[kind], "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    in_order = [name for name in _LEGACY_POOLINGS.values() if name in config.pooling]
+    if in_order == list(config.pooling):
+        pooling: dict[str, object] = {key: name in in_order for key, name in _LEGACY_POOLINGS.items()}
+    else:
+        # Switches know one order alone; another needs the later spelling.
+        pooling = {"pooling_mode": config.pooling}
+    prompts = {"prompts": {"default": config.prompt}, "default_prompt_name": "default"} if config.prompt else {}
+    make_directory(directory / paths["Pooling"])
+    for name, content in (
+        ("sentence_bert_config.json", {"max_seq_length": config.max_length, "do_lower_case": config.lowercase}),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "cosine", **prompts}),
+        ("1_Pooling/config.json", {"word_embedding_dimension": hidden_size, **pooling}),
+        ("modules.json", modules),
+    ):
+        replace_text(directory / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _modules(path: Path) -> dict[str, str]:
