@@ -19,6 +19,7 @@ SUITES = {
     "pretraining_step": "benchmarks.models.pretraining_step",
     "finetuning_step": "benchmarks.models.finetuning_step",
     "tagging_step": "benchmarks.models.tagging_step",
+    "embedding_step": "benchmarks.models.embedding_step",
     "pretraining_run": "benchmarks.models.pretraining_run",
     "threads": "benchmarks.threads",
     "data_loader": "benchmarks.data_loader",

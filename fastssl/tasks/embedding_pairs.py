@@ -114,12 +114,16 @@ class PairData:
         """Return batch `index` of `epoch`, a function of the seed and the two: anchors, partners, hard negatives."""
         if not 0 <= index < self.num_batches(epoch):
             raise ValueError(f"epoch {epoch} has batches 0 to {self.num_batches(epoch) - 1}, got index {index}")
-        with self._lock:
-            numbers = self._plan(epoch)[index]
+        numbers = self.plan(epoch)[index]
         columns = max(2, len(self.examples) // len(self))
         shift = len(self) if len(self.examples) > len(self) else 0
         rows = np.concatenate([numbers + column * shift for column in range(columns)])
         return replace(self.examples.batch(rows), num_pairs=len(numbers))
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """Return the numbers of the pairs of each batch of an epoch, int64; the last two asked for are kept."""
+        with self._lock:
+            return self._plan(epoch)
 
     def _make_plan(self, epoch: int) -> list[np.ndarray]:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self))

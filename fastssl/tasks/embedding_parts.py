@@ -14,7 +14,7 @@ from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
 from fastssl.tasks.fine_tuned import checked_length
 from fastssl.tasks.finetuning_config import FinetuningConfig
 from fastssl.tasks.labelled_texts import read_labelled_texts
-from fastssl.tasks.task_parts import Start, TaskParts, find_start
+from fastssl.tasks.task_parts import Start, TaskParts, check_metric, find_start
 
 
 def embedding_parts(config: FinetuningConfig, say: Callable[[str], None]) -> TaskParts:
@@ -43,7 +43,7 @@ def embedding_parts(config: FinetuningConfig, say: Callable[[str], None]) -> Tas
     if held_out is not None:
         metrics = RETRIEVAL_METRICS if scores is None else SIMILARITY_METRICS
         main_metric = metrics[0]
-        _check_metric(config.training.metric_for_best_model, metrics)
+        check_metric(config.training.metric_for_best_model, metrics)
         encoded = _encoded(model, start, held_out.texts + held_out.pairs, str(examples.eval_file), say)
         evaluation = PairEvaluation(examples=encoded, scores=scores)
     return TaskParts(
@@ -109,12 +109,6 @@ def _check_dropout(model: BertForSentenceEmbedding, train: PairTexts) -> None:
             f"{train.table.path} has single sentences, whose two copies differ by dropout alone, and the model has "
             "none; give --dropout 0.1, or pairs of texts"
         )
-
-
-def _check_metric(wanted: str | None, known: tuple[str, ...]) -> None:
-    """Refuse before training what the first evaluation would refuse after it."""
-    if wanted is not None and wanted.removeprefix("eval_") not in known:
-        raise ValueError(f"metric_for_best_model={wanted!r} is not measured here; expected one of {', '.join(known)}")
 
 
 def _remark(train: PairTexts, model: BertForSentenceEmbedding) -> str:
