@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from fastssl.ops.attention.api import attention
     from fastssl.ops.layer_norm.api import layer_norm
     from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
-    from fastssl.tasks.classification import Classifier
-    from fastssl.tasks.embedding import SentenceEmbedder, embed
+    from fastssl.tasks.classification.classifier import Classifier
+    from fastssl.tasks.embedding.embedder import SentenceEmbedder, embed
+    from fastssl.tasks.embedding.search import SentenceSearch
     from fastssl.tasks.fill_mask import FillMask
     from fastssl.tasks.pipelines import pipeline
-    from fastssl.tasks.question_answering import QuestionAnswerer
-    from fastssl.tasks.search import SentenceSearch
-    from fastssl.tasks.tagging import Tagger
+    from fastssl.tasks.question_answering.answerer import QuestionAnswerer
+    from fastssl.tasks.tagging.tagger import Tagger
 
 __version__ = "0.1.0"
 
@@ -87,13 +87,13 @@ _HOMES = {
     "fastssl.ops.attention.api": ("attention",),
     "fastssl.ops.layer_norm.api": ("layer_norm",),
     "fastssl.ops.linear_cross_entropy.api": ("linear_cross_entropy",),
-    "fastssl.tasks.classification": ("Classifier",),
-    "fastssl.tasks.embedding": ("SentenceEmbedder", "embed"),
+    "fastssl.tasks.classification.classifier": ("Classifier",),
+    "fastssl.tasks.embedding.embedder": ("SentenceEmbedder", "embed"),
     "fastssl.tasks.fill_mask": ("FillMask",),
-    "fastssl.tasks.question_answering": ("QuestionAnswerer",),
-    "fastssl.tasks.tagging": ("Tagger",),
+    "fastssl.tasks.question_answering.answerer": ("QuestionAnswerer",),
+    "fastssl.tasks.tagging.tagger": ("Tagger",),
     "fastssl.tasks.pipelines": ("pipeline",),
-    "fastssl.tasks.search": ("SentenceSearch",),
+    "fastssl.tasks.embedding.search": ("SentenceSearch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -19,7 +19,7 @@ from fastssl.data.table import read_table
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert_embedder import BertForSentenceEmbedding
 from fastssl.models.bert_files import load_config
-from fastssl.tasks.embedding_pairs import PairData, text_numbers
+from fastssl.tasks.embedding.pairs import PairData, text_numbers
 from fastssl.tasks.encoded_texts import encode_texts
 
 BATCH_SIZE, MAX_LENGTH = 32, 256

@@ -25,8 +25,8 @@ from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert_classifier import BertForSequenceClassification
 from fastssl.models.bert_config import BertConfig
 from fastssl.models.bert_files import file_layout, load_config
-from fastssl.tasks.classification import ClassificationData
 from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
+from fastssl.tasks.example_batches import ExampleBatches
 from fastssl.training import Trainer, TrainingConfig
 from fastssl.training.source import BatchSource
 from tests.oracle import assert_within_budget
@@ -73,12 +73,12 @@ def minilm() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def examples(directory: Path, sst2: Path) -> ClassificationData:
+def examples(directory: Path, sst2: Path) -> ExampleBatches:
     """Return the first lines of SST-2's training part, encoded whole."""
     lines = [line.rsplit("\t", 1) for line in sst2.read_text(encoding="utf-8").splitlines()[1 : NUM_EXAMPLES + 1]]
     encoded = encode_texts(Tokenizer.load(directory), [text for text, _ in lines], max_seq_length=512)
     labels = torch.tensor([int(label) for _, label in lines])
-    return ClassificationData(encoded, labels, seed=0, batch_size=BATCH_SIZE)
+    return ExampleBatches(encoded, labels, seed=0, batch_size=BATCH_SIZE)
 
 
 def our_trainer(directory: Path, sst2: Path) -> Launch:

@@ -18,7 +18,7 @@ from benchmarks.timing import Effort, timed
 from fastssl.data.sentences import split_sentences
 from fastssl.models.bert_config import BertConfig
 from fastssl.models.cost import flops_per_token
-from fastssl.tasks.embedding import SentenceEmbedder
+from fastssl.tasks.embedding.embedder import SentenceEmbedder
 
 NUM_TEXTS, QUICK_TEXTS, CHECKED_TEXTS = 2000, 200, 100
 TOLERANCE, LEAST_COSINE = 1e-5, 0.95

@@ -30,12 +30,12 @@ from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert_config import BertConfig
 from fastssl.models.bert_files import load_config
 from fastssl.models.bert_tagger import BertForTokenClassification
-from fastssl.tasks.classification import ClassificationData
-from fastssl.tasks.encoded_words import encode_words
+from fastssl.tasks.example_batches import ExampleBatches
 from fastssl.tasks.labelled_texts import ColumnConfig
 from fastssl.tasks.labels import LabelSet
-from fastssl.tasks.tag_scores import number_tags
-from fastssl.tasks.tagged_sentences import read_tagged_sentences
+from fastssl.tasks.tagging.encoded_words import encode_words
+from fastssl.tasks.tagging.scores import number_tags
+from fastssl.tasks.tagging.tagged_sentences import read_tagged_sentences
 
 
 def cases(run: Run) -> Mapping[str, Callable[[], Comparison]]:
@@ -63,13 +63,13 @@ def comparison(effort: Effort) -> Comparison:
 
 
 @lru_cache(maxsize=1)
-def sentences(directory: Path, treebank: Path) -> tuple[tuple[str, ...], ClassificationData]:
+def sentences(directory: Path, treebank: Path) -> tuple[tuple[str, ...], ExampleBatches]:
     """Return the tags of the treebank and its sentences, encoded whole."""
     found = read_tagged_sentences(treebank, ColumnConfig())
     names = tuple(sorted({tag for tags in found.tags for tag in tags}))
     encoded = encode_words(Tokenizer.load(directory), found.words, max_seq_length=512)
     tags = number_tags(found, LabelSet(names=names, problem_type="single_label_classification"))
-    return names, ClassificationData(encoded, tags.numbers, seed=0, batch_size=BATCH_SIZE)
+    return names, ExampleBatches(encoded, tags.numbers, seed=0, batch_size=BATCH_SIZE)
 
 
 def our_trainer(directory: Path, treebank: Path) -> Launch:
@@ -101,7 +101,7 @@ def their_trainer(directory: Path, treebank: Path) -> Launch:
     return StepByStep(train)
 
 
-def padded_examples(data: ClassificationData, order: np.ndarray) -> list[dict]:
+def padded_examples(data: ExampleBatches, order: np.ndarray) -> list[dict]:
     """Return sentences as Hugging Face's example script for token classification encodes them."""
     rows = []
     for number in order:

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fastssl.cli.flags import parse_flags
-from fastssl.tasks.compare_init import FIGURE_FILE, SUMMARY_FILE, TABLE_FILE, Comparison, compare_init
-from fastssl.tasks.comparison_config import STARTS, CompareInitConfig
-from fastssl.tasks.label_budget import FIGURE_FILE as BUDGET_FIGURE
-from fastssl.tasks.label_budget import SUMMARY_FILE as BUDGET_SUMMARY
-from fastssl.tasks.label_budget import TABLE_FILE as BUDGET_TABLE
-from fastssl.tasks.label_budget import BudgetPoint, LabelBudgetExperiment, LabelBudgets
+from fastssl.tasks.comparison.compare_init import FIGURE_FILE, SUMMARY_FILE, TABLE_FILE, Comparison, compare_init
+from fastssl.tasks.comparison.config import STARTS, CompareInitConfig
+from fastssl.tasks.comparison.label_budget import FIGURE_FILE as BUDGET_FIGURE
+from fastssl.tasks.comparison.label_budget import SUMMARY_FILE as BUDGET_SUMMARY
+from fastssl.tasks.comparison.label_budget import TABLE_FILE as BUDGET_TABLE
+from fastssl.tasks.comparison.label_budget import BudgetPoint, LabelBudgetExperiment, LabelBudgets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
 from fastssl.cli.threads import use_threads
 from fastssl.data.array_file import write_rows
 from fastssl.data.files import make_directory, replaceable_file
-from fastssl.tasks.embedding import SentenceEmbedder
+from fastssl.tasks.embedding.embedder import SentenceEmbedder
 
 
 @dataclass(frozen=True, kw_only=True)

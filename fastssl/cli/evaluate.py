@@ -14,16 +14,16 @@ from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
 from fastssl.data.squad import read_squad
-from fastssl.tasks.answer_evaluation import answer_logits
-from fastssl.tasks.answer_spans import SpanConfig
-from fastssl.tasks.classification import Classifier
-from fastssl.tasks.embedding import SentenceEmbedder
+from fastssl.tasks.classification.classifier import Classifier
+from fastssl.tasks.embedding.embedder import SentenceEmbedder
 from fastssl.tasks.finetuning_config import TaskName
 from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
-from fastssl.tasks.question_answering import QuestionAnswerer
-from fastssl.tasks.question_windows import WindowConfig
-from fastssl.tasks.tagged_sentences import read_tagged_sentences
-from fastssl.tasks.tagging import Tagger
+from fastssl.tasks.question_answering.answerer import QuestionAnswerer
+from fastssl.tasks.question_answering.evaluation import answer_logits
+from fastssl.tasks.question_answering.spans import SpanConfig
+from fastssl.tasks.question_answering.windows import WindowConfig
+from fastssl.tasks.tagging.tagged_sentences import read_tagged_sentences
+from fastssl.tasks.tagging.tagger import Tagger
 from fastssl.tasks.task_of import task_of
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
-from fastssl.tasks.glue import FIGURE_FILE, SUMMARY_FILE, TABLE_FILE, GlueConfig, GlueReport, run_glue
+from fastssl.tasks.glue.benchmark import FIGURE_FILE, SUMMARY_FILE, TABLE_FILE, GlueConfig, GlueReport, run_glue
 
 
 @dataclass(frozen=True, kw_only=True)

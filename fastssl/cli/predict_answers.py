@@ -15,9 +15,9 @@ from rich.text import Text
 from fastssl.cli.predict_flags import PredictFlags
 from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
 from fastssl.data.squad import read_squad
-from fastssl.tasks.answer_figure import draw_probabilities
-from fastssl.tasks.answer_spans import Answer
-from fastssl.tasks.question_answering import AnswerProbabilities, QuestionAnswerer
+from fastssl.tasks.question_answering.answerer import AnswerProbabilities, QuestionAnswerer
+from fastssl.tasks.question_answering.figure import draw_probabilities
+from fastssl.tasks.question_answering.spans import Answer
 
 _AT_ONCE = 256
 _SHOWN_FROM = 0.005

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fastssl.cli.predict_flags import PredictFlags
 from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
-from fastssl.tasks.classification import Classifier, Prediction
+from fastssl.tasks.classification.classifier import Classifier, Prediction
 from fastssl.tasks.labelled_texts import read_labelled_texts
 
 _AT_ONCE = 4096

@@ -8,9 +8,9 @@ from typing import Literal
 
 import tyro
 
-from fastssl.tasks.answer_spans import SpanConfig
 from fastssl.tasks.labelled_texts import ColumnConfig
-from fastssl.tasks.question_windows import WindowConfig
+from fastssl.tasks.question_answering.spans import SpanConfig
+from fastssl.tasks.question_answering.windows import WindowConfig
 
 
 @dataclass(frozen=True, kw_only=True)

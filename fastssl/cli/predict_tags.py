@@ -13,8 +13,8 @@ from rich.text import Text
 from fastssl.cli.predict_flags import PredictFlags
 from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
 from fastssl.data.table import ending_of
-from fastssl.tasks.tagged_sentences import read_tagged_sentences
-from fastssl.tasks.tagging import TaggedSentence, Tagger
+from fastssl.tasks.tagging.tagged_sentences import read_tagged_sentences
+from fastssl.tasks.tagging.tagger import TaggedSentence, Tagger
 
 _AT_ONCE = 1024
 _SHOWN = 3

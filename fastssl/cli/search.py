@@ -20,9 +20,9 @@ from fastssl.allocator import keep_freed_memory
 from fastssl.cli.flags import parse_flags
 from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
 from fastssl.cli.threads import use_threads
-from fastssl.tasks.embedding import SentenceEmbedder
-from fastssl.tasks.nearest import nearest_rows
-from fastssl.tasks.search import read_embeddings
+from fastssl.tasks.embedding.embedder import SentenceEmbedder
+from fastssl.tasks.embedding.nearest import nearest_rows
+from fastssl.tasks.embedding.search import read_embeddings
 
 _CHECKED_MATCHES, _LEAST_COSINE = 8, 0.9
 

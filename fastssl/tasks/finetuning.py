@@ -16,11 +16,11 @@ from torch import nn
 
 from fastssl.data.files import sha256_of_file
 from fastssl.models.cost import flops_per_token, num_parameters, training_memory
-from fastssl.tasks.classification_parts import classification_parts
-from fastssl.tasks.embedding_parts import embedding_parts
+from fastssl.tasks.classification.parts import classification_parts
+from fastssl.tasks.embedding.parts import embedding_parts
 from fastssl.tasks.finetuning_config import FinetuningConfig, TaskName
-from fastssl.tasks.question_answering_parts import question_answering_parts
-from fastssl.tasks.tagging_parts import tagging_parts
+from fastssl.tasks.question_answering.parts import question_answering_parts
+from fastssl.tasks.tagging.parts import tagging_parts
 from fastssl.tasks.task_parts import TaskParts
 from fastssl.training import ModelCost, Trainer, TrainingResult
 from fastssl.training.distributed import World

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from fastssl.models.bert_config import ProblemType
-from fastssl.tasks.contrastive_config import ContrastiveConfig
+from fastssl.tasks.embedding.contrastive_config import ContrastiveConfig
 from fastssl.tasks.labelled_texts import ColumnConfig
-from fastssl.tasks.question_windows import WindowConfig
+from fastssl.tasks.question_answering.windows import WindowConfig
 from fastssl.training import TrainingConfig
 
 TaskName = Literal["classification", "tagging", "question_answering", "embedding"]

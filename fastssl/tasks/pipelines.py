@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastssl.tasks.classification import Classifier
-from fastssl.tasks.embedding import SentenceEmbedder
+from fastssl.tasks.classification.classifier import Classifier
+from fastssl.tasks.embedding.embedder import SentenceEmbedder
 from fastssl.tasks.fill_mask import FillMask
-from fastssl.tasks.question_answering import QuestionAnswerer
-from fastssl.tasks.tagging import Tagger
+from fastssl.tasks.question_answering.answerer import QuestionAnswerer
+from fastssl.tasks.tagging.tagger import Tagger
 
 
 class Pipeline(Protocol):

@@ -4,7 +4,7 @@ import numpy as np
 
 from benchmarks.models.sentence_embedding import forward_sgemm, useful_flops
 from benchmarks.peers import onnx_runtime, sentence_transformers
-from fastssl.tasks.embedding import SentenceEmbedder
+from fastssl.tasks.embedding.embedder import SentenceEmbedder
 
 TEXTS = ["A man is eating food.", "rain", "Someone eats something tasty, and it rains. " * 60]
 

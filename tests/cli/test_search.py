@@ -12,7 +12,7 @@ import pytest
 
 from fastssl import SentenceEmbedder, SentenceSearch
 from fastssl.cli.main import main
-from fastssl.tasks import nearest
+from fastssl.tasks.embedding import nearest
 from tests.cli.test_embed import directory  # noqa: F401
 
 LINES = ["台灣大學", "我愛台灣", "", "台灣", "台灣大學"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastssl.tasks.embedding import SentenceEmbedder
+from fastssl.tasks.embedding.embedder import SentenceEmbedder
 
 TRAIN_TEXTS, HEADS, TEXTS_PER_HEAD = 3000, 5, 2500
 ALLOWED_LOSS = 0.005

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fastssl import BertConfig, BertForSentenceEmbedding, BertModel, PackedBatch, Tokenizer
 from fastssl.models.bert_embedder import in_batch_loss
 from fastssl.models.embedding_files import EmbeddingConfig, read_embedding_config
-from fastssl.tasks.embedding import SentenceEmbedder
+from fastssl.tasks.embedding.embedder import SentenceEmbedder
 
 TEXTS = ["a cat sees a dog", "cat", "the old house by the River is large", "a b c d e f g", "dog dog", "the house"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fastssl.tasks.answer_scores import ScoredAnswer, answer_scores, exact_match, f1_score, is_per_character
+from fastssl.tasks.question_answering.scores import ScoredAnswer, answer_scores, exact_match, f1_score, is_per_character
 
 
 def answer(text: str, *gold: str, difference: float = -math.inf) -> ScoredAnswer:

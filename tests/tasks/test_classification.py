@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fastssl import BertConfig, BertForMaskedLM, BertForSequenceClassification, Classifier, Tokenizer
-from fastssl.tasks.classification import ClassificationData, classify, metric_names, scores
+from fastssl.tasks.classification.classifier import classify, metric_names, scores
 from fastssl.tasks.encoded_texts import encode_texts
+from fastssl.tasks.example_batches import ExampleBatches
 from fastssl.tasks.labels import LabelSet
 
 TEXTS = ["a cat sees a dog", "", "the old house by the river is large", "cat", "a b c d e f g", "dog"]
@@ -28,9 +29,9 @@ def make_model(tokenizer: Tokenizer, **options) -> BertForSequenceClassification
 
 
 @pytest.fixture
-def data(tokenizer) -> ClassificationData:
+def data(tokenizer) -> ExampleBatches:
     examples = encode_texts(tokenizer, TEXTS, max_seq_length=64)
-    return ClassificationData(examples, torch.arange(6), seed=3, batch_size=4)
+    return ExampleBatches(examples, torch.arange(6), seed=3, batch_size=4)
 
 
 def test_every_epoch_holds_every_example_once_in_an_order_of_its_own(data):
@@ -47,7 +48,7 @@ def test_every_epoch_holds_every_example_once_in_an_order_of_its_own(data):
 
 
 def test_classify_restores_the_order(tokenizer, monkeypatch):
-    monkeypatch.setattr("fastssl.tasks.classification.TOKENS_PER_BATCH", 7)
+    monkeypatch.setattr("fastssl.tasks.classification.classifier.TOKENS_PER_BATCH", 7)
     model = make_model(tokenizer).train()
     examples = encode_texts(tokenizer, TEXTS, max_seq_length=64)
     logits = classify(model, examples)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fastssl import Classifier
-from fastssl.tasks import compare_init as module
-from fastssl.tasks.compare_init import compare_init, with_lines_enough
-from fastssl.tasks.comparison_config import CompareInitConfig, ThresholdConfig
+from fastssl.tasks.comparison import compare_init as module
+from fastssl.tasks.comparison.compare_init import compare_init, with_lines_enough
+from fastssl.tasks.comparison.config import CompareInitConfig, ThresholdConfig
 from fastssl.tasks.finetuning import prepare_finetuning
 from fastssl.tasks.finetuning_config import (
     ExamplesConfig,

@@ -16,7 +16,7 @@ from fastssl.models.bert import BertModel
 from fastssl.models.bert_config import BertConfig
 from fastssl.models.embedding_files import EmbeddingConfig, read_embedding_config
 from fastssl.tasks import streaming
-from fastssl.tasks.embedding import SentenceEmbedder
+from fastssl.tasks.embedding.embedder import SentenceEmbedder
 
 TEXTS = [
     "A man is eating food.",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastssl import PackedBatch, Tokenizer
-from fastssl.tasks.embedding_pairs import PairData, batches_without_repeats, read_pair_texts, text_numbers
+from fastssl.tasks.embedding.pairs import PairData, batches_without_repeats, read_pair_texts, text_numbers
 from fastssl.tasks.encoded_texts import encode_texts
 from fastssl.tasks.labelled_texts import ColumnConfig
 

@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fastssl import SentenceEmbedder
-from fastssl.tasks.contrastive_config import ContrastiveConfig
-from fastssl.tasks.embedding_scores import pair_scores, similarities
+from fastssl.tasks.embedding.contrastive_config import ContrastiveConfig
+from fastssl.tasks.embedding.scores import pair_scores, similarities
 from fastssl.tasks.finetuning import prepare_finetuning
 from fastssl.tasks.finetuning_config import ExamplesConfig, FinetuningConfig
 from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts

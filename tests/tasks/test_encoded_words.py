@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from fastssl import Tokenizer
-from fastssl.tasks.encoded_words import encode_words, split_into_windows
+from fastssl.tasks.tagging.encoded_words import encode_words, split_into_windows
 
 SENTENCES = [["the", "unhappiest", "cat", "sees", "."], ["a", "dog", "in-between"], ["x"] * 30]
 

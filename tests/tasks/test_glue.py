@@ -13,10 +13,10 @@ from scipy import stats
 from sklearn import metrics
 
 from fastssl import Classifier
-from fastssl.tasks import glue
-from fastssl.tasks.classification import Prediction
+from fastssl.tasks.classification.classifier import Prediction
 from fastssl.tasks.finetuning_config import StartConfig, TuningConfig
-from fastssl.tasks.glue import (
+from fastssl.tasks.glue import benchmark as glue
+from fastssl.tasks.glue.benchmark import (
     GlueConfig,
     GlueReport,
     GlueResult,
@@ -25,8 +25,8 @@ from fastssl.tasks.glue import (
     run_glue,
     submission,
 )
-from fastssl.tasks.glue_files import find_tasks, read_examples, read_test
-from fastssl.tasks.glue_tasks import GLUE_TASKS, task_named
+from fastssl.tasks.glue.files import find_tasks, read_examples, read_test
+from fastssl.tasks.glue.tasks import GLUE_TASKS, task_named
 from fastssl.tasks.labels import LabelSet
 from fastssl.training import RunDirectoryError, trainer
 from fastssl.training.checkpoint import list_checkpoints

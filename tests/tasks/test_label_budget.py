@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastssl.tasks.comparison_config import LabelBudgetConfig
+from fastssl.tasks.comparison.config import LabelBudgetConfig
+from fastssl.tasks.comparison.label_budget import LabelBudgetExperiment
 from fastssl.tasks.finetuning import prepare_finetuning
 from fastssl.tasks.finetuning_config import ExamplesConfig
-from fastssl.tasks.label_budget import LabelBudgetExperiment
 from fastssl.tasks.labelled_subsets import nested_order
 from fastssl.training import RunDirectoryError
 from fastssl.training.checkpoint import list_checkpoints

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fastssl.tasks import nearest
-from fastssl.tasks.nearest import nearest_rows, row_blocks
+from fastssl.tasks.embedding import nearest
+from fastssl.tasks.embedding.nearest import nearest_rows, row_blocks
 
 
 def full_sort(queries: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from fastssl import (
     Tokenizer,
 )
 from fastssl.tasks.pipelines import PIPELINES
-from fastssl.tasks.question_answering import QuestionAnswerer
+from fastssl.tasks.question_answering.answerer import QuestionAnswerer
 
 TEXTS = [
     "a [MASK] sees a dog",

@@ -12,9 +12,6 @@ import torch
 
 from fastssl import BertConfig, BertForMaskedLM, BertForQuestionAnswering, QuestionAnswerer, Tokenizer
 from fastssl.data.squad import read_squad
-from fastssl.tasks.answer_evaluation import answer_logits, mean_loss
-from fastssl.tasks.answer_figure import draw_probabilities, shown_tokens
-from fastssl.tasks.answer_spans import SpanConfig
 from fastssl.tasks.finetuning import prepare_finetuning
 from fastssl.tasks.finetuning_config import (
     ExamplesConfig,
@@ -25,7 +22,10 @@ from fastssl.tasks.finetuning_config import (
     TuningConfig,
 )
 from fastssl.tasks.labelled_texts import ColumnConfig
-from fastssl.tasks.question_windows import WindowConfig
+from fastssl.tasks.question_answering.evaluation import answer_logits, mean_loss
+from fastssl.tasks.question_answering.figure import draw_probabilities, shown_tokens
+from fastssl.tasks.question_answering.spans import SpanConfig
+from fastssl.tasks.question_answering.windows import WindowConfig
 from fastssl.training import trainer
 from fastssl.training.log import read_metrics
 from tests.tasks.question_files import WORDS, change, write_questions
@@ -121,7 +121,7 @@ def test_learns_and_leaves_a_hugging_face_directory(trained):
 
 
 def test_many_questions_at_once_are_answered_in_their_order_and_from_several_threads(body, monkeypatch):
-    monkeypatch.setattr("fastssl.tasks.answer_evaluation.TOKENS_PER_BATCH", 50)
+    monkeypatch.setattr("fastssl.tasks.question_answering.evaluation.TOKENS_PER_BATCH", 50)
     answerer = untrained(body, windows=WindowConfig(doc_stride=3), max_seq_length=16)
     documents = [" ".join(DOCUMENTS[: 1 + number % 3]) for number in range(9)]
     questions = [QUESTIONS[number % 2] for number in range(9)]

@@ -8,9 +8,9 @@ import torch
 
 from fastssl import Tokenizer
 from fastssl.data.squad import read_squad
-from fastssl.tasks.answer_spans import SpanConfig, find_answer, no_answer_score, span_scores
-from fastssl.tasks.gold_answers import locate_answers
-from fastssl.tasks.question_windows import (
+from fastssl.tasks.question_answering.gold_answers import locate_answers
+from fastssl.tasks.question_answering.spans import SpanConfig, find_answer, no_answer_score, span_scores
+from fastssl.tasks.question_answering.windows import (
     QuestionWindows,
     WindowConfig,
     cut_windows,

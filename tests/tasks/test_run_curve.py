@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastssl.tasks.run_curve import RunCurve
+from fastssl.tasks.comparison.run_curve import RunCurve
 
 
 def write_run(directory: Path, losses, scores=(), *, per_epoch: int = 4, every: int = 1) -> Path:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastssl.tasks.spans import are_span_tags, span_scores, spans_of
+from fastssl.tasks.tagging.spans import are_span_tags, span_scores, spans_of
 
 TAGS = ["O", *(f"{letter}-{label}" for letter in "BIES" for label in ("A", "B-C"))]
 

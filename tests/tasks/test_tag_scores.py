@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastssl.tasks.labels import LabelSet
-from fastssl.tasks.tag_scores import number_tags, tag_metric_names, tag_scores
-from fastssl.tasks.tagged_sentences import TaggedSentences
+from fastssl.tasks.tagging.scores import number_tags, tag_metric_names, tag_scores
+from fastssl.tasks.tagging.tagged_sentences import TaggedSentences
 
 NAMES = ("ADJ", "NOUN", "VERB")
 

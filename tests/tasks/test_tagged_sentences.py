@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastssl.tasks.labelled_texts import ColumnConfig
-from fastssl.tasks.tagged_sentences import TaggedSentences, read_tagged_sentences
+from fastssl.tasks.tagging.tagged_sentences import TaggedSentences, read_tagged_sentences
 
 CONLLU = """1\tI\tI\tPRON\tPRP\t_\t2\tnsubj\t_\t_
 2\tsaw\tsee\tVERB\tVBD\t_\t0\troot\t_\t_

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from fastssl import BertConfig, BertForMaskedLM, BertForTokenClassification, Tagger, Tokenizer
-from fastssl.tasks.encoded_words import encode_words
 from fastssl.tasks.finetuning import prepare_finetuning
 from fastssl.tasks.finetuning_config import ExamplesConfig, FinetuningConfig
 from fastssl.tasks.labelled_texts import ColumnConfig
 from fastssl.tasks.labels import LabelSet
-from fastssl.tasks.tag_scores import TaggingEvaluation, number_tags, tag_logits
-from fastssl.tasks.tagged_sentences import read_tagged_sentences
+from fastssl.tasks.tagging.encoded_words import encode_words
+from fastssl.tasks.tagging.scores import TaggingEvaluation, number_tags, tag_logits
+from fastssl.tasks.tagging.tagged_sentences import read_tagged_sentences
 from fastssl.training import trainer
 from fastssl.training.log import read_metrics
 from tests.tasks.test_finetuning import make_config, same, weights
@@ -256,7 +256,7 @@ def make_tagger(pretrained: Path, *labels: str, **options) -> Tagger:
 
 
 def test_order_and_shapes_whatever_comes(pretrained, monkeypatch):
-    monkeypatch.setattr("fastssl.tasks.tag_scores.TOKENS_PER_BATCH", 9)
+    monkeypatch.setattr("fastssl.tasks.tagging.scores.TOKENS_PER_BATCH", 9)
     tagger = make_tagger(pretrained, "a", "b", "c")
     sentences = ["the dog", ["every", "saw"], "", [], "I saw\tthe  bird.", ["\x01"], "\x01"]
     together = tagger(sentence for sentence in sentences)

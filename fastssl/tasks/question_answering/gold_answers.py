@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastssl.data.squad import GoldAnswer, Question, QuestionFile
-from fastssl.tasks.question_windows import QuestionWindows, token_span
+from fastssl.tasks.question_answering.windows import QuestionWindows, token_span
 
 EMPTY_QUESTION, EMPTY_DOCUMENT, NO_LABEL = (
     "the question is empty",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastssl.tasks.embedding import SentenceEmbedder
-from fastssl.tasks.nearest import nearest_rows
+from fastssl.tasks.embedding.embedder import SentenceEmbedder
+from fastssl.tasks.embedding.nearest import nearest_rows
 
 
 @dataclass(frozen=True, kw_only=True)

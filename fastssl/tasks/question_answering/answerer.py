@@ -13,10 +13,10 @@ from torch import Tensor
 from fastssl.data.squad import QuestionFile
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert_question_answering import BertForQuestionAnswering
-from fastssl.tasks.answer_evaluation import AnswerEvaluation, answer_logits, make_evaluation
-from fastssl.tasks.answer_spans import Answer, SpanConfig, find_answer, window_scores
 from fastssl.tasks.fine_tuned import check_vocabulary, checked_length, load_fine_tuned, trained_length
-from fastssl.tasks.question_windows import QuestionWindows, WindowConfig, cut_windows
+from fastssl.tasks.question_answering.evaluation import AnswerEvaluation, answer_logits, make_evaluation
+from fastssl.tasks.question_answering.spans import Answer, SpanConfig, find_answer, window_scores
+from fastssl.tasks.question_answering.windows import QuestionWindows, WindowConfig, cut_windows
 from fastssl.tasks.streaming import one_by_one, stream_windows
 
 USUAL_LENGTH = 384

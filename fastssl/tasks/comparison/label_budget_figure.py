@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fastssl.tasks.compare_init_figure import COLOURS, LINES
+from fastssl.tasks.comparison.compare_init_figure import COLOURS, LINES
 
 
 class Point(Protocol):

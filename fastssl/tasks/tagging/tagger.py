@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert_tagger import BertForTokenClassification
-from fastssl.tasks.encoded_words import EncodedWords, encode_words
 from fastssl.tasks.fine_tuned import check_vocabulary, checked_length, load_fine_tuned, trained_length
 from fastssl.tasks.labels import LabelSet
-from fastssl.tasks.spans import are_span_tags, spans_of
 from fastssl.tasks.streaming import TEXTS_AT_ONCE, one_by_one, stream_windows
-from fastssl.tasks.tag_scores import number_tags, tag_logits, tag_scores
-from fastssl.tasks.tagged_sentences import TaggedSentences
+from fastssl.tasks.tagging.encoded_words import EncodedWords, encode_words
+from fastssl.tasks.tagging.scores import number_tags, tag_logits, tag_scores
+from fastssl.tasks.tagging.spans import are_span_tags, spans_of
+from fastssl.tasks.tagging.tagged_sentences import TaggedSentences
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ from rich.console import Console
 from torch import nn
 
 from fastssl.data.files import sha256_of_file
-from fastssl.tasks.classification import ClassificationData
-from fastssl.tasks.comparison_config import STARTS, CompareInitConfig, StartName
+from fastssl.tasks.comparison.config import STARTS, CompareInitConfig, StartName
+from fastssl.tasks.comparison.label_budget_figure import draw_label_budget
+from fastssl.tasks.example_batches import ExampleBatches
 from fastssl.tasks.finetuning import TASKS, freeze, layerwise_lr_scales
-from fastssl.tasks.label_budget_figure import draw_label_budget
 from fastssl.tasks.labelled_subsets import nested_order
 from fastssl.tasks.task_parts import TaskParts
 from fastssl.training import RunDirectoryError, Trainer
@@ -108,7 +108,7 @@ class LabelBudgetExperiment:
         say: takes remarks.
 
     Raises:
-        ValueError: for a task whose examples are not in `ClassificationData`, a budget below the number of classes or
+        ValueError: for a task whose examples are not in `ExampleBatches`, a budget below the number of classes or
             above the number of examples, and as `prepare_finetuning`.
         RunDirectoryError: where the output directory holds runs, and they are others or are not to be resumed.
     """
@@ -122,7 +122,7 @@ class LabelBudgetExperiment:
         """The runs that are done."""
         parts = TASKS[config.task](config.finetuning("pretrained", self._directory), say)
         data = parts.train_data
-        if not isinstance(data, ClassificationData):
+        if not isinstance(data, ExampleBatches):
             raise ValueError(f"label_budget cannot choose among the examples of task={config.task!r}; leave it out")
         one_class_each = parts.model.config.problem_type == "single_label_classification"
         # Of words, or of several classes at once, no choice could promise that every class occurs.
@@ -162,15 +162,15 @@ class LabelBudgetExperiment:
         )
         return found
 
-    def data(self, num_labels: int, seed: int) -> ClassificationData:
+    def data(self, num_labels: int, seed: int) -> ExampleBatches:
         """Return the batches of a budget: for each seed, the examples of a smaller one are among a larger one's."""
         whole = self._parts.train_data
         order = nested_order(self._labels, len(whole.examples), seed)
-        return ClassificationData(
+        return ExampleBatches(
             whole.examples, whole.labels, seed=seed, batch_size=whole.batch_size, rows=order[:num_labels]
         )
 
-    def num_steps(self, data: ClassificationData) -> int:
+    def num_steps(self, data: ExampleBatches) -> int:
         """Return the length of a run: the epochs asked for, but at least so many steps; or max_steps."""
         training = self.config.training
         if training.max_steps is not None:

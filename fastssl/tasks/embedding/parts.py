@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fastssl.models.bert_embedder import BertForSentenceEmbedding
 from fastssl.models.embedding_files import EmbeddingConfig, read_embedding_config
-from fastssl.tasks.embedding_pairs import PairData, PairTexts, read_pair_texts, text_numbers
-from fastssl.tasks.embedding_scores import RETRIEVAL_METRICS, SIMILARITY_METRICS, PairEvaluation, similarities
+from fastssl.tasks.embedding.pairs import PairData, PairTexts, read_pair_texts, text_numbers
+from fastssl.tasks.embedding.scores import RETRIEVAL_METRICS, SIMILARITY_METRICS, PairEvaluation, similarities
 from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
 from fastssl.tasks.fine_tuned import checked_length
 from fastssl.tasks.finetuning_config import FinetuningConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastssl.data.files import sha256_of_file
 from fastssl.models import bert_files
-from fastssl.tasks.classification import Classifier, Prediction
+from fastssl.tasks.classification.classifier import Classifier, Prediction
 from fastssl.tasks.finetuning import prepare_finetuning
 from fastssl.tasks.finetuning_config import (
     ExamplesConfig,
@@ -22,9 +22,9 @@ from fastssl.tasks.finetuning_config import (
     StartConfig,
     TuningConfig,
 )
-from fastssl.tasks.glue_figure import draw_glue
-from fastssl.tasks.glue_files import find_tasks, read_examples, read_test
-from fastssl.tasks.glue_tasks import GLUE_TASKS, GlueTask, task_named
+from fastssl.tasks.glue.figure import draw_glue
+from fastssl.tasks.glue.files import find_tasks, read_examples, read_test
+from fastssl.tasks.glue.tasks import GLUE_TASKS, GlueTask, task_named
 from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
 from fastssl.training import RunDirectoryError
 from fastssl.training.checkpoint import list_checkpoints

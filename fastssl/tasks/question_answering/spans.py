@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastssl.tasks.question_windows import QuestionWindows
+from fastssl.tasks.question_answering.windows import QuestionWindows
 
 
 @dataclass(frozen=True, kw_only=True)

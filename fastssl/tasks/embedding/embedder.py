@@ -14,7 +14,7 @@ from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertModel
 from fastssl.models.bert_embedder import sentence_vectors
 from fastssl.models.embedding_files import EmbeddingConfig, read_embedding_config
-from fastssl.tasks.embedding_scores import pair_scores, similarities
+from fastssl.tasks.embedding.scores import pair_scores, similarities
 from fastssl.tasks.encoded_texts import groups_by_length
 from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
 from fastssl.tasks.labelled_texts import LabelledTexts

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fastssl.data.squad import Question, QuestionFile
 from fastssl.data.tokenizer import Tokenizer
-from fastssl.tasks.answer_scores import ScoredAnswer, answer_scores
-from fastssl.tasks.answer_spans import SpanConfig, find_answer
-from fastssl.tasks.classification import TOKENS_PER_BATCH
-from fastssl.tasks.gold_answers import locate_answers, usable_questions
-from fastssl.tasks.question_windows import QuestionWindows, WindowConfig, cut_windows, window_spans
+from fastssl.tasks.example_batches import TOKENS_PER_BATCH
+from fastssl.tasks.question_answering.gold_answers import locate_answers, usable_questions
+from fastssl.tasks.question_answering.scores import ScoredAnswer, answer_scores
+from fastssl.tasks.question_answering.spans import SpanConfig, find_answer
+from fastssl.tasks.question_answering.windows import QuestionWindows, WindowConfig, cut_windows, window_spans
 from fastssl.training.distributed import World
 from fastssl.training.evaluation import evaluation_mode
 

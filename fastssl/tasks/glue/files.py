@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastssl.data.table import read_table
-from fastssl.tasks.glue_tasks import GLUE_TASKS, GlueTask, key_of
+from fastssl.tasks.glue.tasks import GLUE_TASKS, GlueTask, key_of
 from fastssl.tasks.labelled_subsets import nested_order
 
 _FEW_LINES = 10

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastssl.tasks.run_curve import RunCurve
+from fastssl.tasks.comparison.run_curve import RunCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

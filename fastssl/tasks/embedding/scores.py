@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from fastssl.models.bert_embedder import BertForSentenceEmbedding
+from fastssl.tasks.embedding.nearest import nearest_rows
 from fastssl.tasks.encoded_texts import EncodedTexts
 from fastssl.tasks.labelled_texts import LabelledTexts
-from fastssl.tasks.nearest import nearest_rows
 from fastssl.training.distributed import World
 from fastssl.training.evaluation import evaluation_mode
 

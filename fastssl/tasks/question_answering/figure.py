@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from fastssl.tasks.question_answering import AnswerProbabilities
+    from fastssl.tasks.question_answering.answerer import AnswerProbabilities
 
 _MOST_TOKENS = 60
 _COLORS = ("tab:orange", "tab:blue")

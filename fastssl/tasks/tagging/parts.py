@@ -7,14 +7,14 @@ from collections.abc import Callable
 from fastssl.data.batch import IGNORED_LABEL
 from fastssl.models.bert_tagger import BertForTokenClassification
 from fastssl.models.pretrained import read_config
-from fastssl.tasks.classification import ClassificationData
-from fastssl.tasks.encoded_words import EncodedWords, encode_words
+from fastssl.tasks.example_batches import ExampleBatches
 from fastssl.tasks.fine_tuned import checked_length
 from fastssl.tasks.finetuning_config import FinetuningConfig
 from fastssl.tasks.labels import LabelSet, listed
-from fastssl.tasks.spans import are_span_tags
-from fastssl.tasks.tag_scores import NumberedTags, TaggingEvaluation, number_tags, tag_metric_names
-from fastssl.tasks.tagged_sentences import TaggedSentences, read_tagged_sentences
+from fastssl.tasks.tagging.encoded_words import EncodedWords, encode_words
+from fastssl.tasks.tagging.scores import NumberedTags, TaggingEvaluation, number_tags, tag_metric_names
+from fastssl.tasks.tagging.spans import are_span_tags
+from fastssl.tasks.tagging.tagged_sentences import TaggedSentences, read_tagged_sentences
 from fastssl.tasks.task_parts import Start, TaskParts, check_metric, find_start, make_model
 
 
@@ -51,7 +51,7 @@ def tagging_parts(config: FinetuningConfig, say: Callable[[str], None]) -> TaskP
         tokenizer=start.tokenizer,
         max_seq_length=length,
         has_pairs=False,
-        train_data=ClassificationData(
+        train_data=ExampleBatches(
             _encoded(train, tags, start, length, say),
             tags.numbers,
             seed=config.training.seed,

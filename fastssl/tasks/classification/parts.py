@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from fastssl.models.bert_classifier import BertForSequenceClassification
 from fastssl.models.pretrained import read_config
-from fastssl.tasks.classification import (
+from fastssl.tasks.classification.classifier import (
     MAIN_METRIC,
-    ClassificationData,
     ClassificationEvaluation,
     metric_names,
 )
 from fastssl.tasks.encoded_texts import EncodedTexts, encode_texts
+from fastssl.tasks.example_batches import ExampleBatches
 from fastssl.tasks.fine_tuned import checked_length
 from fastssl.tasks.finetuning_config import FinetuningConfig
 from fastssl.tasks.labelled_texts import LabelledTexts, read_labelled_texts
@@ -60,7 +60,7 @@ def classification_parts(config: FinetuningConfig, say: Callable[[str], None]) -
         tokenizer=start.tokenizer,
         max_seq_length=length,
         has_pairs=train.pairs is not None,
-        train_data=ClassificationData(
+        train_data=ExampleBatches(
             _encoded(train, start, length, say),
             labels,
             seed=config.training.seed,

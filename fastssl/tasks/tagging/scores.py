@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastssl.data.batch import IGNORED_LABEL
-from fastssl.tasks.classification import TOKENS_PER_BATCH
-from fastssl.tasks.encoded_words import EncodedWords
+from fastssl.tasks.example_batches import TOKENS_PER_BATCH
 from fastssl.tasks.labels import LabelSet, listed
-from fastssl.tasks.spans import are_span_tags, span_scores
-from fastssl.tasks.tagged_sentences import TaggedSentences
+from fastssl.tasks.tagging.encoded_words import EncodedWords
+from fastssl.tasks.tagging.spans import are_span_tags, span_scores
+from fastssl.tasks.tagging.tagged_sentences import TaggedSentences
 from fastssl.training.distributed import World
 from fastssl.training.evaluation import evaluation_mode
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastssl.tasks.compare_init_figure import draw_comparison
-from fastssl.tasks.comparison_config import STARTS, CompareInitConfig, StartName
+from fastssl.tasks.comparison.compare_init_figure import draw_comparison
+from fastssl.tasks.comparison.config import STARTS, CompareInitConfig, StartName
+from fastssl.tasks.comparison.run_curve import RunCurve
 from fastssl.tasks.finetuning import FinetuningRun, prepare_finetuning
-from fastssl.tasks.run_curve import RunCurve
 from fastssl.training.distributed import expect_one_process
 from fastssl.training.durable import write_whole
 from fastssl.training.run_directory import check_output_directory

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from fastssl.data.squad import Question, QuestionFile, read_squad
 from fastssl.models.bert_question_answering import BertForQuestionAnswering
-from fastssl.tasks.answer_evaluation import make_evaluation
-from fastssl.tasks.answer_spans import SpanConfig
-from fastssl.tasks.classification import ClassificationData
+from fastssl.tasks.example_batches import ExampleBatches
 from fastssl.tasks.finetuning_config import FinetuningConfig
-from fastssl.tasks.gold_answers import locate_answers, usable_questions
 from fastssl.tasks.labelled_texts import ColumnConfig
-from fastssl.tasks.question_answering import window_length
-from fastssl.tasks.question_windows import QuestionWindows, cut_windows, window_spans
+from fastssl.tasks.question_answering.answerer import window_length
+from fastssl.tasks.question_answering.evaluation import make_evaluation
+from fastssl.tasks.question_answering.gold_answers import locate_answers, usable_questions
+from fastssl.tasks.question_answering.spans import SpanConfig
+from fastssl.tasks.question_answering.windows import QuestionWindows, cut_windows, window_spans
 from fastssl.tasks.task_parts import Start, TaskParts, check_metric, find_start
 
 
@@ -63,7 +63,7 @@ def question_answering_parts(config: FinetuningConfig, say: Callable[[str], None
         tokenizer=start.tokenizer,
         max_seq_length=length,
         has_pairs=False,
-        train_data=ClassificationData(
+        train_data=ExampleBatches(
             windows.select(with_answer.numpy()),
             spans[with_answer],
             seed=config.training.seed,

@@ -1,0 +1,1 @@
+"""What pretraining was worth: a task from two starts, and from few labels."""

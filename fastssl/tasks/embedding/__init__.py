@@ -1,0 +1,1 @@
+"""A vector for a text: serving, training, search."""

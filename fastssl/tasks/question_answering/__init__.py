@@ -1,0 +1,1 @@
+"""The span of a document that answers a question."""
