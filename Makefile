@@ -25,7 +25,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 # The GPU kernels compiled for sm_80 and sm_90a, where there need be no GPU. Results are kept in build/cuda-check, so
-# that what did not change is not compiled again.
+# that what did not change is not compiled again. Without nvcc in CUDA_HOME or PATH the CUDA half is skipped, as it says.
 cuda-check: setup
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/cuda_check/check_*.py
 

@@ -3,7 +3,8 @@
 Up to three binaries come out: ``fastssl/_ops_cpu.so`` (operators on PyTorch's stable ABI, no Python inside), the
 pybind11 module ``fastssl._host`` and, where PyTorch is a CUDA build and nvcc is there, ``fastssl/_ops_cuda.so``.
 ``FASTSSL_BUILD=none`` skips all; ``FASTSSL_BUILD=cuda`` builds the last one alone, beside any PyTorch;
-``FASTSSL_BUILD=sanitize`` builds the first two with the address and undefined-behaviour sanitizers.
+``FASTSSL_BUILD=sanitize`` builds the first two with the address and undefined-behaviour sanitizers. ``MAX_JOBS`` bounds
+the compilers that run at a time.
 """
 
 import os
@@ -134,7 +135,8 @@ class NinjaBuild(build_ext):
         if CUDA_OPS in outputs and nvcc() is None:
             sys.exit("fastssl: FASTSSL_BUILD=cuda needs nvcc, and there is none in CUDA_HOME or PATH")
         (build_dir / "build.ninja").write_text(ninja_file(build_dir, outputs))
-        subprocess.run([sys.executable, "-m", "ninja", "-C", str(build_dir)], check=True)
+        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+        subprocess.run([sys.executable, "-m", "ninja", *jobs, "-C", str(build_dir)], check=True)
 
 
 setup(ext_modules=[Extension(name, []) for name in binaries()], cmdclass={"build_ext": NinjaBuild})

@@ -4,6 +4,7 @@ The binary is built as users build it (`FASTSSL_BUILD=cuda`), with PyTorch's hea
 disassembler says of it is kept by content in `build/cuda-check/cuda`.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -57,9 +58,8 @@ def content_key() -> str:
 def compiled() -> dict[str, list]:
     """Build the binary and return its kernels and the names of its PTX files."""
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", str(CACHE / "package")]
-    built = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"FASTSSL_BUILD": "cuda"}, capture_output=True, text=True, check=False
-    )
+    environment = os.environ | {"FASTSSL_BUILD": "cuda", "MAX_JOBS": "1"}  # conftest.py has a process beside this one
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if built.returncode != 0:
         pytest.fail(f"the CUDA operators do not build:\n{built.stdout}", pytrace=False)
     binary = CACHE / "package" / "fastssl" / "_ops_cuda.so"
@@ -90,9 +90,11 @@ def binary() -> dict[str, list]:
         if tool(name) is None:
             pytest.skip(f"no {name} here")
     kept = CACHE / f"{content_key()}.json"
-    if not kept.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(compiled(), indent=1))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:  # one of two processes builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_text(json.dumps(compiled(), indent=1))
     found = json.loads(kept.read_text())
     return {"kernels": [Kernel(**kernel) for kernel in found["kernels"]], "ptx": found["ptx"]}
 

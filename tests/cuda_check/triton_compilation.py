@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -77,7 +78,9 @@ def compile_and_check(
     else:
         resources = _compiled(kernel, signature, constexprs, capability, options)
         CACHE.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(asdict(resources)))
+        unfinished = kept.with_suffix(f".{os.getpid()}")  # the other process may look in between
+        unfinished.write_text(json.dumps(asdict(resources)))
+        unfinished.replace(kept)
     what = f"{kernel.__name__} for sm_{capability}, {dict(constexprs)}, {options}: {resources}"
     assert resources.shared_bytes <= SHARED_BYTES[capability], f"more shared memory than there is: {what}"
     assert not hot or (resources.spill_bytes == 0 and resources.stack_bytes == 0), f"local memory: {what}"

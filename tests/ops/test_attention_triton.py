@@ -17,8 +17,9 @@ from tests.oracle import assert_within_budget, check_against_reference
 pytestmark = pytest.mark.triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SMALL = ["short", "cross, causal", "own bias", "dense"]
-"""Cases that also run in 16 bits."""
+DTYPES = [torch.bfloat16, torch.float16]
+SMALL = {"short": DTYPES, "cross, causal": DTYPES[:1], "own bias": DTYPES[1:], "dense": DTYPES[:1]}
+"""Cases that also run in 16 bits, and in which."""
 
 
 def options_of(case):
@@ -63,25 +64,34 @@ def test_against_the_definition(name):
     check(EDGE_CASES[name], inputs_of(EDGE_CASES[name]))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name, dtypes in SMALL.items() for dtype in dtypes])
 def test_16_bits_against_the_definition(name, dtype):
     check(EDGE_CASES[name], inputs_of(EDGE_CASES[name], dtype))
 
 
-@pytest.mark.parametrize("scale", [-0.3, 0.0])
-def test_everything_at_once(scale):
-    """With a scale that turns the scores round, or that leaves the bias alone."""
+def test_everything_at_once():
+    """With a scale that turns the scores round."""
     case = AttentionCase(
         lengths_q=(70, 0, 9), lengths_k=(135, 2, 20), heads=2, key_heads=1, window=(80, 5), alibi=True, bias="shared",
-        dropout_p=0.2, scale=scale,
+        dropout_p=0.2, scale=-0.3,
     )  # fmt: skip
+    check(case, inputs_of(case))
+
+
+def test_a_scale_of_zero_leaves_the_bias_alone():
+    case = AttentionCase(lengths_q=(9, 5), lengths_k=(70, 0), alibi=True, bias="shared", dropout_p=0.2, scale=0.0)
+    check(case, inputs_of(case))
+
+
+def test_keys_that_all_queries_of_a_tile_see_inside_a_window():
+    """Tiles of keys with and without a mask on both sides of the queries."""
+    case = AttentionCase(lengths_q=(70,), lengths_k=(330,), heads=1, key_heads=1, window=(150, 20))
     check(case, inputs_of(case))
 
 
 @settings(max_examples=8, deadline=None)
 @given(
-    lengths=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 150)), min_size=1, max_size=3),
+    lengths=st.lists(st.tuples(st.integers(0, 80), st.integers(0, 140)), min_size=1, max_size=2),
     heads=st.sampled_from([(1, 1), (2, 2), (2, 1)]),
     width=st.integers(1, 40),
     causal=st.booleans(),
@@ -144,6 +154,8 @@ def test_a_bias_of_minus_infinity_hides():
     assert (out[2] == 0).all() and (lse[:, 2] == -math.inf).all()
 
 
+# Weights that a mask then hides may be infinite, which numpy tells in the interpreter.
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")
 def test_large_scores():
     case = AttentionCase(lengths_q=(40, 140), causal=True)
     inputs = inputs_of(case)
@@ -220,15 +232,16 @@ def test_the_gradient_of_a_shared_bias_in_parts(monkeypatch):
     assert triton_tuning.parts_of_bias(1, 5) == (5, 1)
 
 
-@pytest.mark.parametrize("name", ["grouped", "own bias", "dropout"])
-def test_same_bits_on_repeat(name):
-    case = EDGE_CASES[name]
+def test_same_bits_on_repeat():
+    case = AttentionCase(lengths_q=(70, 9), lengths_k=(66, 12), key_heads=1, bias="shared", dropout_p=0.3)
     inputs = inputs_of(case)
     assert_same_bits(results(case, inputs), results(case, inputs))
 
 
 def test_packed_and_dense_are_the_same_bits():
-    case = AttentionCase(lengths_q=(70, 70), lengths_k=(150, 150), dropout_p=0.2, causal=True, bias="own")
+    case = AttentionCase(
+        lengths_q=(66, 66), lengths_k=(70, 70), heads=1, key_heads=1, dropout_p=0.2, causal=True, bias="own"
+    )
     packed = inputs_of(case)
     dense = {name: x if name == "bias" else x.unflatten(0, (2, -1)) for name, x in packed.items()}
     from_packed = results(case, packed)
@@ -238,14 +251,15 @@ def test_packed_and_dense_are_the_same_bits():
 
 
 def test_neighbours_and_loose_bounds_change_nothing(poisoned_memory):
-    case = AttentionCase(lengths_q=(37, 90), causal=True, dropout_p=0.1)
+    case = AttentionCase(lengths_q=(68, 20), causal=True, dropout_p=0.1)
     inputs = inputs_of(case)
     both = results(case, inputs)
     assert_same_bits(both, results(case, inputs, max_seqlen_q=200))
-    alone = AttentionCase(**{**case.__dict__, "lengths_q": (37,)})
-    assert torch.equal(both[0][:37], results(alone, {name: x[:37] for name, x in inputs.items()})[0])
-    split = results(case, inputs, cu_seqlens_q=offsets((37, 0, 90)).to(DEVICE))
-    assert torch.equal(split[0][:37], both[0][:37])
+    alone = AttentionCase(**{**case.__dict__, "lengths_q": (68,)})
+    first = {name: x[:68] for name, x in inputs.items()}
+    assert torch.equal(both[0][:68], call(alone, "triton", first)(*first.values()))
+    split = call(case, "triton", inputs, cu_seqlens_q=offsets((68, 0, 20)).to(DEVICE))(*inputs.values())
+    assert torch.equal(split[:68], both[0][:68])
 
 
 def test_poisoned_memory_never_shows(poisoned_memory):
@@ -284,9 +298,14 @@ def test_the_gradient_of_a_fused_projection_is_not_copied(key_heads):
     assert torch.equal(gradient, torch.autograd.grad(copied.square().sum(), fused)[0])
 
 
-@pytest.mark.parametrize("name", ["short", "dense, cross"])
-def test_opcheck(name):
-    case = EDGE_CASES[name]
+@pytest.mark.parametrize(
+    "case",
+    [
+        AttentionCase(lengths_q=(5, 0, 3), heads=1, key_heads=1, width=8),
+        AttentionCase(lengths_q=(9,), lengths_k=(12,), dense=True, bias="own"),
+    ],
+)
+def test_opcheck(case):
     inputs, options = inputs_of(case), options_of(case)
     cu_q = options.get("cu_seqlens_q")
     bias, qkv = inputs.get("bias"), [inputs[name] for name in "qkv"]
@@ -300,7 +319,7 @@ def test_opcheck(name):
 @pytest.mark.parametrize(
     "case",
     [
-        AttentionCase(lengths_q=(37, 1), causal=True, dropout_p=0.1, width=8),
+        AttentionCase(lengths_q=(37, 1), causal=True, dropout_p=0.1, width=8, heads=1, key_heads=1),
         AttentionCase(lengths_q=(20, 20), dense=True, bias="shared"),
     ],
 )

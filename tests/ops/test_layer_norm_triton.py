@@ -56,9 +56,9 @@ def test_against_the_definition(name, dtype):
     check(EDGE_CASES[name], EDGE_CASES[name].inputs(dtype))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
-    rows=st.integers(0, 40),
+    rows=st.integers(0, 25),
     width=st.integers(2, 300),
     bias=st.booleans(),
     residual=st.booleans(),
@@ -70,9 +70,9 @@ def test_any_shape(rows, width, bias, residual, dropout_p, dtype):
     check(case, case.inputs(dtype))
 
 
-@pytest.mark.parametrize("width", [768, 1024, 3000, 8192, 9000, MAX_WIDTH])
-def test_wide_rows(width):
-    case = LayerNormCase(shape=(3, width), residual=True, dropout_p=0.1)
+@pytest.mark.parametrize(("num_rows", "width"), [(3, 768), (3, 1024), (3, 3000), (3, 8192), (3, 9000), (1, MAX_WIDTH)])
+def test_wide_rows(num_rows, width):
+    case = LayerNormCase(shape=(num_rows, width), residual=True, dropout_p=0.1)
     check(case, case.inputs(torch.bfloat16))
 
 
@@ -157,7 +157,7 @@ def test_backward_draws_the_mask_again(dtype):
 
 
 def test_same_bits_on_repeat():
-    case = LayerNormCase(shape=(150, 131), residual=True, dropout_p=0.1)
+    case = LayerNormCase(shape=(70, 131), residual=True, dropout_p=0.1)
     inputs = case.inputs(torch.float32)
     function = call(case, "triton", list(inputs))
     cotangent = torch.randn(case.shape)

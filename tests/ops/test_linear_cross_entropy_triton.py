@@ -380,8 +380,9 @@ def test_opcheck():
         torch.library.opcheck(op, (hidden, weight, targets, bias, row_grads, *options, *needs))
 
 
-@pytest.mark.parametrize("dtype", DTYPES[::2])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    ("reduction", "dtype"), [("none", torch.float32), ("sum", torch.float16), ("mean", torch.float16)]
+)
 def test_compile_with_dynamic_shapes(reduction, dtype):
     @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     def compiled(hidden, weight, bias, targets):

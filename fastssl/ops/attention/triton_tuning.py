@@ -1,6 +1,7 @@
 """How the Triton kernels of `attention` are cut into programs: functions of the device and the call, no search.
 
-None of these numbers has been measured on a GPU yet.
+Warps own 16 rows of scores each, and nothing hot spills registers (`make cuda-check`). None of these numbers has been
+measured on a GPU yet.
 """
 
 import functools
@@ -51,7 +52,7 @@ BIAS_PROGRAMS = 256
 """Programs, at least, that sum the gradient of a bias where sequences suffice; one number, so that the order of the
 additions is the same on every device."""
 
-INTERPRETED = Tile(queries=32, keys=64, num_warps=4, num_stages=1)
+INTERPRETED = Tile(queries=64, keys=64, num_warps=4, num_stages=1)
 
 
 @functools.cache
@@ -89,23 +90,45 @@ def forward_tile(shape: Shape) -> Tile:
     if shape.capability == 0:
         return INTERPRETED
     if shape.element_size == 4 or columns > 128:
-        return Tile(queries=64, keys=32, num_warps=4, num_stages=2)
-    return Tile(queries=128, keys=64, num_warps=4 if columns <= 64 else 8, num_stages=3 if columns <= 64 else 2)
+        return Tile(queries=32 if shape.element_size == 4 else 64, keys=32, num_warps=4, num_stages=1)
+    if columns <= 64:
+        return Tile(queries=128, keys=64, num_warps=8, num_stages=3)
+    narrow = shape.biased or not _multiplies_from_shared_memory(shape)
+    return Tile(queries=128, keys=32 if narrow else 64, num_warps=8, num_stages=2)
 
 
 def grad_q_tile(shape: Shape) -> Tile:
     """Return the tiles of the gradient of q, which holds queries, their gradients and those of the output at once."""
-    return _gradient_tile(shape)
+    columns = padded_width(shape.width)
+    if shape.capability == 0 or shape.element_size == 4 or columns > 128:
+        return _small_gradient_tile(shape)
+    if columns > 64:
+        return _wide_gradient_tile(shape, Tile(queries=128, keys=32, num_warps=8, num_stages=1))
+    if _draws_in_few_registers(shape):
+        return Tile(queries=64, keys=32, num_warps=4, num_stages=2)
+    return Tile(queries=128, keys=64, num_warps=8, num_stages=2)
 
 
 def grad_kv_tile(shape: Shape) -> Tile:
     """Return the tiles of the gradients of k and v, which hold keys, values and both gradients at once."""
-    return _gradient_tile(shape)
+    columns = padded_width(shape.width)
+    if shape.capability == 0 or shape.element_size == 4 or columns > 128:
+        return _small_gradient_tile(shape)
+    if columns > 64:
+        return _wide_gradient_tile(shape, Tile(queries=32, keys=128, num_warps=8, num_stages=1))
+    if _draws_in_few_registers(shape):
+        return Tile(queries=32, keys=64, num_warps=4, num_stages=2)
+    return Tile(queries=32, keys=128, num_warps=8, num_stages=2)
 
 
 def grad_bias_tile(shape: Shape) -> Tile:
-    """Return the tiles of the gradient of the bias: squares, summed over the sequences in registers."""
-    return _gradient_tile(shape)
+    """Return the tiles of the gradient of the bias, summed over the sequences in registers."""
+    columns = padded_width(shape.width)
+    if shape.capability == 0 or shape.element_size == 4 or columns > 128:
+        return _small_gradient_tile(shape)
+    if columns > 64:
+        return Tile(queries=64 if _multiplies_from_shared_memory(shape) else 32, keys=64, num_warps=8, num_stages=1)
+    return Tile(queries=128, keys=64, num_warps=8, num_stages=1)
 
 
 def delta_tile(shape: Shape) -> Tile:
@@ -118,13 +141,26 @@ def one_tile_of_keys(shape: Shape) -> bool:
     return shape.longest_k <= grad_kv_tile(shape).keys
 
 
-def _gradient_tile(shape: Shape) -> Tile:
-    columns = padded_width(shape.width)
-    if shape.capability == 0:
-        return INTERPRETED
-    if shape.element_size == 4 or columns > 128:
-        return Tile(queries=32, keys=32, num_warps=4, num_stages=1)
-    return Tile(queries=64, keys=64, num_warps=4 if columns <= 64 else 8, num_stages=2 if columns <= 64 else 1)
+def _multiplies_from_shared_memory(shape: Shape) -> bool:
+    """Tell whether products read their operands from shared memory, as Hopper's do, which leaves registers free."""
+    return 90 <= shape.capability < 120
+
+
+def _draws_in_few_registers(shape: Shape) -> bool:
+    """Tell whether a large tile of up to 64 columns would spill a few registers for dropout; with a bias none does."""
+    return shape.dropped and not shape.biased and not _multiplies_from_shared_memory(shape)
+
+
+def _wide_gradient_tile(shape: Shape, hopper: Tile) -> Tile:
+    """Return the tiles of heads between 65 and 128 columns in 16 bits."""
+    if _multiplies_from_shared_memory(shape):
+        return hopper
+    return Tile(queries=64, keys=64, num_warps=8, num_stages=1)
+
+
+def _small_gradient_tile(shape: Shape) -> Tile:
+    """Return the tiles of float32, whose products take no matrix instruction, and of the widest heads."""
+    return INTERPRETED if shape.capability == 0 else Tile(queries=32, keys=32, num_warps=8, num_stages=1)
 
 
 TILES = {
