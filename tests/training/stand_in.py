@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ class EndlessModel(StandInModel):
 
 def run_in_process(output_dir: str, *, endless: bool = False, file_size_limit: int | None = None, **settings) -> None:
     """Train in a process of one's own, with standard error in a file beside the output directory."""
+    # A shell that runs the tests in the background has their processes ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     trainer.default_sinks = metrics_only_sinks
     error = os.open(Path(output_dir).with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(error, 2)
