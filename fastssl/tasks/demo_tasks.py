@@ -182,7 +182,7 @@ def _finetuning(demo: DemoTask, config: DemoTasksConfig, train: Path, held_out: 
         training=FinetuningTrainingConfig(
             output_dir=str(config.output_dir / demo.name / start),
             num_train_epochs=config.num_train_epochs,
-            learning_rate=1e-3,
+            learning_rate=3e-4,
             warmup_ratio=0.1,
             metric_for_best_model=demo.metric,
             num_threads=config.num_threads,
