@@ -12,14 +12,9 @@ from fastssl.data.python_tasks import (
     modules_of_summaries,
     summaries_and_signatures,
 )
-from fastssl.tasks.finetuning import prepare_finetuning
-from fastssl.tasks.finetuning_config import (
-    ExamplesConfig,
-    FinetuningConfig,
-    FinetuningTrainingConfig,
-    StartConfig,
-    TaskName,
-)
+from fastssl.tasks.comparison.compare_init import compare_init
+from fastssl.tasks.comparison.config import CompareInitConfig
+from fastssl.tasks.finetuning_config import ExamplesConfig, FinetuningTrainingConfig, StartConfig, TaskName
 
 _SHARE_HELD_OUT = 0.2
 
@@ -70,8 +65,6 @@ class DemoResult:
 
     demo: DemoTask
     """The task."""
-    num_train: int
-    """Examples it was trained on."""
     guessed: float
     """The figure of the guess."""
     from_scratch: float
@@ -157,30 +150,25 @@ def run_demo_task(demo: DemoTask, config: DemoTasksConfig, say: Callable[[str], 
         _write(config.output_dir / demo.name / name, demo.task, rows)
         for name, rows in (("train", train), ("held-out", held_out))
     ]
-    figures = {}
-    for start in ("from-scratch", "pretrained"):
-        run = prepare_finetuning(_finetuning(demo, config, *files, start), say=say)
-        result = run.run()
-        if result.exit_code != 0:
-            return result.exit_code
-        figures[start] = _best(config.output_dir / demo.name / start, f"eval_{demo.metric}")
+    comparison = compare_init(_comparison(demo, config, *files), say=say)
+    if isinstance(comparison, int):
+        return comparison
     return DemoResult(
         demo=demo,
-        num_train=len(train),
         guessed=demo.guess(train, held_out),
-        from_scratch=figures["from-scratch"],
-        pretrained=figures["pretrained"],
+        from_scratch=comparison.curves["from-scratch"].best_score(),
+        pretrained=comparison.curves["pretrained"].best_score(),
         directory=config.output_dir / demo.name / "pretrained",
     )
 
 
-def _finetuning(demo: DemoTask, config: DemoTasksConfig, train: Path, held_out: Path, start: str) -> FinetuningConfig:
-    return FinetuningConfig(
+def _comparison(demo: DemoTask, config: DemoTasksConfig, train: Path, held_out: Path) -> CompareInitConfig:
+    return CompareInitConfig(
         task=demo.task,
         examples=ExamplesConfig(train_file=train, eval_file=held_out),
-        start=StartConfig(model=str(config.model), from_scratch=start == "from-scratch", dropout=0.0),
+        start=StartConfig(model=str(config.model), dropout=0.0),
         training=FinetuningTrainingConfig(
-            output_dir=str(config.output_dir / demo.name / start),
+            output_dir=str(config.output_dir / demo.name),
             num_train_epochs=config.num_train_epochs,
             learning_rate=3e-4,
             warmup_ratio=0.1,
@@ -218,8 +206,3 @@ def _squad(rows: Sequence[dict]) -> dict[str, object]:
         for number, row in enumerate(rows)
     ]
     return {"version": "1.1", "data": [{"title": "the standard library", "paragraphs": paragraphs}]}
-
-
-def _best(directory: Path, metric: str) -> float:
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return max(row[metric] for row in rows if metric in row)
