@@ -118,8 +118,8 @@ def launches(monkeypatch):
         monkeypatch.setattr(triton_backend._Call, "_launch", launch)
         monkeypatch.setattr(triton_tuning, "capability_of", lambda _: capability)
         qkv, rest = tensors_of(case, dtype)
-        out, lse = triton_backend._forward(*qkv, *rest)
-        triton_backend._backward(torch.empty_like(out), None, *qkv, out, lse, *rest, case.bias is not None, False)
+        saved = triton_backend.forward_saving(*qkv, *rest)
+        triton_backend._backward(torch.empty_like(qkv[0]), None, *qkv, *saved, *rest, case.bias is not None, False)
         return made
 
     return of

@@ -310,10 +310,11 @@ def test_opcheck(case):
     cu_q = options.get("cu_seqlens_q")
     bias, qkv = inputs.get("bias"), [inputs[name] for name in "qkv"]
     rest = (bias, cu_q, None, None, torch.tensor(3, device=DEVICE), 90, 5, 0.1, 0.25, None, None)
-    torch.library.opcheck(torch.ops.fastssl.triton_attention_forward, (*qkv, *rest))
-    out, lse = torch.ops.fastssl.triton_attention_forward(*qkv, *rest)
-    arguments = (torch.ones_like(out), None, *qkv, out, lse, *rest, bias is not None, False)
-    torch.library.opcheck(torch.ops.fastssl.triton_attention_backward, arguments)
+    for num_words in (0, 1):
+        torch.library.opcheck(torch.ops.fastssl.triton_attention_forward, (*qkv, *rest, num_words))
+        saved = torch.ops.fastssl.triton_attention_forward(*qkv, *rest, num_words)
+        arguments = (torch.ones_like(qkv[0]), None, *qkv, *saved, *rest, bias is not None, False)
+        torch.library.opcheck(torch.ops.fastssl.triton_attention_backward, arguments)
 
 
 @pytest.mark.parametrize(

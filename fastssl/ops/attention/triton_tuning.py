@@ -39,7 +39,7 @@ class Shape:
     longest_k: int
     """Bound of the number of keys of a sequence."""
     dropped: bool
-    """Whether there is dropout."""
+    """Whether the kernels draw dropout's decisions: the forward of dropout, and a backward to which none were kept."""
     biased: bool
     """Whether there is a bias."""
 
@@ -82,6 +82,15 @@ def parts_of_bias(programs: int, num_sequences: int) -> tuple[int, int]:
     wanted = max(1, min(num_sequences, BIAS_PROGRAMS // max(programs, 1)))
     sequences_each = max(1, tiles(num_sequences, wanted))
     return max(1, tiles(num_sequences, sequences_each)), sequences_each
+
+
+def words_to_keep(longest_k: int, width: int, element_size: int) -> int:
+    """Return how many words of 32 decisions of dropout the forward keeps of a query and head for the backward.
+
+    All, if they take no more memory than the query itself; else none, so that memory stays linear in the lengths.
+    """
+    words = tiles(longest_k, 32)
+    return words if 4 * words <= width * element_size else 0
 
 
 def forward_tile(shape: Shape) -> Tile:
