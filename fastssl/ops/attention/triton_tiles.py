@@ -259,7 +259,7 @@ def load_bits(
     for number in tl.static_range(BLOCK_S // 32):
         word = first_key // 32 + number
         pointers = begin + tl.cast(word, tl.int64) * num_rows + query
-        loaded = tl.load(pointers, mask=(query < num_queries) & (word < num_words), other=0)
+        loaded = tl.load(pointers, mask=query < tl.where(word < num_words, num_queries, 0), other=0)
         words += (loaded.to(tl.uint32, bitcast=True),)
     return words
 
