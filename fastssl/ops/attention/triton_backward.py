@@ -117,7 +117,7 @@ def attention_grad_q(
         for first_key in range(bounds[part], bounds[part + 1], BLOCK_S):
             first_key = tl.multiple_of(first_key, BLOCK_S)
             if kept_bits is not None:
-                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, num_words, BLOCK_T, BLOCK_S)
+                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, BLOCK_T, BLOCK_S)
             elif seed is not None:
                 bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
             tile_k = load_rows(k, begin_k, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
@@ -188,7 +188,7 @@ def attention_grad_kv(
             first_query = tl.multiple_of(first_query, BLOCK_T)
             query = first_query + tl.arange(0, BLOCK_T)
             if kept_bits is not None:
-                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, num_words, BLOCK_T, BLOCK_S)
+                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, BLOCK_T, BLOCK_S)
             elif seed is not None:
                 bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
             tile_q = load_rows(q, begin_q, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
@@ -252,7 +252,7 @@ def attention_grad_bias(
         begin_bits = words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row)
         if meets(first_query, first_key, num_queries, num_keys, window_left, window_right, BLOCK_T, BLOCK_S):
             if kept_bits is not None:
-                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, num_words, BLOCK_T, BLOCK_S)
+                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, BLOCK_T, BLOCK_S)
             elif seed is not None:
                 bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
             begin = rows_of(q, sequence, head, first_row)

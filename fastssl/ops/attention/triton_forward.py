@@ -68,7 +68,7 @@ def attention_forward(
             if seed is not None:
                 bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
             if kept_bits is not None:
-                store_bits(begin_bits, bits, first_query, first_key, num_queries, num_rows, num_words, BLOCK_S)
+                store_bits(begin_bits, bits, first_query, first_key, num_queries, num_rows, BLOCK_S)
             tile_k = load_rows(k, begin_k, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
             scores = scores_of(
                 tile_q, tile_k, first_query, first_key, num_queries, num_keys, shift, bias, begin_bias, slope,

@@ -232,35 +232,34 @@ def dropout_bits(
 def words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row):
     """Return where the kept words of a head of a sequence begin, (num_words, rows), or None."""
     if kept_bits is None:
-        return None
-    rows = tl.cast(num_rows, tl.int64) * num_words
-    return statistics_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, rows) + first_row
+        begin = None
+    else:
+        rows = tl.cast(num_rows, tl.int64) * num_words
+        begin = statistics_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, rows) + first_row
+    return begin
 
 
 @triton.jit
-def store_bits(begin, bits, first_query, first_key, num_queries, num_rows, num_words, BLOCK_S: tl.constexpr):
-    """Keep the words (queries, words) of a tile for the backward."""
-    query = (first_query + tl.arange(0, bits.shape[0]))[:, None]
-    word = (first_key // 32 + tl.arange(0, BLOCK_S // 32))[None, :]
-    pointers = begin + (word * tl.cast(num_rows, tl.int64) + query)
-    tl.store(pointers, bits.to(tl.int32, bitcast=True), mask=(query < num_queries) & (word < num_words))
+def store_bits(begin, bits, first_query, first_key, num_queries, num_rows, BLOCK_S: tl.constexpr):
+    """Keep the words (queries, words) of a tile for the backward; there is memory for those of whole tiles of keys."""
+    query, word = tl.arange(0, bits.shape[0])[:, None], tl.arange(0, BLOCK_S // 32)[None, :]
+    begin += tl.cast(first_key // 32, tl.int64) * num_rows + first_query
+    mask = query < num_queries - first_query
+    tl.store(begin + (word * num_rows + query), bits.to(tl.int32, bitcast=True), mask=mask)
 
 
 @triton.jit
-def load_bits(
-    begin, first_query, first_key, num_queries, num_rows, num_words, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr
-):
+def load_bits(begin, first_query, first_key, num_queries, num_rows, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
     """Return the words of a tile as the forward kept them: a tuple of words of 32 keys, each (queries).
 
-    Words of keys that the queries do not see are whatever lies there; the weights of those keys are 0.
+    Words of keys that no query of the tile sees are whatever lies there; the weights of those keys are 0.
     """
-    query = first_query + tl.arange(0, BLOCK_T)
+    query = tl.arange(0, BLOCK_T)
+    begin += tl.cast(first_key // 32, tl.int64) * num_rows + first_query
     words = ()
     for number in tl.static_range(BLOCK_S // 32):
-        word = first_key // 32 + number
-        pointers = begin + tl.cast(word, tl.int64) * num_rows + query
-        loaded = tl.load(pointers, mask=query < tl.where(word < num_words, num_queries, 0), other=0)
-        words += (loaded.to(tl.uint32, bitcast=True),)
+        word = tl.load(begin + number * num_rows + query, mask=query < num_queries - first_query, other=0)
+        words += (word.to(tl.uint32, bitcast=True),)
     return words
 
 
