@@ -285,6 +285,16 @@ def test_when_decisions_are_kept(monkeypatch):
         call(case, "triton", "qkv")(*(x.requires_grad_() for x in inputs_of(case).values()))
 
 
+def test_a_compiled_graph_keeps_decisions_where_bounds_are_given(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for dense, longest, words in ((False, None, 0), (False, 200, 8), (True, None, 4)):
+        case = AttentionCase(lengths_q=(20, 20), dropout_p=0.1, dense=dense)
+        seed = torch.tensor(3, device=DEVICE)
+        rest = (options_of(case).get("cu_seqlens_q"), None, None, seed, 2**31 - 1, 2**31 - 1, 0.1, 0.25, None, longest)
+        *_, kept_bits = triton_backend.forward_saving(*inputs_of(case).values(), None, *rest)
+        assert kept_bits.shape == ((2, 3, words, 20) if dense else (3, words, 40)) and kept_bits.dtype == torch.int32
+
+
 @pytest.mark.parametrize("bias", ["own", "shared"])
 def test_the_gradient_of_the_bias_is_zero_outside(bias, poisoned_memory):
     case = AttentionCase(lengths_q=(70, 12), lengths_k=(40, 150), bias=bias, window=(30, 30))

@@ -252,13 +252,14 @@ def store_bits(begin, bits, first_query, first_key, num_queries, num_rows, BLOCK
 def load_bits(begin, first_query, first_key, num_queries, num_rows, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
     """Return the words of a tile as the forward kept them: a tuple of words of 32 keys, each (queries).
 
-    Words of keys that no query of the tile sees are whatever lies there; the weights of those keys are 0.
+    A query that does not exist gets the words of the last one, which takes fewer registers than a mask. Where no query
+    of a tile of the forward sees some keys, their words are whatever lay in memory. Either way the weights are 0.
     """
-    query = tl.arange(0, BLOCK_T)
+    query = tl.minimum(tl.arange(0, BLOCK_T), num_queries - first_query - 1)
     begin += tl.cast(first_key // 32, tl.int64) * num_rows + first_query
     words = ()
     for number in tl.static_range(BLOCK_S // 32):
-        word = tl.load(begin + number * num_rows + query, mask=query < num_queries - first_query, other=0)
+        word = tl.load(begin + number * num_rows + query)
         words += (word.to(tl.uint32, bitcast=True),)
     return words
 
