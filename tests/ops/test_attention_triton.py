@@ -292,7 +292,7 @@ def test_a_compiled_graph_keeps_decisions_where_bounds_are_given(monkeypatch):
         seed = torch.tensor(3, device=DEVICE)
         rest = (options_of(case).get("cu_seqlens_q"), None, None, seed, 2**31 - 1, 2**31 - 1, 0.1, 0.25, None, longest)
         *_, kept_bits = triton_backend.forward_saving(*inputs_of(case).values(), None, *rest)
-        assert kept_bits.shape == ((2, 3, words, 20) if dense else (3, words, 40)) and kept_bits.dtype == torch.int32
+        assert kept_bits.shape == ((2, 2, words, 20) if dense else (2, words, 40)) and kept_bits.dtype == torch.int32
 
 
 @pytest.mark.parametrize("bias", ["own", "shared"])
@@ -392,7 +392,8 @@ def test_the_gradient_of_a_fused_projection_is_not_copied(key_heads):
         AttentionCase(lengths_q=(9,), lengths_k=(12,), dense=True, bias="own"),
     ],
 )
-def test_opcheck(case):
+def test_opcheck(case, poisoned_memory):
+    """In poisoned memory, so that words that the forward need not write compare equal."""
     inputs, options = inputs_of(case), options_of(case)
     cu_q = options.get("cu_seqlens_q")
     bias, qkv = inputs.get("bias"), [inputs[name] for name in "qkv"]
