@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from fastssl.ops.backend import choose
 from fastssl.ops.bias_gelu.api import APPROXIMATIONS, BACKENDS, bias_gelu
 from fastssl.ops.bias_gelu.cases import EDGE_CASES, BiasGeluCase
-from fastssl.ops.bias_gelu.triton_tiling import NUM_WARPS, RESIDENT, Processors, tiling_of, walk_of
+from fastssl.ops.bias_gelu.triton_tiling import (
+    BACKWARD_BYTES,
+    FORWARD_BYTES,
+    NUM_WARPS,
+    RESIDENT,
+    Processors,
+    tiling_of,
+    walk_of,
+)
 from tests.oracle import check_against_reference, gradients
 
 pytestmark = pytest.mark.triton
@@ -183,11 +191,13 @@ def test_it_names_what_it_lacks():
 def test_tiles_of_every_width(dtype):
     device = Processors(132, 228 * 1024)
     for width in range(1, 9000):
-        tiling = tiling_of(width, dtype)
-        covered = tiling.blocks * tiling.columns
-        assert width <= covered < max(17, 2 * width) and covered - width < 256
-        assert tiling.rows % tiling.row_groups == 0 and tiling.columns % tiling.vector == 0
-        assert tiling.rows * tiling.columns >= 32 * NUM_WARPS * tiling.vector
+        for tile_bytes in (FORWARD_BYTES, BACKWARD_BYTES):
+            tiling = tiling_of(width, dtype, tile_bytes)
+            covered = tiling.blocks * tiling.columns
+            assert width <= covered < max(17, 2 * width) and covered - width < 256
+            assert tiling.rows % tiling.row_groups == 0 and tiling.columns % tiling.vector == 0
+            assert tiling.rows * tiling.columns * dtype.itemsize == tile_bytes
+            assert tiling.row_groups * tiling.columns >= 32 * NUM_WARPS * tiling.vector
         for num_rows in (1, 2, 1000, 131072):
             parts, stages = walk_of(num_rows, tiling, device)
             num_tiles = -(-num_rows // tiling.rows)
@@ -196,7 +206,7 @@ def test_tiles_of_every_width(dtype):
 
 @pytest.mark.parametrize("width", [768, 1536, 3072, 4096])
 def test_widths_of_models_waste_no_lane(width):
-    tiling = tiling_of(width, torch.bfloat16)
+    tiling = tiling_of(width, torch.bfloat16, FORWARD_BYTES)
     assert tiling.blocks * tiling.columns == width
 
 

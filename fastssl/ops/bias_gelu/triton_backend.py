@@ -5,7 +5,15 @@ from torch import Tensor
 
 from fastssl.ops.backend import Supports
 from fastssl.ops.bias_gelu import native
-from fastssl.ops.bias_gelu.triton_tiling import NUM_WARPS, PARTIALS, processors, tiling_of, walk_of
+from fastssl.ops.bias_gelu.triton_tiling import (
+    BACKWARD_BYTES,
+    FORWARD_BYTES,
+    NUM_WARPS,
+    PARTIALS,
+    processors,
+    tiling_of,
+    walk_of,
+)
 
 SUPPORTS = Supports(
     devices=("cuda", "cpu"),
@@ -25,7 +33,7 @@ def forward(x: Tensor, bias: Tensor, *, approximate: str) -> Tensor:
 
 
 def backward(grad_y: Tensor, x: Tensor, bias: Tensor, *, approximate: str) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `x` and of `bias`, in their dtypes."""
+    """Return the gradients of `x`, in its dtype, and of `bias`, float32."""
     return _backward(grad_y, x, bias, approximate == "tanh")
 
 
@@ -33,12 +41,12 @@ def backward(grad_y: Tensor, x: Tensor, bias: Tensor, *, approximate: str) -> tu
 def _forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
     from fastssl.ops.bias_gelu.triton_kernels import forward_kernel
 
-    y = _forward_fake(x, bias, tanh)
+    y = native.forward_fake(x, bias, tanh)
     if not x.numel():
         return y
     width = x.shape[-1]
     num_rows = x.numel() // width
-    tiling = tiling_of(width, x.dtype)
+    tiling = tiling_of(width, x.dtype, FORWARD_BYTES)
     with torch.cuda.device_of(x):
         forward_kernel[(tiling.blocks * -(-num_rows // tiling.rows),)](
             x.contiguous(),
@@ -48,6 +56,7 @@ def _forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
             WIDTH=width,
             COLUMNS=tiling.columns,
             ROWS=tiling.rows,
+            ROW_GROUPS=tiling.row_groups,
             VECTOR=tiling.vector,
             TANH=tanh,
             num_warps=NUM_WARPS,
@@ -58,7 +67,7 @@ def _forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
 
 @torch.library.custom_op("fastssl::triton_bias_gelu_backward", mutates_args=())
 def _backward(grad_y: Tensor, x: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    grad_x, grad_bias = _backward_fake(grad_y, x, bias, tanh)
+    grad_x, grad_bias = native.backward_fake(grad_y, x, bias, tanh)
     if not x.numel():
         return grad_x, grad_bias.zero_()
     with torch.cuda.device_of(x):
@@ -73,7 +82,7 @@ def _launch_rows(grad_y: Tensor, x: Tensor, bias: Tensor, grad_x: Tensor, tanh: 
 
     width = x.shape[-1]
     num_rows = x.numel() // width
-    tiling = tiling_of(width, x.dtype)
+    tiling = tiling_of(width, x.dtype, BACKWARD_BYTES)
     parts, stages = walk_of(num_rows, tiling, processors(x.device))
     partials = x.new_empty(parts, width, dtype=torch.float32)
     backward_kernel[(tiling.blocks, parts)](
@@ -114,11 +123,5 @@ def _launch_sum(partials: Tensor, grad_bias: Tensor) -> None:
     )
 
 
-@_forward.register_fake
-def _forward_fake(x, bias, tanh):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@_backward.register_fake
-def _backward_fake(grad_y, x, bias, tanh):
-    return torch.empty_like(x, memory_format=torch.contiguous_format), bias.new_empty(bias.shape)
+_forward.register_fake(native.forward_fake)
+_backward.register_fake(native.backward_fake)

@@ -71,22 +71,32 @@ def _slope(t, TANH: tl.constexpr):
 
 
 @triton.jit
-def _load_bias(ptr, first, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
-    """Return the bias of COLUMNS columns from `first` on in float32, 0 outside.
+def _load_bias(
+    ptr,
+    first,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    ROW_GROUPS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Return the bias of COLUMNS columns from `first` on as a float32 tile of equal rows, 0 outside.
 
-    A thread gets VECTOR neighbours, as of the tiles, whatever the dtype, so that both meet without a way through shared
-    memory. Eight of float32 are two loads of 16 bytes.
+    Each of the ROW_GROUPS threads that hold the same columns loads them, VECTOR neighbours whatever the dtype: so the
+    bias meets the tiles without a way through shared memory. Eight of float32 are two loads of 16 bytes.
     """
-    group = first + tl.arange(0, COLUMNS // VECTOR)[:, None] * VECTOR
+    group = tl.arange(0, ROW_GROUPS)[:, None, None] * 0 + tl.arange(0, COLUMNS // VECTOR)[None, :, None]
+    group = group * VECTOR + first
     if VECTOR == 8 and ptr.dtype.element_ty == tl.float32:
-        column = group + tl.arange(0, 4)[None, :]
+        column = group + tl.arange(0, 4)[None, None, :]
         low = tl.load(ptr + column, mask=column < WIDTH, other=0.0, eviction_policy="evict_last")
         high = tl.load(ptr + (column + 4), mask=column + 4 < WIDTH, other=0.0, eviction_policy="evict_last")
-        bias = tl.permute(tl.join(low, high), (0, 2, 1))
+        bias = tl.permute(tl.join(low, high), (0, 1, 3, 2))
     else:
-        column = group + tl.arange(0, VECTOR)[None, :]
+        column = group + tl.arange(0, VECTOR)[None, None, :]
         bias = tl.load(ptr + column, mask=column < WIDTH, other=0.0, eviction_policy="evict_last")
-    return bias.reshape(1, COLUMNS).to(tl.float32)
+    bias = bias.to(tl.float32).reshape(1, ROW_GROUPS, COLUMNS)
+    return tl.broadcast_to(bias, (ROWS // ROW_GROUPS, ROW_GROUPS, COLUMNS)).reshape(ROWS, COLUMNS)
 
 
 @triton.jit
@@ -106,6 +116,7 @@ def forward_kernel(
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
+    ROW_GROUPS: tl.constexpr,
     VECTOR: tl.constexpr,
     TANH: tl.constexpr,
 ):
@@ -114,7 +125,7 @@ def forward_kernel(
     first = tl.program_id(0) % blocks * COLUMNS
     at, inside = _place(tl.program_id(0) // blocks, first, num_rows, WIDTH, ROWS, COLUMNS)
     x = tl.load(x_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
-    y = _gelu(x + _load_bias(bias_ptr, first, WIDTH, COLUMNS, VECTOR), TANH)
+    y = _gelu(x + _load_bias(bias_ptr, first, WIDTH, COLUMNS, ROWS, ROW_GROUPS, VECTOR), TANH)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -141,7 +152,7 @@ def backward_kernel(
     """
     part, num_parts = tl.program_id(1), tl.num_programs(1)
     first = tl.program_id(0) * COLUMNS
-    bias = _load_bias(bias_ptr, first, WIDTH, COLUMNS, VECTOR)
+    bias = _load_bias(bias_ptr, first, WIDTH, COLUMNS, ROWS, ROW_GROUPS, VECTOR)
     # Threads that hold the same columns of different rows have sums of their own until the end: (ROW_GROUPS, COLUMNS).
     total = tl.zeros((ROW_GROUPS, COLUMNS), tl.float32)
     for tile in tl.range(part, tl.cdiv(num_rows, ROWS), num_parts, num_stages=STAGES):
@@ -173,5 +184,4 @@ def sum_partials_kernel(
     for first in tl.range(0, num_partials, ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)[:, None]
         total += tl.load(partials_ptr + row * WIDTH + column, mask=(row < num_partials) & (column < WIDTH), other=0.0)
-    grad_bias = tl.sum(total, axis=0)[None, :].to(grad_bias_ptr.dtype.element_ty)
-    tl.store(grad_bias_ptr + column, grad_bias, mask=column < WIDTH)
+    tl.store(grad_bias_ptr + column, tl.sum(total, axis=0)[None, :], mask=column < WIDTH)

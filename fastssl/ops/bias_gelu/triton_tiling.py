@@ -9,10 +9,12 @@ from typing import NamedTuple
 import torch
 
 NUM_WARPS = 4
-TILE_BYTES = 8192
-"""Of each tensor: four loads of 16 bytes a thread."""
+FORWARD_BYTES = 8192
+"""Of a tile of each tensor: four loads of 16 bytes a thread."""
+BACKWARD_BYTES = 4096
+"""The same; two loads a thread, which leave it registers for its columns of the bias and of its gradient."""
 RESIDENT = 4
-"""Programs of the backward on each multiprocessor: 512 threads, whose registers are 128 each."""
+"""Programs of the backward on each multiprocessor: 512 threads."""
 _SHARED_BYTES_BESIDE = 4096
 """Shared memory of a program that is no tile: what CUDA keeps, and the sums that warps exchange."""
 _COLUMNS = (1024, 512, 256)
@@ -28,7 +30,7 @@ class Processors(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """Of both directions."""
+    """Of one direction."""
 
     columns: int
     """Of a tile, a power of two."""
@@ -76,12 +78,13 @@ def processors(device: torch.device) -> Processors:
     return Processors(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)
 
 
-def tiling_of(width: int, dtype: torch.dtype) -> Tiling:
+def tiling_of(width: int, dtype: torch.dtype, tile_bytes: int) -> Tiling:
     """Return tiles as wide as leaves the fewest lanes without a column.
 
     Args:
         width: of a row.
         dtype: of x.
+        tile_bytes: FORWARD_BYTES or BACKWARD_BYTES.
     """
     if width <= _COLUMNS[-1]:
         columns = max(16, 1 << (width - 1).bit_length())
@@ -89,7 +92,7 @@ def tiling_of(width: int, dtype: torch.dtype) -> Tiling:
         columns = min(_COLUMNS, key=lambda columns: (-width % columns, -columns))
     return Tiling(
         columns=columns,
-        rows=TILE_BYTES // dtype.itemsize // columns,
+        rows=tile_bytes // dtype.itemsize // columns,
         vector=16 // dtype.itemsize,
         blocks=-(-width // columns),
     )
@@ -100,10 +103,10 @@ def walk_of(num_rows: int, tiling: Tiling, device: Processors) -> Walk:
 
     Args:
         num_rows: at least one.
-        tiling: of the matrix.
+        tiling: of the backward.
         device: what it runs on.
     """
     num_tiles = -(-num_rows // tiling.rows)
     tiles_each = -(-num_tiles // max(1, min(num_tiles, RESIDENT * device.count // tiling.blocks)))
     room = device.shared_bytes // RESIDENT - _SHARED_BYTES_BESIDE
-    return Walk(parts=-(-num_tiles // tiles_each), stages=min(3, 1 + room // (2 * TILE_BYTES)))
+    return Walk(parts=-(-num_tiles // tiles_each), stages=min(3, 1 + room // (2 * BACKWARD_BYTES)))
