@@ -69,8 +69,8 @@ def test_rows_of_several_tiles(width, dtype):
 @pytest.mark.parametrize("approximate", APPROXIMATIONS)
 def test_every_magnitude_against_float64(approximate):
     """Value and slope along the line, to a few units in the last place of max(1, |t|)."""
-    t = torch.linspace(-16, 16, 60_003)
-    t = torch.cat((t, t * 1e-3, t * 1e-20, t * 1e3, t * 1e30))[None]
+    t = torch.linspace(-16, 16, 20_000)
+    t = torch.cat((t, t * 1e-3, t * 1e-20, t * 1e3, t * 1e30)).reshape(100, 1000)
     zero = torch.zeros(t.shape[1])
     y, exact = call("triton", approximate)(t, zero), call("reference", approximate)(t.double(), zero.double())
     assert ((y - exact).abs() / t.abs().clamp(min=1)).max() < 2.5e-7
