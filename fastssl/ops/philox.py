@@ -1,6 +1,6 @@
 """Counter-based dropout masks: Philox4x32-10 over logical coordinates.
 
-A mask is a pure function of (seed, coordinates): it is never stored, and is the same in forward and backward, packed
+A mask is a pure function of (seed, coordinates): it need not be stored, and is the same in forward and backward, packed
 and dense, for any thread count, tile size and backend. One Philox call gives four 32-bit words = eight 16-bit lanes
 (lane 2i is the low half of word i, lane 2i+1 its high half); a value is kept where its lane >= round(p * 65536).
 

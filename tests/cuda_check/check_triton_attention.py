@@ -28,10 +28,12 @@ HOT = {
     "window": ("bf16", BERT | {"window": (128, 128), "dense": True}),
     "bias": ("bf16", BERT | {"lengths_k": (512,) * 4, "bias": "shared", "dense": True, "dropout_p": 0.1}),
     "narrow": ("bf16", BERT | {"width": 32, "dropout_p": 0.1}),
+    "long": ("bf16", BERT | {"lengths_q": (2048,) * 2, "dropout_p": 0.1}),
+    "long, bias": ("bf16", BERT | {"lengths_q": (2048,), "bias": "shared", "dense": True, "dropout_p": 0.1}),
     "wide": ("bf16", BERT | {"width": 128, "dropout_p": 0.1}),
     "wide, causal, grouped": ("fp16", BERT | {"width": 128, "key_heads": 4, "causal": True}),
 }
-"""dtype and call; nothing of these may use local memory."""
+"""dtype and call; nothing of these may use local memory. The backward of long sequences draws dropout's decisions."""
 REST = {
     "padded width": ("bf16", BERT | {"width": 80, "causal": True}),
     "widest": ("bf16", BERT | {"width": 256}),
@@ -118,8 +120,8 @@ def launches(monkeypatch):
         monkeypatch.setattr(triton_backend._Call, "_launch", launch)
         monkeypatch.setattr(triton_tuning, "capability_of", lambda _: capability)
         qkv, rest = tensors_of(case, dtype)
-        out, lse = triton_backend._forward(*qkv, *rest)
-        triton_backend._backward(torch.empty_like(out), None, *qkv, out, lse, *rest, case.bias is not None, False)
+        saved = triton_backend.forward_saving(*qkv, *rest)
+        triton_backend._backward(torch.empty_like(qkv[0]), None, *qkv, *saved, *rest, case.bias is not None, False)
         return made
 
     return of

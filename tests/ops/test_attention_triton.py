@@ -208,6 +208,93 @@ def test_the_dropout_mask_is_the_defined_one(dtype):
     torch.testing.assert_close(gradient[9:, 0, 0].float(), expected[2].sum(0).float(), atol=1e-2, rtol=1e-2)
 
 
+def drawn_again(monkeypatch):
+    monkeypatch.setattr(triton_tuning, "words_to_keep", lambda *_: 0)
+
+
+def words_kept(monkeypatch) -> list[int]:
+    """Return a list that grows by the words that each backward reads of a query, 0 where it draws."""
+    seen, backward = [], triton_backend._backward
+
+    def watched(*arguments):
+        seen.append(arguments[7].shape[-2])
+        return backward(*arguments)
+
+    monkeypatch.setattr(triton_backend, "_backward", watched)
+    return seen
+
+
+KEPT = {
+    "packed": ({"lengths_q": (70, 0, 33, 5), "width": 32}, torch.bfloat16),
+    "one tile of keys": ({"lengths_q": (45, 64), "width": 32}, torch.float32),
+    "dense": ({"lengths_q": (41, 41), "dense": True, "bias": "own", "width": 16}, torch.float32),
+    "cross, causal": ({"lengths_q": (40, 3), "lengths_k": (135, 70), "causal": True, "width": 32}, torch.bfloat16),
+    "window": ({"lengths_q": (150,), "window": (20, 9), "width": 32}, torch.float32),
+    "shared bias": ({"lengths_q": (35, 70), "bias": "shared", "alibi": True, "width": 32}, torch.bfloat16),
+    "grouped": ({"lengths_q": (20, 97), "heads": 4, "key_heads": 2, "window": (None, 30), "width": 16}, torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_decisions_kept_or_drawn_again_are_the_same_bits(name, monkeypatch, poisoned_memory):
+    options, dtype = KEPT[name]
+    case = AttentionCase(**{"heads": 2, "key_heads": 2, "dropout_p": 0.3} | options)
+    inputs = inputs_of(case, dtype)
+    seen = words_kept(monkeypatch)
+    kept = results(case, inputs)
+    drawn_again(monkeypatch)
+    assert_same_bits(kept, results(case, inputs))
+    assert seen == [4 * math.ceil(max(case.lengths_k or case.lengths_q) / 128), 0]
+
+
+def test_the_backward_reads_what_the_forward_kept(monkeypatch):
+    """Without any decision to keep, no gradient is left."""
+    case = AttentionCase(lengths_q=(40, 70), width=16, dropout_p=0.3)
+    forward_saving = triton_backend.forward_saving
+
+    def nothing_kept(*arguments):
+        out, lse, kept_bits = forward_saving(*arguments)
+        return out, lse, kept_bits.zero_()
+
+    monkeypatch.setattr(triton_backend, "forward_saving", nothing_kept)
+    assert (results(case, inputs_of(case))[-1] == 0).all()
+
+
+@pytest.mark.parametrize(("width", "element_size", "longest"), [(64, 2, 1024), (64, 4, 2048), (8, 2, 128), (7, 2, 0)])
+def test_decisions_take_no_more_memory_than_the_queries(width, element_size, longest):
+    assert triton_tuning.words_to_keep(longest, width, element_size) == longest // 32
+    assert triton_tuning.words_to_keep(longest + 1, width, element_size) == 0
+    assert triton_tuning.words_to_keep(33, 64, 2) == 4
+
+
+def test_when_decisions_are_kept(monkeypatch):
+    """At a length that they fill, and where a gradient will want them."""
+    seen = words_kept(monkeypatch)
+    for length, words in ((128, 4), (129, 0)):
+        for dense in (False, True):
+            case = AttentionCase(lengths_q=(length,), heads=1, key_heads=1, width=4, dropout_p=0.1, dense=dense)
+            results(case, inputs_of(case))
+            assert seen.pop() == words
+    short = AttentionCase(lengths_q=(20,), width=8)
+    results(short, inputs_of(short))
+    assert seen.pop() == 0
+    monkeypatch.setattr(triton_backend, "forward_saving", None)
+    case = AttentionCase(lengths_q=(20,), width=8, dropout_p=0.1)
+    call(case, "triton", "qkv")(*inputs_of(case).values())
+    with torch.no_grad():
+        call(case, "triton", "qkv")(*(x.requires_grad_() for x in inputs_of(case).values()))
+
+
+def test_a_compiled_graph_keeps_decisions_where_bounds_are_given(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for dense, longest, words in ((False, None, 0), (False, 200, 8), (True, None, 4)):
+        case = AttentionCase(lengths_q=(20, 20), dropout_p=0.1, dense=dense)
+        seed = torch.tensor(3, device=DEVICE)
+        rest = (options_of(case).get("cu_seqlens_q"), None, None, seed, 2**31 - 1, 2**31 - 1, 0.1, 0.25, None, longest)
+        *_, kept_bits = triton_backend.forward_saving(*inputs_of(case).values(), None, *rest)
+        assert kept_bits.shape == ((2, 2, words, 20) if dense else (2, words, 40)) and kept_bits.dtype == torch.int32
+
+
 @pytest.mark.parametrize("bias", ["own", "shared"])
 def test_the_gradient_of_the_bias_is_zero_outside(bias, poisoned_memory):
     case = AttentionCase(lengths_q=(70, 12), lengths_k=(40, 150), bias=bias, window=(30, 30))
@@ -305,15 +392,17 @@ def test_the_gradient_of_a_fused_projection_is_not_copied(key_heads):
         AttentionCase(lengths_q=(9,), lengths_k=(12,), dense=True, bias="own"),
     ],
 )
-def test_opcheck(case):
+def test_opcheck(case, poisoned_memory):
+    """In poisoned memory, so that words that the forward need not write compare equal."""
     inputs, options = inputs_of(case), options_of(case)
     cu_q = options.get("cu_seqlens_q")
     bias, qkv = inputs.get("bias"), [inputs[name] for name in "qkv"]
     rest = (bias, cu_q, None, None, torch.tensor(3, device=DEVICE), 90, 5, 0.1, 0.25, None, None)
-    torch.library.opcheck(torch.ops.fastssl.triton_attention_forward, (*qkv, *rest))
-    out, lse = torch.ops.fastssl.triton_attention_forward(*qkv, *rest)
-    arguments = (torch.ones_like(out), None, *qkv, out, lse, *rest, bias is not None, False)
-    torch.library.opcheck(torch.ops.fastssl.triton_attention_backward, arguments)
+    for num_words in (0, 4):
+        torch.library.opcheck(torch.ops.fastssl.triton_attention_forward, (*qkv, *rest, num_words))
+        saved = torch.ops.fastssl.triton_attention_forward(*qkv, *rest, num_words)
+        arguments = (torch.ones_like(qkv[0]), None, *qkv, *saved, *rest, bias is not None, False)
+        torch.library.opcheck(torch.ops.fastssl.triton_attention_backward, arguments)
 
 
 @pytest.mark.parametrize(
@@ -376,4 +465,4 @@ def test_every_call_has_tiles(capability):
                         for choose in triton_tuning.TILES.values():
                             tile = choose(shape)
                             assert tile.keys % 32 == 0 and tile.queries in (16, 32, 64, 128)
-                            assert tile.keys <= 128 and tile.num_warps in (4, 8)
+                            assert triton_tuning.MOST_KEYS % tile.keys == 0 and tile.num_warps in (4, 8)

@@ -89,7 +89,7 @@ def attention(
     )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     numbers = (window_left, window_right, dropout_p if dropped else 0.0, scale, max_seqlen_q, max_seqlen_k)
-    if name in FUSED and torch.is_grad_enabled():
+    if name in FUSED and needs_grad:
         if torch.compiler.is_compiling():  # its autograd.Function takes no tensor twice; a view is another tensor
             k, v = k.view_as(k), v.view_as(v)
         out, lse = _FusedAttention.apply(name, q, k, v, *tensors, *numbers)
@@ -102,8 +102,8 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, name, q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers):
         tensors = (bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed)
-        out, lse = BACKENDS[name].forward(q, k, v, *tensors, *numbers)
-        ctx.save_for_backward(q, k, v, out, lse, *tensors)
+        out, lse, kept_bits = BACKENDS[name].forward_saving(q, k, v, *tensors, *numbers)
+        ctx.save_for_backward(q, k, v, out, lse, kept_bits, *tensors)
         ctx.name, ctx.numbers = name, numbers
         ctx.set_materialize_grads(False)
         return out, lse
@@ -111,10 +111,10 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out, grad_lse):
-        q, k, v, out, lse, bias, *others = ctx.saved_tensors
+        q, k, v, out, lse, kept_bits, bias, *others = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         *grads, grad_bias = BACKENDS[ctx.name].backward(
-            grad_out, grad_lse, q, k, v, out, lse, bias, *others, *ctx.numbers, ctx.needs_input_grad[4]
+            grad_out, grad_lse, q, k, v, out, lse, kept_bits, bias, *others, *ctx.numbers, ctx.needs_input_grad[4]
         )
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return None, *grads, grad_bias, *(None,) * (len(others) + len(ctx.numbers))

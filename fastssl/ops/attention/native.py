@@ -42,8 +42,13 @@ def forward(
     )
 
 
+def forward_saving(*arguments) -> tuple[Tensor, Tensor, None]:
+    """Return the output, lse and nothing else for the backward, which draws dropout's decisions again."""
+    return *forward(*arguments), None
+
+
 def backward(
-    grad_out, grad_lse, q, k, v, out, lse, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left,
+    grad_out, grad_lse, q, k, v, out, lse, _, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left,
     window_right, dropout_p, scale, max_seqlen_q, max_seqlen_k, bias_needs_grad,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return the gradients of q, k, v and bias (float32, or None where it is not wanted).

@@ -26,7 +26,29 @@ def forward(q, k, v, *others) -> tuple[Tensor, Tensor]:
     Arguments are those of the native backend. Where packed lengths lie on a GPU and their bounds are not given, the
     longest is read from there, which waits for the device.
     """
-    return (_forward_op if torch.compiler.is_compiling() else _forward)(q, k, v, *others)
+    out, lse, _ = (_forward_op if torch.compiler.is_compiling() else _forward)(q, k, v, *others, 0)
+    return out, lse
+
+
+def forward_saving(
+    q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return also dropout's decisions for the backward, (H, W, N) or (B, H, W, T) int32: words of 32 keys, 1 for kept.
+
+    W is 0, so that the backward draws them again, where all would take more memory than q, and where a compiled graph
+    would have to read the longest length.
+    """
+    *others, longest_q, longest_k = numbers
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        longest_q, longest_k = _longest_of_both(q, k, bias, cu_seqlens_q, cu_seqlens_k, longest_q, longest_k)
+    elif q.dim() == 4:
+        longest_k = k.shape[1]
+    num_words = 0
+    if seed is not None and longest_k is not None:
+        num_words = tuning.words_to_keep(longest_k, q.shape[-1], q.element_size())
+    tensors = (bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed)
+    return (_forward_op if compiling else _forward)(q, k, v, *tensors, *others, longest_q, longest_k, num_words)
 
 
 def backward(grad_out, grad_lse, q, k, v, *others) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -40,33 +62,39 @@ def backward(grad_out, grad_lse, q, k, v, *others) -> tuple[Tensor, Tensor, Tens
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
     alibi_slopes: Tensor | None, seed: Tensor | None, window_left: int, window_right: int, dropout_p: float,
-    scale: float, max_seqlen_q: int | None, max_seqlen_k: int | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    scale: float, max_seqlen_q: int | None, max_seqlen_k: int | None, num_words: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from fastssl.ops.attention.triton_forward import attention_forward
 
     numbers = (window_left, window_right, dropout_p, scale, max_seqlen_q, max_seqlen_k)
-    call = _Call(q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers)
-    out, lse = _outputs(q)
-    call.over_queries(attention_forward, tuning.forward_tile(call.shape), out=_rows(out), lse=lse)
-    return out, lse
+    call = _Call(q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers, seed is not None)
+    out, lse, kept_bits = _outputs(q, num_words)
+    call.over_queries(
+        attention_forward, tuning.forward_tile(call.shape), out=_rows(out), lse=lse,
+        kept_bits=kept_bits if num_words else None, num_words=num_words,
+    )  # fmt: skip
+    return out, lse, kept_bits
 
 
 def _backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    bias: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, alibi_slopes: Tensor | None,
-    seed: Tensor | None, window_left: int, window_right: int, dropout_p: float, scale: float,
-    max_seqlen_q: int | None, max_seqlen_k: int | None, bias_needs_grad: bool, together: bool,
+    kept_bits: Tensor, bias: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
+    alibi_slopes: Tensor | None, seed: Tensor | None, window_left: int, window_right: int, dropout_p: float,
+    scale: float, max_seqlen_q: int | None, max_seqlen_k: int | None, bias_needs_grad: bool, together: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     from fastssl.ops.attention import triton_backward as kernels
 
     numbers = (window_left, window_right, dropout_p, scale, max_seqlen_q, max_seqlen_k)
-    call = _Call(q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers)
+    num_words = kept_bits.shape[-2]
+    drawn = seed is not None and num_words == 0
+    call = _Call(q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers, drawn)
     grads = _gradient_buffers(q, k, together)
     given = {"grad_out": _rows(grad_out), "lse": lse.contiguous(), "delta": torch.empty_like(lse)}
     call.over_queries(
         kernels.attention_delta, tuning.delta_tile(call.shape), out=_rows(out),
         grad_lse=None if grad_lse is None else grad_lse.contiguous(), **given,
     )  # fmt: skip
+    given |= {"kept_bits": kept_bits.contiguous() if num_words else None, "num_words": num_words}
     given |= {f"grad_{name}": _rows(grad) for name, grad in zip("qkv", grads, strict=True)}
     if tuning.one_tile_of_keys(call.shape):
         call.over_keys(kernels.attention_grad_kv, tuning.grad_kv_tile(call.shape), **given)
@@ -85,19 +113,20 @@ _backward_op = torch.library.custom_op("fastssl::triton_attention_backward", _ba
 
 
 @_forward_op.register_fake
-def _(q, *_):
-    return _outputs(q)
+def _(q, *others):
+    return _outputs(q, others[-1])
 
 
 @_backward_op.register_fake
-def _(grad_out, grad_lse, q, k, v, out, lse, bias, *others):
+def _(grad_out, grad_lse, q, k, v, out, lse, kept_bits, bias, *others):
     *_, bias_needs_grad, together = others
     return *_gradient_buffers(q, k, together), lse.new_empty(bias.shape if bias_needs_grad else 0)
 
 
-def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
-    lse_shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
-    return q.new_empty(q.shape), q.new_empty(lse_shape, dtype=torch.float32)
+def _outputs(q: Tensor, num_words: int) -> tuple[Tensor, Tensor, Tensor]:
+    *heads, rows = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
+    lse = q.new_empty((*heads, rows), dtype=torch.float32)
+    return q.new_empty(q.shape), lse, q.new_empty((*heads, num_words, rows), dtype=torch.int32)
 
 
 def _gradient_buffers(q: Tensor, k: Tensor, together: bool) -> tuple[Tensor, ...]:
@@ -140,23 +169,17 @@ class _Call:
 
     def __init__(
         self, q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p,
-        scale, max_seqlen_q, max_seqlen_k,
+        scale, max_seqlen_q, max_seqlen_k, drawn,
     ):  # fmt: skip
         packed = q.dim() == 3
+        longest_q, longest_k = _longest_of_both(q, k, bias, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
         cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
-        longest_q = _longest("q", cu_seqlens_q, max_seqlen_q) if packed else q.shape[1]
-        if packed and cu_seqlens_k is cu_seqlens_q and max_seqlen_k is None:
-            longest_k = longest_q
-        else:
-            longest_k = _longest("k", cu_seqlens_k, max_seqlen_k) if packed else k.shape[1]
-        if bias is not None:  # it covers the longest sequences, so a bound above its sizes is loose
-            longest_q, longest_k = min(longest_q, bias.shape[-2]), min(longest_k, bias.shape[-1])
         self.bias, self.device = bias, q.device
         self.num_sequences = cu_seqlens_q.shape[0] - 1 if packed else q.shape[0]
         self.num_heads, self.num_key_heads = q.shape[-2], k.shape[-2]
         self.shape = tuning.Shape(
             capability=tuning.capability_of(q.device), width=q.shape[-1], element_size=q.element_size(),
-            longest_q=longest_q, longest_k=longest_k, dropped=seed is not None, biased=bias is not None,
+            longest_q=longest_q, longest_k=longest_k, dropped=drawn, biased=bias is not None,
         )  # fmt: skip
         self.arguments = {
             # The kernels take the maximum of scores before they scale them, and divide a bias by the scale.
@@ -237,6 +260,20 @@ class _Call:
                 num_stages=tile.num_stages,
                 enable_fp_fusion=True,
             )
+
+
+def _longest_of_both(q, k, bias, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k) -> tuple[int, int]:
+    """Return bounds of the lengths of queries and of keys; those that are not given are read on the host."""
+    if q.dim() == 4:
+        return q.shape[1], k.shape[1]
+    longest_q = _longest("q", cu_seqlens_q, max_seqlen_q)
+    if cu_seqlens_k is None and max_seqlen_k is None:
+        longest_k = longest_q
+    else:
+        longest_k = _longest("k", cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k, max_seqlen_k)
+    if bias is not None:  # it covers the longest sequences, so a bound above its sizes is loose
+        longest_q, longest_k = min(longest_q, bias.shape[-2]), min(longest_k, bias.shape[-1])
+    return longest_q, longest_k
 
 
 def _longest(side: str, cu_seqlens: Tensor, bound: int | None) -> int:

@@ -2,7 +2,8 @@
 
 `delta` first holds rowsum(dO * O) - dlse of every query. Then one kernel walks over the queries for a tile of keys (dK,
 dV), one over the keys for a tile of queries (dQ), and with a bias one over the sequences for a tile of scores (dBias).
-Weights are recomputed from lse. Padded queries have lse = +inf, hence no weight.
+Weights are recomputed from lse. Padded queries have lse = +inf, hence no weight. Dropout's decisions are read where the
+forward kept them (`kept_bits`), else drawn again.
 """
 
 import triton
@@ -14,6 +15,7 @@ from fastssl.ops.attention.triton_tiles import (
     dropout_bits,
     is_visible,
     kept,
+    load_bits,
     load_rows,
     locate,
     product,
@@ -24,12 +26,13 @@ from fastssl.ops.attention.triton_tiles import (
     statistics_of,
     store_rows,
     visible_parts,
+    words_of,
 )
 from fastssl.ops.triton_philox import philox_key
 
 COUNTS = [
     "length_q", "length_k", "num_rows", "num_sequences", "num_tiles", "heads_together", "window_left", "window_right",
-    "threshold",
+    "threshold", "num_words",
 ]  # fmt: skip
 """Arguments that change from batch to batch: a kernel compiled for one value would be compiled again and again."""
 
@@ -78,10 +81,10 @@ def attention_delta(
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_grad_q(
-    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, grad_q, length_q, length_k,
-    num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together, window_left, window_right, scale,
-    threshold, keep_scale, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, kept_bits, grad_q,
+    length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together, window_left,
+    window_right, scale, threshold, keep_scale, num_words, D: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Compute dQ = scale dS K of BLOCK_T queries of one head of one sequence."""
     tile, head, sequence = locate(num_tiles, num_heads, num_sequences, heads_together, True)
@@ -103,8 +106,9 @@ def attention_grad_q(
     tile_delta = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
     scale_log2, inverse_scale = scale * LOG2_E, 1.0 / scale
     begin_bias, slope = bias_of(bias, sequence, head), slope_of(alibi_slopes, head, inverse_scale)
-    if seed is not None:
+    if seed is not None and kept_bits is None:
         key_0, key_1 = philox_key(seed)
+    begin_bits = words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row)
 
     acc = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     last_query = tl.minimum(first_query + BLOCK_T, num_queries) - 1
@@ -112,7 +116,9 @@ def attention_grad_q(
     for part in tl.static_range(0 if window_left is not None else 1, 3):
         for first_key in range(bounds[part], bounds[part + 1], BLOCK_S):
             first_key = tl.multiple_of(first_key, BLOCK_S)
-            if seed is not None:
+            if kept_bits is not None:
+                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, BLOCK_T, BLOCK_S)
+            elif seed is not None:
                 bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
             tile_k = load_rows(k, begin_k, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
             scores = scores_of(
@@ -128,7 +134,7 @@ def attention_grad_q(
             tile_v = load_rows(v, begin_v, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
             grad = product(tile_grad_out, tl.trans(tile_v), None, INTERPRETED)
             if seed is not None:
-                grad = tl.where(kept(bits, BLOCK_S, False), grad * keep_scale, 0.0)
+                grad = tl.where(kept(bits, BLOCK_T, BLOCK_S, False, kept_bits is not None), grad * keep_scale, 0.0)
             grad = weights * (grad - tile_delta[:, None])
             acc = product(grad.to(tile_k.dtype), tile_k, acc, INTERPRETED)
 
@@ -138,10 +144,10 @@ def attention_grad_q(
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_grad_kv(
-    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, grad_q, grad_k, grad_v,
-    length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together, window_left,
-    window_right, scale, threshold, keep_scale, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, kept_bits, grad_q, grad_k,
+    grad_v, length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together,
+    window_left, window_right, scale, threshold, keep_scale, num_words, D: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Compute dV = (M * P)^T dO and dK = scale dS^T Q of BLOCK_S keys of one key head of one sequence.
 
@@ -159,7 +165,7 @@ def attention_grad_kv(
     begin_k, begin_v = rows_of(k, sequence, key_head, first_key_row), rows_of(v, sequence, key_head, first_key_row)
     tile_k = load_rows(k, begin_k, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
     tile_v = load_rows(v, begin_v, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
-    if seed is not None:
+    if seed is not None and kept_bits is None:
         key_0, key_1 = philox_key(seed)
     if grad_q is None:
         last_key = tl.minimum(first_key + BLOCK_S, num_keys) - 1
@@ -177,10 +183,13 @@ def attention_grad_kv(
         pointers_lse = statistics_of(lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
         pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
         begin_bias, slope = bias_of(bias, sequence, head), slope_of(alibi_slopes, head, inverse_scale)
+        begin_bits = words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row)
         for first_query in range(begin, end, BLOCK_T):
             first_query = tl.multiple_of(first_query, BLOCK_T)
             query = first_query + tl.arange(0, BLOCK_T)
-            if seed is not None:
+            if kept_bits is not None:
+                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, BLOCK_T, BLOCK_S)
+            elif seed is not None:
                 bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
             tile_q = load_rows(q, begin_q, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
             scores = scores_of(
@@ -197,7 +206,7 @@ def attention_grad_kv(
             grad = product(tile_v, tl.trans(tile_grad_out), None, INTERPRETED)
             dropped = weights
             if seed is not None:
-                keep = kept(bits, BLOCK_S, True)
+                keep = kept(bits, BLOCK_T, BLOCK_S, True, kept_bits is not None)
                 dropped = tl.where(keep, weights, 0.0)
                 grad = tl.where(keep, grad * keep_scale, 0.0)
             acc_v = product(dropped.to(tile_q.dtype), tile_grad_out, acc_v, INTERPRETED)
@@ -217,10 +226,11 @@ def attention_grad_kv(
 
 @triton.jit(do_not_specialize=[*COUNTS, "num_queries_bias", "num_keys_bias", "num_key_tiles", "sequences_each"])
 def attention_grad_bias(
-    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, grad_bias, num_queries_bias,
-    num_keys_bias, length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, sequences_each, num_parts,
-    num_tiles, num_key_tiles, window_left, window_right, scale, threshold, keep_scale, D: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, kept_bits, grad_bias,
+    num_queries_bias, num_keys_bias, length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences,
+    sequences_each, num_parts, num_tiles, num_key_tiles, window_left, window_right, scale, threshold, keep_scale,
+    num_words, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Compute dBias = dS of one tile of scores of one head, summed over `sequences_each` sequences in their order."""
     tile, head, part = locate(num_tiles, num_heads, num_parts, 1, False)
@@ -230,7 +240,7 @@ def attention_grad_bias(
     key = first_key + tl.arange(0, BLOCK_S)
     scale_log2, inverse_scale = scale * LOG2_E, 1.0 / scale
     slope = slope_of(alibi_slopes, head, inverse_scale)
-    if seed is not None:
+    if seed is not None and kept_bits is None:
         key_0, key_1 = philox_key(seed)
     acc = tl.zeros((BLOCK_T, BLOCK_S), tl.float32)
     for index in range(tl.minimum(sequences_each, num_sequences - part * sequences_each)):
@@ -239,8 +249,11 @@ def attention_grad_bias(
         first_key_row, num_keys = sequence_rows(cu_seqlens_k, sequence, length_k)
         shift = num_keys - num_queries
         begin_bias = bias_of(bias, sequence, head)
+        begin_bits = words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row)
         if meets(first_query, first_key, num_queries, num_keys, window_left, window_right, BLOCK_T, BLOCK_S):
-            if seed is not None:
+            if kept_bits is not None:
+                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, BLOCK_T, BLOCK_S)
+            elif seed is not None:
                 bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
             begin = rows_of(q, sequence, head, first_row)
             tile_q = load_rows(q, begin, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
@@ -262,7 +275,7 @@ def attention_grad_bias(
             tile_v = load_rows(v, begin, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
             grad = product(tile_grad_out, tl.trans(tile_v), None, INTERPRETED)
             if seed is not None:
-                grad = tl.where(kept(bits, BLOCK_S, False), grad * keep_scale, 0.0)
+                grad = tl.where(kept(bits, BLOCK_T, BLOCK_S, False, kept_bits is not None), grad * keep_scale, 0.0)
             pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
             delta_tile = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
             acc += weights * (grad - delta_tile[:, None])

@@ -18,8 +18,10 @@ from fastssl.ops.attention.triton_tiles import (
     sequence_rows,
     slope_of,
     statistics_of,
+    store_bits,
     store_rows,
     visible_parts,
+    words_of,
 )
 from fastssl.ops.triton_philox import philox_key
 
@@ -27,16 +29,16 @@ from fastssl.ops.triton_philox import philox_key
 @triton.jit(
     do_not_specialize=[
         "length_q", "length_k", "num_rows", "num_sequences", "num_tiles", "heads_together", "window_left",
-        "window_right", "threshold",
+        "window_right", "threshold", "num_words",
     ]
 )  # fmt: skip
 def attention_forward(
-    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, out, lse, length_q, length_k, num_rows, num_heads,
-    heads_per_key, num_sequences, num_tiles, heads_together, window_left, window_right, scale, threshold,
-    keep_scale, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, out, lse, kept_bits, length_q, length_k, num_rows,
+    num_heads, heads_per_key, num_sequences, num_tiles, heads_together, window_left, window_right, scale, threshold,
+    keep_scale, num_words, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Compute out and lse of BLOCK_T queries of one head of one sequence."""
+    """Compute out and lse of BLOCK_T queries of one head of one sequence; with `kept_bits` keep dropout's decisions."""
     tile, head, sequence = locate(num_tiles, num_heads, num_sequences, heads_together, True)
     first_row, num_queries = sequence_rows(cu_seqlens_q, sequence, length_q)
     first_key_row, num_keys = sequence_rows(cu_seqlens_k, sequence, length_k)
@@ -53,6 +55,7 @@ def attention_forward(
     begin_bias, slope = bias_of(bias, sequence, head), slope_of(alibi_slopes, head, inverse_scale)
     if seed is not None:
         key_0, key_1 = philox_key(seed)
+    begin_bits = words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row)
 
     acc = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     total = tl.zeros((BLOCK_T,), tl.float32)
@@ -64,6 +67,8 @@ def attention_forward(
             first_key = tl.multiple_of(first_key, BLOCK_S)
             if seed is not None:
                 bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
+            if kept_bits is not None:
+                store_bits(begin_bits, bits, first_query, first_key, num_queries, num_rows, BLOCK_S)
             tile_k = load_rows(k, begin_k, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
             scores = scores_of(
                 tile_q, tile_k, first_query, first_key, num_queries, num_keys, shift, bias, begin_bias, slope,
@@ -81,7 +86,7 @@ def attention_forward(
             maximum = raised
             total = total * rescale + tl.sum(weights, 1)
             if seed is not None:
-                weights = tl.where(kept(bits, BLOCK_S, False), weights, 0.0)
+                weights = tl.where(kept(bits, BLOCK_T, BLOCK_S, False), weights, 0.0)
             tile_v = load_rows(v, begin_v, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
             acc = product(weights.to(tile_v.dtype), tile_v, acc * rescale[:, None], INTERPRETED)
 

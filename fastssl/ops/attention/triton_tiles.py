@@ -229,14 +229,57 @@ def dropout_bits(
 
 
 @triton.jit
-def kept(bits, BLOCK_S: tl.constexpr, BY_KEYS: tl.constexpr):
-    """Return which weights, (queries, keys) or BY_KEYS (keys, queries), dropout keeps."""
+def words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row):
+    """Return where the kept words of a head of a sequence begin, (num_words, rows), or None."""
+    if kept_bits is None:
+        begin = None
+    else:
+        rows = tl.cast(num_rows, tl.int64) * num_words
+        begin = statistics_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, rows) + first_row
+    return begin
+
+
+@triton.jit
+def store_bits(begin, bits, first_query, first_key, num_queries, num_rows, BLOCK_S: tl.constexpr):
+    """Keep the words (queries, words) of a tile for the backward; there is memory for those of whole tiles of keys."""
+    query, word = tl.arange(0, bits.shape[0])[:, None], tl.arange(0, BLOCK_S // 32)[None, :]
+    begin += tl.cast(first_key // 32, tl.int64) * num_rows + first_query
+    mask = query < num_queries - first_query
+    tl.store(begin + (word * num_rows + query), bits.to(tl.int32, bitcast=True), mask=mask)
+
+
+@triton.jit
+def load_bits(begin, first_query, first_key, num_queries, num_rows, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Return the words of a tile as the forward kept them: a tuple of words of 32 keys, each (queries).
+
+    A query that does not exist gets the words of the last one, which takes fewer registers than a mask. Where no query
+    of a tile of the forward sees some keys, their words are whatever lay in memory. Either way the weights are 0.
+    """
+    query = tl.minimum(tl.arange(0, BLOCK_T), num_queries - first_query - 1)
+    begin += tl.cast(first_key // 32, tl.int64) * num_rows + first_query
+    words = ()
+    for number in tl.static_range(BLOCK_S // 32):
+        word = tl.load(begin + number * num_rows + query)
+        words += (word.to(tl.uint32, bitcast=True),)
+    return words
+
+
+@triton.jit
+def kept(bits, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BY_KEYS: tl.constexpr, LOADED: tl.constexpr = False):
+    """Return which weights, (queries, keys) or BY_KEYS (keys, queries), dropout keeps.
+
+    `bits` are those of `dropout_bits`, or LOADED those of `load_bits`.
+    """
     number = tl.arange(0, BLOCK_S // 32)
-    _, key = tile_indices(bits.shape[0], BLOCK_S, BY_KEYS)
+    _, key = tile_indices(BLOCK_T, BLOCK_S, BY_KEYS)
     mask = tl.full((1, 1), 1, tl.uint32) << (key % 32).to(tl.uint32)
     keep = mask == 0
     for word in tl.static_range(BLOCK_S // 32):
-        # A sum changes the layout of a column of words, and no pass of Triton's draws the generator's work after it.
-        column = tl.expand_dims(tl.sum(tl.where(number[None, :] == word, bits, 0), 1), 0 if BY_KEYS else 1)
+        if LOADED:
+            column = bits[word]
+        else:
+            # A sum changes the layout of a column, and no pass of Triton's draws the generator's work after it.
+            column = tl.sum(tl.where(number[None, :] == word, bits, 0), 1)
+        column = tl.expand_dims(column, 0 if BY_KEYS else 1)
         keep = tl.where(key // 32 == word, (column & mask) != 0, keep)
     return keep

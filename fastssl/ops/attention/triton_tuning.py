@@ -39,7 +39,7 @@ class Shape:
     longest_k: int
     """Bound of the number of keys of a sequence."""
     dropped: bool
-    """Whether there is dropout."""
+    """Whether the kernels draw dropout's decisions: the forward of dropout, and a backward to which none were kept."""
     biased: bool
     """Whether there is a bias."""
 
@@ -48,6 +48,8 @@ FURTHEST_ROW = 2**31 // 256
 """Elements between two rows, at most: within a tile of up to 256 rows the kernels count with 32 bits."""
 CACHE_BYTES = 16 * 2**20
 """What programs that run at a time may read together: well below a data-centre GPU's L2 cache of 40 to 50 MiB."""
+MOST_KEYS = 128
+"""Keys of the largest tile; those of any other divide it."""
 BIAS_PROGRAMS = 256
 """Programs, at least, that sum the gradient of a bias where sequences suffice; one number, so that the order of the
 additions is the same on every device."""
@@ -82,6 +84,16 @@ def parts_of_bias(programs: int, num_sequences: int) -> tuple[int, int]:
     wanted = max(1, min(num_sequences, BIAS_PROGRAMS // max(programs, 1)))
     sequences_each = max(1, tiles(num_sequences, wanted))
     return max(1, tiles(num_sequences, sequences_each)), sequences_each
+
+
+def words_to_keep(longest_k: int, width: int, element_size: int) -> int:
+    """Return how many words of 32 decisions of dropout the forward keeps of a query and head for the backward.
+
+    Those of all keys, in whole tiles of any kernel, if they take no more memory than the query itself; else none, so
+    that memory stays linear in the lengths.
+    """
+    words = MOST_KEYS // 32 * tiles(longest_k, MOST_KEYS)
+    return words if 4 * words <= width * element_size else 0
 
 
 def forward_tile(shape: Shape) -> Tile:
