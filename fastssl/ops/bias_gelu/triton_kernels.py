@@ -85,15 +85,15 @@ def _load_bias(
     Each of the ROW_GROUPS threads that hold the same columns loads them, VECTOR neighbours whatever the dtype: so the
     bias meets the tiles without a way through shared memory. Eight of float32 are two loads of 16 bytes.
     """
-    group = tl.arange(0, ROW_GROUPS)[:, None, None] * 0 + tl.arange(0, COLUMNS // VECTOR)[None, :, None]
-    group = group * VECTOR + first
+    vector = tl.arange(0, ROW_GROUPS * COLUMNS // VECTOR)[:, None] % (COLUMNS // VECTOR)
+    column = first + vector * VECTOR
     if VECTOR == 8 and ptr.dtype.element_ty == tl.float32:
-        column = group + tl.arange(0, 4)[None, None, :]
+        column += tl.arange(0, 4)[None, :]
         low = tl.load(ptr + column, mask=column < WIDTH, other=0.0, eviction_policy="evict_last")
         high = tl.load(ptr + (column + 4), mask=column + 4 < WIDTH, other=0.0, eviction_policy="evict_last")
-        bias = tl.permute(tl.join(low, high), (0, 1, 3, 2))
+        bias = tl.permute(tl.join(low, high), (0, 2, 1))
     else:
-        column = group + tl.arange(0, VECTOR)[None, None, :]
+        column += tl.arange(0, VECTOR)[None, :]
         bias = tl.load(ptr + column, mask=column < WIDTH, other=0.0, eviction_policy="evict_last")
     bias = bias.to(tl.float32).reshape(1, ROW_GROUPS, COLUMNS)
     return tl.broadcast_to(bias, (ROWS // ROW_GROUPS, ROW_GROUPS, COLUMNS)).reshape(ROWS, COLUMNS)
