@@ -68,7 +68,7 @@ def cuda_ops_loaded() -> bool:
 @functools.cache
 def _load_cuda_ops() -> bool:
     # The schemas and the fake kernels are those of the CPU operators.
-    if torch.version.cuda is None or not _OPS_CUDA.exists() or not _load_cpu_ops():
+    if not torch.cuda.is_available() or not _OPS_CUDA.exists() or not _load_cpu_ops():
         return False
     if torch.cuda.get_device_capability() < OLDEST_COMPUTE_CAPABILITY:
         return False

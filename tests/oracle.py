@@ -39,7 +39,7 @@ def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], cotange
     leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
     out = function(*leaves)
     wanted = [x for x in leaves if x.requires_grad]
-    found = torch.autograd.grad(out, wanted, cotangent.to(out.dtype), allow_unused=True)
+    found = torch.autograd.grad(out, wanted, cotangent.to(out), allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True)]
 
 
@@ -57,7 +57,7 @@ def check_against_reference(
     dtype = next(x.dtype for x in inputs if x.is_floating_point())
     out, same, ref = tested(*inputs), reference(*inputs), reference(*wide)
     assert_within_budget("output", out, same, ref, dtype)
-    cotangent = torch.randn(ref.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(out.dtype)
+    cotangent = torch.randn(ref.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(out)
     rows = zip(
         names,
         gradients(tested, inputs, cotangent),

@@ -24,6 +24,7 @@ SHARES = {
     "ceilings": 20,
     "attention": 160,
     "layer_norm": 90,
+    "bias_gelu": 25,
     "linear_cross_entropy": 60,
     "training_step": 90,
     "sanitizer": 40,

@@ -52,6 +52,11 @@ def dropout_add_layer_norm(
     return F.layer_norm(residual + F.dropout(x, dropout_p), x.shape[-1:], weight, bias, eps)
 
 
+def bias_gelu(x: Tensor, bias: Tensor, *, approximate: str = "none") -> Tensor:
+    """Return GELU of a sum, two operators."""
+    return F.gelu(x + bias, approximate=approximate)
+
+
 def linear_then_gelu(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return GELU of a linear map, two operators, as a feed-forward network is usually written."""
     return F.gelu(F.linear(hidden, weight, bias))

@@ -25,7 +25,7 @@ def run() -> Run:
     return Run(device=torch.device("cpu"), effort=REHEARSAL_EFFORT, rehearse=True)
 
 
-@pytest.mark.parametrize("name", ["attention", "layer_norm", "linear_cross_entropy", "training_step"])
+@pytest.mark.parametrize("name", ["attention", "layer_norm", "bias_gelu", "linear_cross_entropy", "training_step"])
 def test_a_section_measures_every_case(name: str, run: Run, tmp_path: Path):
     state = run_section(name, tmp_path, 60.0, run)
     assert state.rows and not state.failures and not state.unreached

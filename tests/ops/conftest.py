@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastssl import extension
-from tests.cuda_emulation import emulation
+from tests.cuda_emulation.emulation import Emulation
+from tests.cuda_hardware import Hardware
 
 CAPABILITIES = ["generic", "avx2", "avx512"]
 
@@ -45,16 +46,23 @@ def triton_device() -> str:
 
 
 @pytest.fixture
-def emulated_cuda(monkeypatch, cuda_emulation) -> Iterator[emulation.Emulation]:
-    """Run the CUDA kernels, emulated on the CPU, wherever the native backends call the compiled operators.
+def cuda_kernels(monkeypatch, request) -> Iterator[Emulation | Hardware]:
+    """Run the CUDA kernels wherever the native backends call the compiled operators, on tensors of the CPU.
 
-    A write outside a tensor that a launcher had allocated fails the test.
+    Where there is a GPU they run on it, elsewhere in the emulation, in which a write outside a tensor that a launcher
+    had allocated fails the test.
     """
     if not extension.cpu_ops_loaded():
         pytest.skip("the compiled CPU operators are not built")
-    cuda_emulation.set_device()
-    cuda_emulation.set_thread_order(0)
-    monkeypatch.setattr(torch.ops, "fastssl", cuda_emulation.ops)
-    yield cuda_emulation
+    if torch.cuda.is_available():
+        if not extension.cuda_ops_loaded():
+            pytest.skip("the compiled CUDA operators are not built")
+        kernels = Hardware(torch.ops.fastssl, "cuda")
+    else:
+        kernels = request.getfixturevalue("cuda_emulation")
+    kernels.set_device()
+    kernels.set_thread_order(0)
+    monkeypatch.setattr(torch.ops, "fastssl", kernels.ops)
+    yield kernels
     gc.collect()
-    assert not cuda_emulation.remembered_error()
+    assert not kernels.remembered_error()

@@ -1,4 +1,4 @@
-"""The CUDA kernels of attention, run on the CPU by the emulation, against the definition in float64."""
+"""The CUDA kernels of attention, on a GPU or in the emulation, against the definition in float64."""
 
 import math
 
@@ -12,7 +12,7 @@ from tests.ops.surroundings import Surrounded
 from tests.ops.test_attention import call
 from tests.oracle import assert_within_budget
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.cuda]
 
 DTYPES = [torch.bfloat16, torch.float16]
 NAMES = [name for name, case in EDGE_CASES.items() if case.bias is None and case.width <= 128]
@@ -38,17 +38,17 @@ def check_forward(case, inputs):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_against_the_definition(emulated_cuda, name, dtype):
+def test_against_the_definition(cuda_kernels, name, dtype):
     check_forward(EDGE_CASES[name], EDGE_CASES[name].inputs(dtype))
 
 
 @pytest.mark.parametrize("width", [1, 24, 32, 64, 72, 96, 100, 128])
-def test_head_widths(emulated_cuda, width):
+def test_head_widths(cuda_kernels, width):
     case = AttentionCase(lengths_q=(65, 17), width=width, heads=1, key_heads=1, causal=True)
     check_forward(case, case.inputs(torch.bfloat16))
 
 
-def test_grouped_heads_on_a_projection(emulated_cuda):
+def test_grouped_heads_on_a_projection(cuda_kernels):
     """Slices of one (N, H + 2 H_k, D) tensor are read where they lie."""
     case = AttentionCase(lengths_q=(70, 5), heads=4, key_heads=2, width=32, causal=True)
     inputs = case.inputs(torch.bfloat16)
@@ -57,7 +57,7 @@ def test_grouped_heads_on_a_projection(emulated_cuda):
     assert torch.equal(call(case, "native", list(inputs))(*together), apart)
 
 
-def test_a_query_that_sees_nothing_gives_zero(emulated_cuda):
+def test_a_query_that_sees_nothing_gives_zero(cuda_kernels):
     case = AttentionCase(lengths_q=(90, 4), lengths_k=(20, 0), causal=True)
     out, lse = call(case, "native", ["q", "k", "v"], return_lse=True)(*case.inputs(torch.bfloat16).values())
     blind = torch.cat([torch.arange(90) < 70, torch.ones(4, dtype=torch.bool)])
@@ -65,7 +65,7 @@ def test_a_query_that_sees_nothing_gives_zero(emulated_cuda):
     assert torch.isfinite(lse[:, ~blind]).all()
 
 
-def test_nan_is_not_hidden(emulated_cuda):
+def test_nan_is_not_hidden(cuda_kernels):
     case = AttentionCase(lengths_q=(40, 5))
     for name in "qkv":
         inputs = case.inputs(torch.bfloat16)
@@ -76,7 +76,7 @@ def test_nan_is_not_hidden(emulated_cuda):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_dropout_mask_is_the_defined_one(emulated_cuda, dtype):
+def test_the_dropout_mask_is_the_defined_one(cuda_kernels, dtype):
     """One-hot values make the output the matrix of dropped weights: equal weights, so that it shows the mask."""
     num_queries, num_keys, p = 45, 128, 0.3
     case = AttentionCase(
@@ -91,18 +91,18 @@ def test_the_dropout_mask_is_the_defined_one(emulated_cuda, dtype):
     torch.testing.assert_close(weights, (keep * dropout_scale(p) / num_keys).to(dtype))
 
 
-def test_same_bits_in_every_order_of_the_threads(emulated_cuda):
+def test_same_bits_in_every_order_of_the_threads(cuda_kernels):
     case = AttentionCase(lengths_q=(150, 0, 9), causal=True, width=64, dropout_p=0.2)
     inputs = case.inputs(torch.bfloat16)
     runs = []
     for order in (0, 1, 2):
-        emulated_cuda.set_thread_order(order)
+        cuda_kernels.set_thread_order(order)
         runs.append(call(case, "native", list(inputs), return_lse=True)(*inputs.values()))
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
 
 
 @pytest.mark.parametrize(("width", "offset"), [(32, 0), (32, 1), (13, 0)])
-def test_nothing_outside_the_tensors_is_read_or_written(emulated_cuda, width, offset):
+def test_nothing_outside_the_tensors_is_read_or_written(cuda_kernels, width, offset):
     """Outputs stand between guard zones of the emulation; the inputs here are surrounded by NaN."""
     case = AttentionCase(lengths_q=(70, 3), width=width, heads=1, key_heads=1)
     inputs = case.inputs(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The CUDA kernels of linear cross-entropy, run on the CPU by the emulation, against the definition in float64."""
+"""The CUDA kernels of linear cross-entropy, on a GPU or in the emulation, against the definition in float64."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ from tests.ops.surroundings import Surrounded
 from tests.ops.test_linear_cross_entropy import REDUCTIONS, call, check, floats
 from tests.oracle import assert_within_budget, gradients
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.cuda]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -106,11 +106,11 @@ def check_rows(ops, case: Rows, **options) -> None:
 
 
 @pytest.fixture
-def as_on_gpu(emulated_cuda, monkeypatch):
+def as_on_gpu(cuda_kernels, monkeypatch):
     """Let the native backend take CPU tensors for CUDA tensors: padded rows, chunks for a GPU, nothing asked of it."""
     monkeypatch.setattr(native, "_is_on_gpu", lambda tensor: True)
     monkeypatch.setattr(native, "SUPPORTS", replace(native.SUPPORTS, refuses={}))
-    return emulated_cuda
+    return cuda_kernels
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,12 @@ def test_under_capture_every_row_takes_part_and_idle_ones_count_for_nothing(as_o
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 2048, 9001])
-def test_scale(emulated_cuda, count, dtype):
+def test_scale(cuda_kernels, count, dtype):
     x = torch.randn(count).to(dtype)
     for offset in (0, 1):
         for factor in (1.0, 0.37):
             placed = Surrounded(x, offset)
-            emulated_cuda.ops.scale_(placed.tensor, torch.tensor(factor))
+            cuda_kernels.ops.scale_(placed.tensor, torch.tensor(factor))
             assert torch.equal(placed.tensor, (x.float() * factor).to(dtype))
             assert placed.untouched_outside()
 
@@ -193,85 +193,85 @@ OPTIONS = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options(emulated_cuda, name, dtype):
+def test_options(cuda_kernels, name, dtype):
     for num_classes, padding in ((101, 3), (600, 8), (2056, 0)):
         case = Rows(num_classes=num_classes, dtype=dtype, row_padding=padding, **OPTIONS[name])
-        check_rows(emulated_cuda.ops, case)
+        check_rows(cuda_kernels.ops, case)
 
 
 @pytest.mark.parametrize("in_shared_memory", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_classes", [1, 2, 7, 8, 9, 255, 2048, 2049, 5003])
-def test_sizes_and_alignments(emulated_cuda, num_classes, dtype, in_shared_memory):
+def test_sizes_and_alignments(cuda_kernels, num_classes, dtype, in_shared_memory):
     if not in_shared_memory:
-        emulated_cuda.set_device(shared_bytes_per_block=0)
+        cuda_kernels.set_device(shared_bytes_per_block=0)
     to_whole_vectors = -num_classes % 8
     for padding, offset in ((to_whole_vectors, 0), (8 + to_whole_vectors, 0), (to_whole_vectors, 1), (0, 0)):
         case = Rows(
             num_rows=3, num_classes=num_classes, dtype=dtype, row_padding=padding, offset=offset, **OPTIONS["all"]
         )
-        check_rows(emulated_cuda.ops, case)
+        check_rows(cuda_kernels.ops, case)
 
 
 @pytest.mark.parametrize(
     ("num_classes", "dtype", "num_rows"),
     [(30522, torch.float32, 1), (30522, torch.bfloat16, 2), (50257, torch.float32, 1), (50257, torch.bfloat16, 1)],
 )
-def test_real_vocabularies(emulated_cuda, num_classes, dtype, num_rows):
+def test_real_vocabularies(cuda_kernels, num_classes, dtype, num_rows):
     options = {"num_rows": num_rows, "num_classes": num_classes, "dtype": dtype, "bias": True}
-    check_rows(emulated_cuda.ops, Rows(row_padding=-num_classes % 8, **options))
-    check_rows(emulated_cuda.ops, Rows(**options, magnitude=1e4))
+    check_rows(cuda_kernels.ops, Rows(row_padding=-num_classes % 8, **options))
+    check_rows(cuda_kernels.ops, Rows(**options, magnitude=1e4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_logits(emulated_cuda, dtype):
-    check_rows(emulated_cuda.ops, Rows(num_classes=700, dtype=dtype, magnitude=1e4, label_smoothing=0.1))
+def test_large_logits(cuda_kernels, dtype):
+    check_rows(cuda_kernels.ops, Rows(num_classes=700, dtype=dtype, magnitude=1e4, label_smoothing=0.1))
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 63, 64, 65, 200])
-def test_bias_gradient_over_blocks_of_rows(emulated_cuda, num_rows):
+def test_bias_gradient_over_blocks_of_rows(cuda_kernels, num_rows):
     for padding in (5, 7):
         case = Rows(num_rows=num_rows, num_classes=43, row_padding=padding, dtype=torch.bfloat16)
         start = torch.randn(43)
-        written, added = run(emulated_cuda.ops, case)[3], run(emulated_cuda.ops, case, bias_start=start)[3]
+        written, added = run(cuda_kernels.ops, case)[3], run(cuda_kernels.ops, case, bias_start=start)[3]
         torch.testing.assert_close(written, definition(case, torch.float64)[3].float(), rtol=1e-2, atol=1e-2)
         torch.testing.assert_close(added, start + written)
 
 
-def test_without_gradient_the_logits_stay(emulated_cuda):
+def test_without_gradient_the_logits_stay(cuda_kernels):
     for options in OPTIONS.values():
         case = Rows(num_classes=1234, **options)
-        with_gradient, without = run(emulated_cuda.ops, case), run(emulated_cuda.ops, case, with_gradient=False)
+        with_gradient, without = run(cuda_kernels.ops, case), run(cuda_kernels.ops, case, with_gradient=False)
         torch.testing.assert_close(with_gradient[:2], without[:2])
         assert torch.equal(with_gradient[4], without[4])
         assert torch.equal(without[2], case.inputs()[0])
 
 
 @pytest.mark.parametrize("target", [-1, -100, 101, 2**40])
-def test_a_target_outside_the_vocabulary_gives_nan(emulated_cuda, monkeypatch, target):
+def test_a_target_outside_the_vocabulary_gives_nan(cuda_kernels, monkeypatch, target):
     inputs = Rows(num_classes=101).inputs()
     inputs[2][1] = target
     monkeypatch.setattr(Rows, "inputs", lambda _: inputs)
-    losses, lse, gradient, _, correct = run(emulated_cuda.ops, Rows(num_classes=101))
+    losses, lse, gradient, _, correct = run(cuda_kernels.ops, Rows(num_classes=101))
     assert losses.isnan().tolist() == [False, True, False, False, False]
     assert gradient.isnan().all(-1).tolist() == [False, True, False, False, False]
     assert lse.isfinite().all() and not correct[1]
 
 
-def test_equal_logits_count_as_correct_for_the_first_class_alone(emulated_cuda):
+def test_equal_logits_count_as_correct_for_the_first_class_alone(cuda_kernels):
     for shared_bytes in (0, 200_000):
-        emulated_cuda.set_device(shared_bytes_per_block=shared_bytes)
+        cuda_kernels.set_device(shared_bytes_per_block=shared_bytes)
         for with_gradient in (True, False):
             logits, targets = torch.zeros(40, 40), torch.arange(40)
             logits[:, 0] = -1
             per_row = [torch.empty(40), torch.empty(40), torch.empty(40, dtype=torch.bool)]
             options = (None, targets, None, 0.0, 0.0, 0.0, with_gradient)
-            emulated_cuda.ops.softmax_cross_entropy_(logits, *options, *per_row, None, False)
+            cuda_kernels.ops.softmax_cross_entropy_(logits, *options, *per_row, None, False)
             assert per_row[2].nonzero().tolist() == [[1]]
 
 
 @pytest.mark.parametrize("bias_value", [-torch.inf, torch.nan])
-def test_masked_out_classes_and_nan(emulated_cuda, bias_value):
+def test_masked_out_classes_and_nan(cuda_kernels, bias_value):
     """Whole threads see nothing but -inf, or NaN."""
     logits, _, targets, _ = Rows(num_classes=3000).inputs()
     bias = torch.zeros(3000)
@@ -280,19 +280,19 @@ def test_masked_out_classes_and_nan(emulated_cuda, bias_value):
     per_row = [torch.empty(5), torch.empty(5), torch.empty(5, dtype=torch.bool)]
     expected = torch.nn.functional.cross_entropy(logits + bias, targets, reduction="none")
     gradient = logits.clone()
-    emulated_cuda.ops.softmax_cross_entropy_(gradient, bias, targets, None, 0.0, 0.0, 0.0, True, *per_row, None, False)
+    cuda_kernels.ops.softmax_cross_entropy_(gradient, bias, targets, None, 0.0, 0.0, 0.0, True, *per_row, None, False)
     torch.testing.assert_close(per_row[0], expected, equal_nan=True)
     if bias_value == -torch.inf:
         assert torch.equal(gradient[:, 40:], torch.zeros(5, 2960)) and gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("num_classes", [300, 5000])
-def test_same_bits_in_every_order_of_the_threads(emulated_cuda, num_classes):
+def test_same_bits_in_every_order_of_the_threads(cuda_kernels, num_classes):
     case = Rows(num_rows=70, num_classes=num_classes, dtype=torch.bfloat16, bias=True, label_smoothing=0.1)
     runs = []
     for order in (0, 1, 2):
-        emulated_cuda.set_thread_order(order)
-        runs.append(run(emulated_cuda.ops, case))
+        cuda_kernels.set_thread_order(order)
+        runs.append(run(cuda_kernels.ops, case))
     for other in runs[1:]:
         for a, b in zip(runs[0], other, strict=True):
             assert torch.equal(a, b)

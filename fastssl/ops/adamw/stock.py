@@ -17,7 +17,8 @@ def update(
     dense = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients]
     if gradient_factor != 1.0:
         dense = torch._foreach_mul(dense, gradient_factor)
-    steps = [torch.tensor(float(step), device=p.device) for p in parameters]
+    # One tensor for all, filled where it lies: a copy from the host for each parameter would wait as often.
+    steps = [torch.full((), float(step), device=parameters[0].device)] * len(parameters)
     torch._fused_adamw_(
         list(parameters), list(dense), list(exp_avgs), list(exp_avg_sqs), [], steps, lr=lr, beta1=beta1, beta2=beta2,
         weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False,

@@ -50,6 +50,8 @@ CACHE_BYTES = 16 * 2**20
 """What programs that run at a time may read together: well below a data-centre GPU's L2 cache of 40 to 50 MiB."""
 MOST_KEYS = 128
 """Keys of the largest tile; those of any other divide it."""
+WHOLE_KEYS = 0
+"""Keys of a sequence up to which one program computes all gradients of a head."""
 BIAS_PROGRAMS = 256
 """Programs, at least, that sum the gradient of a bias where sequences suffice; one number, so that the order of the
 additions is the same on every device."""
@@ -133,6 +135,16 @@ def grad_kv_tile(shape: Shape) -> Tile:
     return Tile(queries=32, keys=128, num_warps=8, num_stages=2)
 
 
+def whole_heads(shape: Shape) -> bool:
+    """Tell whether one program computes all gradients of a head, in 16 bits and up to 64 columns."""
+    return shape.element_size == 2 and padded_width(shape.width) <= 64 and shape.longest_k <= WHOLE_KEYS
+
+
+def grad_whole_tile(shape: Shape) -> Tile:
+    """Return the tiles of all gradients of a head at once."""
+    return INTERPRETED if shape.capability == 0 else Tile(queries=64, keys=128, num_warps=8, num_stages=2)
+
+
 def grad_bias_tile(shape: Shape) -> Tile:
     """Return the tiles of the gradient of the bias, summed over the sequences in registers."""
     columns = padded_width(shape.width)
@@ -179,6 +191,7 @@ TILES = {
     "attention_forward": forward_tile,
     "attention_grad_q": grad_q_tile,
     "attention_grad_kv": grad_kv_tile,
+    "attention_grad_whole": grad_whole_tile,
     "attention_grad_bias": grad_bias_tile,
     "attention_delta": delta_tile,
 }

@@ -5,9 +5,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastssl.ops.backend import choose
-from fastssl.ops.bias_gelu import native, reference, stock
+from fastssl.ops.bias_gelu import native, reference, stock, triton_backend
 
-BACKENDS = {"native": native, "stock": stock, "reference": reference}
+BACKENDS = {"native": native, "triton": triton_backend, "stock": stock, "reference": reference}
+FUSED = [name for name, module in BACKENDS.items() if hasattr(module, "backward")]
+"""Backends with a backward of their own; the others are made of operators that PyTorch differentiates."""
 APPROXIMATIONS = ("none", "tanh")
 
 
@@ -24,7 +26,7 @@ def bias_gelu(x: Tensor, bias: Tensor, *, approximate: str = "none", backend: st
         x: (..., F) float32, bfloat16, float16 or float64.
         bias: (F), of any of these dtypes, for example float32 beside 16-bit activations.
         approximate: "none" or "tanh", as in `torch.nn.functional.gelu`.
-        backend: "auto", "native", "stock" or "reference".
+        backend: "auto", "native", "triton", "stock" or "reference".
 
     Returns:
         y, shape and dtype of `x`.
@@ -33,31 +35,31 @@ def bias_gelu(x: Tensor, bias: Tensor, *, approximate: str = "none", backend: st
         ValueError: for shapes, dtypes or devices that do not fit, an unknown approximation, or a backend that cannot
             run the call.
 
-    Numerics: float32 arithmetic (float64 for float64 inputs); natively Phi to within 1e-7 absolute. Memory: saves `x`
-    and `bias`.
+    Numerics: float32 arithmetic (float64 for float64 inputs); natively and in Triton Phi to within 1e-7 absolute.
+    Memory: saves `x` and `bias`.
 
     Source: Hendrycks, Gimpel, "Gaussian Error Linear Units" (2016), arXiv 1606.08415, section 2.
     """
     _check(x, bias, approximate)
     name = choose("bias_gelu", backend, BACKENDS, x.device, x.dtype, {"bias_dtype": bias.dtype})
-    if name == "native" and torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
-        return _NativeBiasGelu.apply(x, bias, approximate)
+    if name in FUSED and torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
+        return _FusedBiasGelu.apply(name, x, bias, approximate)
     return BACKENDS[name].forward(x, bias, approximate=approximate)
 
 
-class _NativeBiasGelu(torch.autograd.Function):
+class _FusedBiasGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, bias, approximate):
+    def forward(ctx, backend, x, bias, approximate):
         ctx.save_for_backward(x, bias)
-        ctx.approximate = approximate
-        return native.forward(x, bias, approximate=approximate)
+        ctx.backend, ctx.approximate = backend, approximate
+        return BACKENDS[backend].forward(x, bias, approximate=approximate)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y):
         x, bias = ctx.saved_tensors
-        grad_x, grad_bias = native.backward(grad_y, x, bias, approximate=ctx.approximate)
-        return grad_x, grad_bias.to(bias.dtype), None
+        grad_x, grad_bias = BACKENDS[ctx.backend].backward(grad_y, x, bias, approximate=ctx.approximate)
+        return None, grad_x, grad_bias.to(bias.dtype), None
 
 
 def _check(x: Tensor, bias: Tensor, approximate: str) -> None:

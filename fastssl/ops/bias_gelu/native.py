@@ -25,11 +25,13 @@ def backward(grad_y: Tensor, x: Tensor, bias: Tensor, *, approximate: str) -> tu
 
 
 @extension.fake_kernel("fastssl::bias_gelu_forward")
-def _forward_fake(x, bias, tanh):
+def forward_fake(x, bias, tanh):
+    """Return what the forward of the fused backends returns, uninitialised."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @extension.fake_kernel("fastssl::bias_gelu_backward")
-def _backward_fake(grad_y, x, bias, tanh):
+def backward_fake(grad_y, x, bias, tanh):
+    """Return what their backward returns, uninitialised."""
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     return grad_x, bias.new_empty(bias.shape, dtype=torch.float32)

@@ -1,0 +1,127 @@
+"""`bias_gelu` by Triton kernels, for any GPU that Triton serves: one pass over memory in each direction."""
+
+import torch
+from torch import Tensor
+
+from fastssl.ops.backend import Supports
+from fastssl.ops.bias_gelu import native
+from fastssl.ops.bias_gelu.triton_tiling import (
+    BACKWARD_BYTES,
+    FORWARD_BYTES,
+    NUM_WARPS,
+    PARTIALS,
+    processors,
+    tiling_of,
+    walk_of,
+)
+
+SUPPORTS = Supports(
+    devices=("cuda", "cpu"),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    needs_triton=True,
+    unverified_on=("cuda", "cpu"),
+    refuses=native.SUPPORTS.refuses,
+)
+
+_OPTIONS = {"enable_fp_fusion": True}
+"""Of every launch: products and sums fuse, whatever this release of Triton does by itself."""
+
+
+def forward(x: Tensor, bias: Tensor, *, approximate: str) -> Tensor:
+    """Return y of `fastssl.ops.bias_gelu`, without a graph for autograd."""
+    return _forward(x, bias, approximate == "tanh")
+
+
+def backward(grad_y: Tensor, x: Tensor, bias: Tensor, *, approximate: str) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `x`, in its dtype, and of `bias`, float32."""
+    return _backward(grad_y, x, bias, approximate == "tanh")
+
+
+@torch.library.custom_op("fastssl::triton_bias_gelu_forward", mutates_args=())
+def _forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
+    from fastssl.ops.bias_gelu.triton_kernels import forward_kernel
+
+    y = native.forward_fake(x, bias, tanh)
+    if not x.numel():
+        return y
+    width = x.shape[-1]
+    num_rows = x.numel() // width
+    tiling = tiling_of(width, x.dtype, FORWARD_BYTES)
+    with torch.cuda.device_of(x):
+        forward_kernel[(tiling.blocks * -(-num_rows // tiling.rows),)](
+            x.contiguous(),
+            bias.contiguous(),
+            y,
+            num_rows,
+            WIDTH=width,
+            COLUMNS=tiling.columns,
+            ROWS=tiling.rows,
+            ROW_GROUPS=tiling.row_groups,
+            VECTOR=tiling.vector,
+            TANH=tanh,
+            num_warps=NUM_WARPS,
+            **_OPTIONS,
+        )
+    return y
+
+
+@torch.library.custom_op("fastssl::triton_bias_gelu_backward", mutates_args=())
+def _backward(grad_y: Tensor, x: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    grad_x, grad_bias = native.backward_fake(grad_y, x, bias, tanh)
+    if not x.numel():
+        return grad_x, grad_bias.zero_()
+    with torch.cuda.device_of(x):
+        partials = _launch_rows(grad_y.contiguous(), x.contiguous(), bias.contiguous(), grad_x, tanh)
+        _launch_sum(partials, grad_bias)
+    return grad_x, grad_bias
+
+
+def _launch_rows(grad_y: Tensor, x: Tensor, bias: Tensor, grad_x: Tensor, tanh: bool) -> Tensor:
+    """Write the gradient of x; return the partial sums of the bias's, (parts, F) float32."""
+    from fastssl.ops.bias_gelu.triton_kernels import backward_kernel
+
+    width = x.shape[-1]
+    num_rows = x.numel() // width
+    tiling = tiling_of(width, x.dtype, BACKWARD_BYTES)
+    parts, stages = walk_of(num_rows, tiling, processors(x.device))
+    partials = x.new_empty(parts, width, dtype=torch.float32)
+    backward_kernel[(tiling.blocks, parts)](
+        grad_y,
+        x,
+        bias,
+        grad_x,
+        partials,
+        num_rows,
+        WIDTH=width,
+        COLUMNS=tiling.columns,
+        ROWS=tiling.rows,
+        ROW_GROUPS=tiling.row_groups,
+        VECTOR=tiling.vector,
+        TANH=tanh,
+        STAGES=stages,
+        num_warps=NUM_WARPS,
+        **_OPTIONS,
+    )
+    return partials
+
+
+def _launch_sum(partials: Tensor, grad_bias: Tensor) -> None:
+    """Write the gradient of the bias."""
+    from fastssl.ops.bias_gelu.triton_kernels import sum_partials_kernel
+
+    num_partials, width = partials.shape
+    sum_partials_kernel[(-(-width // PARTIALS.columns),)](
+        partials,
+        grad_bias,
+        num_partials,
+        WIDTH=width,
+        COLUMNS=PARTIALS.columns,
+        ROWS=PARTIALS.rows,
+        STAGES=PARTIALS.stages,
+        num_warps=PARTIALS.num_warps,
+        **_OPTIONS,
+    )
+
+
+_forward.register_fake(native.forward_fake)
+_backward.register_fake(native.backward_fake)
