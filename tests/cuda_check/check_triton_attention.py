@@ -14,6 +14,7 @@ from tests.cuda_check.triton_compilation import CAPABILITIES, DTYPES, Resources,
 SMALLEST_SHARED_BYTES = 99 * 1024
 """What a block may have on sm_86 and sm_89, which take the tiles of sm_80."""
 BERT = {"lengths_q": (512,) * 4, "heads": 12, "key_heads": 12, "width": 64}
+LONG = BERT | {"lengths_q": (2048,) * 2, "dropout_p": 0.1}
 SHORT = BERT | {"lengths_q": (30, 64, 50)}
 EVERYTHING = {
     "lengths_q": (500, 300), "lengths_k": (400, 600), "heads": 12, "key_heads": 4, "window": (200, 30), "alibi": True,
@@ -28,8 +29,8 @@ HOT = {
     "window": ("bf16", BERT | {"window": (128, 128), "dense": True}),
     "bias": ("bf16", BERT | {"lengths_k": (512,) * 4, "bias": "shared", "dense": True, "dropout_p": 0.1}),
     "narrow": ("bf16", BERT | {"width": 32, "dropout_p": 0.1}),
-    "long": ("bf16", BERT | {"lengths_q": (2048,) * 2, "dropout_p": 0.1}),
-    "long, bias": ("bf16", BERT | {"lengths_q": (2048,), "bias": "shared", "dense": True, "dropout_p": 0.1}),
+    "long": ("bf16", LONG),
+    "long, bias": ("bf16", LONG | {"lengths_k": (2048,) * 2, "bias": "shared", "dense": True}),
     "wide": ("bf16", BERT | {"width": 128, "dropout_p": 0.1}),
     "wide, causal, grouped": ("fp16", BERT | {"width": 128, "key_heads": 4, "causal": True}),
 }

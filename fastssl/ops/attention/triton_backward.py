@@ -105,7 +105,8 @@ def attention_grad_q(
     tile_lse = load_lse(pointers_lse, query, num_queries)
     tile_delta = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
     scale_log2, inverse_scale = scale * LOG2_E, 1.0 / scale
-    begin_bias, slope = bias_of(bias, sequence, head), slope_of(alibi_slopes, head, inverse_scale)
+    begin_bias = bias_of(bias, sequence, head)
+    slope = slope_of(alibi_slopes, head, inverse_scale)
     if seed is not None and kept_bits is None:
         key_0, key_1 = philox_key(seed)
     begin_bits = words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row)
@@ -182,7 +183,8 @@ def attention_grad_kv(
         begin_q, begin_grad_out = rows_of(q, sequence, head, first_row), rows_of(grad_out, sequence, head, first_row)
         pointers_lse = statistics_of(lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
         pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
-        begin_bias, slope = bias_of(bias, sequence, head), slope_of(alibi_slopes, head, inverse_scale)
+        begin_bias = bias_of(bias, sequence, head)
+        slope = slope_of(alibi_slopes, head, inverse_scale)
         begin_bits = words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row)
         for first_query in range(begin, end, BLOCK_T):
             first_query = tl.multiple_of(first_query, BLOCK_T)

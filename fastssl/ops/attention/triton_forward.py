@@ -52,7 +52,8 @@ def attention_forward(
     begin_k, begin_v = rows_of(k, sequence, key_head, first_key_row), rows_of(v, sequence, key_head, first_key_row)
     tile_q = load_rows(q, begin_q, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
     scale_log2, inverse_scale = scale * LOG2_E, 1.0 / scale
-    begin_bias, slope = bias_of(bias, sequence, head), slope_of(alibi_slopes, head, inverse_scale)
+    begin_bias = bias_of(bias, sequence, head)
+    slope = slope_of(alibi_slopes, head, inverse_scale)
     if seed is not None:
         key_0, key_1 = philox_key(seed)
     begin_bits = words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row)

@@ -186,14 +186,15 @@ def scores_of(
 
 @triton.jit
 def bias_of(bias, sequence, head):
-    """Return where the bias of a head begins, or None."""
-    return None if bias is None else rows_of(bias, sequence, head, 0)
+    """Return where the bias of a head begins, or 0 where there is none."""
+    return 0 if bias is None else rows_of(bias, sequence, head, 0)
 
 
-@triton.jit
+@triton.jit  # noqa: RET503, since Triton 3.6 cannot return a None that is written
 def slope_of(alibi_slopes, head, inverse_scale):
     """Return the slope of a head over the scale, or None."""
-    return None if alibi_slopes is None else tl.load(alibi_slopes + head) * inverse_scale
+    if alibi_slopes is not None:
+        return tl.load(alibi_slopes + head) * inverse_scale
 
 
 @triton.jit
@@ -230,10 +231,9 @@ def dropout_bits(
 
 @triton.jit
 def words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row):
-    """Return where the kept words of a head of a sequence begin, (num_words, rows), or None."""
-    if kept_bits is None:
-        begin = None
-    else:
+    """Return where the kept words of a head of a sequence begin, (num_words, rows), or 0 where there are none."""
+    begin = 0
+    if kept_bits is not None:
         rows = tl.cast(num_rows, tl.int64) * num_words
         begin = statistics_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, rows) + first_row
     return begin
