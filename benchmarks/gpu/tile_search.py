@@ -1,4 +1,4 @@
-"""Measure the tiles of the Triton kernels of attention on this GPU: `python -m benchmarks.gpu.tile_search OUTPUT.json`.
+"""Measure the tiles of the Triton kernels of attention on this GPU: `python -m benchmarks.gpu.tile_search OUTPUT.json [compile]`.
 
 Every kernel of every case is launched with each candidate in turn, the other kernels of the call as they are. What is
 found becomes a rule in `fastssl/ops/attention/triton_tuning.py`; nothing is searched when a model runs.
@@ -34,18 +34,17 @@ FLOPS_PER_SCORE = {"attention_forward": 4, "attention_grad_q": 6, "attention_gra
 
 
 def candidates(kernel: str, width: int) -> Iterator[Tile]:
-    """Return the tiles to try: four warps share up to 64 rows of the side that stays, eight up to 128."""
-    stays, walks = ("keys", "queries") if kernel in ("attention_grad_kv", "attention_grad_whole") else ("queries", "keys")
-    wide = width > 64
-    sizes = {"attention_forward": (64, 128)}.get(kernel, (32, 64) if wide else (32, 64, 128))
-    stages = {"attention_forward": (2, 3) if wide else (2, 3, 4)}.get(kernel, (1, 2) if wide else (1, 2, 3))
-    for (stay, num_warps), walk, num_stages in itertools.product(((64, 4), (128, 8), (128, 4)), sizes, stages):
-        if wide and (stay, num_warps) == (128, 4) and kernel != "attention_forward":
-            continue
-        if walk == 32 and stays == "keys" and num_stages == 1:
-            continue
-        if walk == 32 and walks == "queries":
-            pass
+    """Return the tiles to try: of the side that stays in registers 64 rows for four warps, 128 for eight."""
+    by_keys = kernel in ("attention_grad_kv", "attention_grad_whole")
+    stays, walks = ("keys", "queries") if by_keys else ("queries", "keys")
+    if kernel == "attention_forward":
+        sizes, stages = (64, 128), (2, 3) if width > 64 else (2, 3, 4)
+    elif kernel == "attention_grad_whole" or width > 64:
+        sizes, stages = (32, 64), (1, 2)
+    else:
+        sizes, stages = (32, 64, 128), (1, 2, 3)
+    shapes = [(64, 4), (128, 8)] + [(128, 4)] * (kernel == "attention_forward" and width <= 64)
+    for (stay, num_warps), walk, num_stages in itertools.product(shapes, sizes, stages):
         yield Tile(**{stays: stay, walks: walk}, num_warps=num_warps, num_stages=num_stages)
 
 
@@ -110,8 +109,13 @@ def _attempt(name: str, kernel: str, tile: Tile) -> str:
     return ""
 
 
-def main(output: str) -> None:
-    """Compile all candidates in parallel, then time them one by one."""
+def main(output: str, only_compile: bool) -> None:
+    """Compile all candidates in parallel, then time them one by one.
+
+    Args:
+        output: file of the results.
+        only_compile: leave it at that; a later run finds what was compiled.
+    """
     tasks = [
         (name, kernel, tile)
         for name, case in CASES.items()
@@ -121,6 +125,8 @@ def main(output: str) -> None:
     ]
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         reasons = list(pool.map(_attempt, *zip(*tasks, strict=True)))
+    if only_compile:
+        return
     found = []
     for (name, kernel, tile), reason in zip(tasks, reasons, strict=True):
         if reason:
@@ -140,4 +146,4 @@ def main(output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], "compile" in sys.argv[2:])

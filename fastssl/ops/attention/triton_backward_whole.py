@@ -20,7 +20,6 @@ from fastssl.ops.attention.triton_tiles import (
     sequence_rows,
     statistics_of,
     store_rows,
-    tile_indices,
     words_of,
 )
 from fastssl.ops.triton_philox import philox_key
@@ -50,8 +49,7 @@ def attention_grad_whole(
         first_key = tl.multiple_of(first_key, BLOCK_S)
         tile_k = load_rows(k, begin_k, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
         tile_v = load_rows(v, begin_v, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
-        _, key = tile_indices(BLOCK_T, BLOCK_S, True)
-        exists = first_key + key < num_keys
+        exists = first_key + tl.arange(0, BLOCK_S)[:, None] < num_keys
         acc_k = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
         acc_v = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
         is_first, is_last = first_key == 0, first_key + BLOCK_S >= num_keys
