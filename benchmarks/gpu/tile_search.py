@@ -1,4 +1,4 @@
-"""Measure the tiles of the Triton kernels of attention on this GPU: `python -m benchmarks.gpu.tile_search OUTPUT.json [compile]`.
+"""Measure the tiles of attention's Triton kernels on this GPU: `python -m benchmarks.gpu.tile_search OUTPUT.json`.
 
 Every kernel of every case is launched with each candidate in turn, the other kernels of the call as they are. What is
 found becomes a rule in `fastssl/ops/attention/triton_tuning.py`; nothing is searched when a model runs.
@@ -62,12 +62,11 @@ class Probe:
         def launch(call, kernel, tile, programs, **own):
             if kernel.__name__ != self.kernel:
                 return original(call, kernel, tile, programs, **own)
-            if kernel.__name__ in ("attention_forward", "attention_grad_q"):
-                programs = call.num_heads * call.num_sequences * triton_tuning.tiles(call.shape.longest_q, self.tile.queries)
-                own["num_tiles"] = triton_tuning.tiles(call.shape.longest_q, self.tile.queries)
-            elif kernel.__name__ == "attention_grad_kv":
-                programs = call.num_heads * call.num_sequences * triton_tuning.tiles(call.shape.longest_k, self.tile.keys)
+            if kernel.__name__ == "attention_grad_kv":
                 own["num_tiles"] = triton_tuning.tiles(call.shape.longest_k, self.tile.keys)
+            elif kernel.__name__ != "attention_grad_whole":
+                own["num_tiles"] = triton_tuning.tiles(call.shape.longest_q, self.tile.queries)
+            programs = call.num_heads * call.num_sequences * own["num_tiles"]
             original(call, kernel, self.tile, programs, **own)
             if self.timed:
                 from triton.testing import do_bench
@@ -123,10 +122,13 @@ def main(output: str, only_compile: bool) -> None:
         if not (kernel == "attention_grad_whole" and (case.causal or case.width > 64))
         for tile in candidates(kernel, case.width)
     ]
-    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
-        reasons = list(pool.map(_attempt, *zip(*tasks, strict=True)))
+    tried = Path(output).with_suffix(".compiled")
+    if not tried.exists():
+        with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+            tried.write_text(json.dumps(list(pool.map(_attempt, *zip(*tasks, strict=True)))))
     if only_compile:
         return
+    reasons = json.loads(tried.read_text())
     found = []
     for (name, kernel, tile), reason in zip(tasks, reasons, strict=True):
         if reason:
