@@ -90,22 +90,14 @@ def _backward(
     call = _Call(q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers, drawn)
     grads = _gradient_buffers(q, k, together)
     given = {"grad_out": _rows(grad_out), "lse": lse.contiguous(), "delta": torch.empty_like(lse)}
-    call.over_queries(
-        kernels.attention_delta, tuning.delta_tile(call.shape), out=_rows(out),
-        grad_lse=None if grad_lse is None else grad_lse.contiguous(), **given,
-    )  # fmt: skip
     given |= {"kept_bits": kept_bits.contiguous() if num_words else None, "num_words": num_words}
     given |= {f"grad_{name}": _rows(grad) for name, grad in zip("qkv", grads, strict=True)}
-    plain = bias is None and alibi_slopes is None and cu_seqlens_k is None and not call.windowed and scale > 0
-    if plain and tuning.whole_heads(call.shape):
-        from fastssl.ops.attention.triton_backward_whole import attention_grad_whole
-
-        sums = _rows(torch.empty_like(grads[0], dtype=torch.float32, memory_format=torch.contiguous_format))
-        call.over_heads(attention_grad_whole, tuning.grad_whole_tile(call.shape), sums=sums, **given)
-    elif tuning.one_tile_of_keys(call.shape):
+    known = {"out": _rows(out), "grad_lse": None if grad_lse is None else grad_lse.contiguous()}
+    if tuning.one_tile_of_keys(call.shape):
+        call.over_queries(kernels.attention_delta, tuning.delta_tile(call.shape), **given, **known)
         call.over_keys(kernels.attention_grad_kv, tuning.grad_kv_tile(call.shape), **given)
     else:
-        call.over_queries(kernels.attention_grad_q, tuning.grad_q_tile(call.shape), **given)
+        call.over_queries(kernels.attention_grad_q, tuning.grad_q_tile(call.shape), **given, **known)
         call.over_keys(kernels.attention_grad_kv, tuning.grad_kv_tile(call.shape), **(given | {"grad_q": None}))
     if scale <= 0:
         grads[0].mul_(_sign(scale))
@@ -181,12 +173,11 @@ class _Call:
         longest_q, longest_k = _longest_of_both(q, k, bias, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
         cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
         self.bias, self.device = bias, q.device
-        self.windowed = window_left < longest_k or window_right < longest_q
         self.num_sequences = cu_seqlens_q.shape[0] - 1 if packed else q.shape[0]
         self.num_heads, self.num_key_heads = q.shape[-2], k.shape[-2]
         self.shape = tuning.Shape(
             capability=tuning.capability_of(q.device), width=q.shape[-1], element_size=q.element_size(),
-            longest_q=longest_q, longest_k=longest_k, dropped=drawn, biased=bias is not None,
+            longest_q=longest_q, longest_k=longest_k, dropped=seed is not None, drawn=drawn, biased=bias is not None or alibi_slopes is not None,
         )  # fmt: skip
         self.arguments = {
             # The kernels take the maximum of scores before they scale them, and divide a bias by the scale.
@@ -234,11 +225,6 @@ class _Call:
             kernel, tile, num_tiles * columns, num_tiles=num_tiles,
             heads_together=tuning.heads_in_cache(self.shape, share, columns), **own,
         )  # fmt: skip
-
-    def over_heads(self, kernel, tile: tuning.Tile, **own: object) -> None:
-        """Run one program per key head."""
-        columns = self.num_key_heads * self.num_sequences
-        self._launch(kernel, tile, columns, num_tiles=1, heads_together=columns, **own)
 
     def over_scores(self, kernel, tile: tuning.Tile, **own: object) -> Tensor:
         """Run one program per tile of the bias and head, and per sequence where each has its own; return dBias."""

@@ -1,7 +1,8 @@
 """Attention backward in Triton: every gradient is summed by one program in a fixed order, nothing is atomic.
 
-`delta` first holds rowsum(dO * O) - dlse of every query. Then one kernel walks over the queries for a tile of keys (dK,
-dV), one over the keys for a tile of queries (dQ), and with a bias one over the sequences for a tile of scores (dBias).
+`delta` is rowsum(dO * O) - dlse of every query. One kernel computes it on its way over the keys for a tile of queries
+(dQ); then one walks over the queries for a tile of keys (dK, dV), and with a bias one over the sequences for a tile of
+scores (dBias). Where a sequence has one tile of keys, the second of these makes dQ too, and delta has its own kernel.
 Weights are recomputed from lse. Padded queries have lse = +inf, hence no weight. Dropout's decisions are read where the
 forward kept them (`kept_bits`), else drawn again.
 """
@@ -56,6 +57,25 @@ def meets(first_query, first_key, num_queries, num_keys, left, right, BLOCK_T: t
     return seen
 
 
+@triton.jit
+def delta_of(
+    tile_grad_out, out, grad_lse, delta, cu_seqlens_q, sequence, head, num_heads, num_rows, first_row, first_query,
+    num_queries, D: tl.constexpr,
+):  # fmt: skip
+    """Store and return rowsum(dO * O) - dlse of the queries of a tile of dO."""
+    BLOCK_T: tl.constexpr = tile_grad_out.shape[0]
+    query = first_query + tl.arange(0, BLOCK_T)
+    begin = rows_of(out, sequence, head, first_row)
+    tile_out = load_rows(out, begin, first_query, num_queries, True, D, BLOCK_T, tile_grad_out.shape[1])
+    sums = tl.sum(tile_out.to(tl.float32) * tile_grad_out.to(tl.float32), 1)
+    if grad_lse is not None:
+        pointers_lse = statistics_of(grad_lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+        sums -= tl.load(pointers_lse + query, mask=query < num_queries, other=0.0)
+    pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+    tl.store(pointers_delta + query, sums, mask=query < num_queries)
+    return sums
+
+
 @triton.jit(do_not_specialize=["length_q", "num_rows", "num_sequences", "num_tiles", "heads_together"])
 def attention_delta(
     out, grad_out, grad_lse, delta, cu_seqlens_q, length_q, num_rows, num_heads, num_sequences, num_tiles,
@@ -67,26 +87,22 @@ def attention_delta(
     first_query = tile * BLOCK_T
     if first_query >= num_queries:
         return
-    query = first_query + tl.arange(0, BLOCK_T)
-    begin_out, begin_grad = rows_of(out, sequence, head, first_row), rows_of(grad_out, sequence, head, first_row)
-    tile_out = load_rows(out, begin_out, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
-    tile_grad = load_rows(grad_out, begin_grad, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
-    sums = tl.sum(tile_out.to(tl.float32) * tile_grad.to(tl.float32), 1)
-    if grad_lse is not None:
-        pointers_lse = statistics_of(grad_lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
-        sums -= tl.load(pointers_lse + query, mask=query < num_queries, other=0.0)
-    pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
-    tl.store(pointers_delta + query, sums, mask=query < num_queries)
+    begin_grad_out = rows_of(grad_out, sequence, head, first_row)
+    tile_grad_out = load_rows(grad_out, begin_grad_out, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
+    delta_of(
+        tile_grad_out, out, grad_lse, delta, cu_seqlens_q, sequence, head, num_heads, num_rows, first_row, first_query,
+        num_queries, D,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_grad_q(
-    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, kept_bits, grad_q,
-    length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together, window_left,
-    window_right, scale, threshold, keep_scale, num_words, D: tl.constexpr, BLOCK_T: tl.constexpr,
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, out, grad_out, grad_lse, lse, delta, kept_bits,
+    grad_q, length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together,
+    window_left, window_right, scale, threshold, keep_scale, num_words, D: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Compute dQ = scale dS K of BLOCK_T queries of one head of one sequence."""
+    """Compute dQ = scale dS K, and delta, of BLOCK_T queries of one head of one sequence."""
     tile, head, sequence = locate(num_tiles, num_heads, num_sequences, heads_together, True)
     first_row, num_queries = sequence_rows(cu_seqlens_q, sequence, length_q)
     first_key_row, num_keys = sequence_rows(cu_seqlens_k, sequence, length_k)
@@ -101,9 +117,12 @@ def attention_grad_q(
     tile_q = load_rows(q, begin_q, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
     tile_grad_out = load_rows(grad_out, begin_grad_out, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
     pointers_lse = statistics_of(lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
-    pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
     tile_lse = load_lse(pointers_lse, query, num_queries)
-    tile_delta = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
+    # What is kept is scaled up at the end, so that here all else is scaled down.
+    tile_delta = (1.0 / keep_scale) * delta_of(
+        tile_grad_out, out, grad_lse, delta, cu_seqlens_q, sequence, head, num_heads, num_rows, first_row, first_query,
+        num_queries, D,
+    )  # fmt: skip
     scale_log2, inverse_scale = scale * LOG2_E, 1.0 / scale
     begin_bias = bias_of(bias, sequence, head)
     slope = slope_of(alibi_slopes, head, inverse_scale)
@@ -135,12 +154,12 @@ def attention_grad_q(
             tile_v = load_rows(v, begin_v, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
             grad = product(tile_grad_out, tl.trans(tile_v), None, INTERPRETED)
             if seed is not None:
-                grad = tl.where(kept(bits, BLOCK_T, BLOCK_S, False, kept_bits is not None), grad * keep_scale, 0.0)
+                grad = tl.where(kept(bits, BLOCK_T, BLOCK_S, False, kept_bits is not None), grad, 0.0)
             grad = weights * (grad - tile_delta[:, None])
             acc = product(grad.to(tile_k.dtype), tile_k, acc, INTERPRETED)
 
     begin = rows_of(grad_q, sequence, head, first_row)
-    store_rows(grad_q, begin, first_query, num_queries, acc * scale, D, BLOCK_T, BLOCK_D)
+    store_rows(grad_q, begin, first_query, num_queries, acc * (scale * keep_scale), D, BLOCK_T, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -206,22 +225,23 @@ def attention_grad_kv(
                 weights = tl.where(visible, weights, 0.0)
             tile_grad_out = load_rows(grad_out, begin_grad_out, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
             grad = product(tile_v, tl.trans(tile_grad_out), None, INTERPRETED)
-            dropped = weights
-            if seed is not None:
-                keep = kept(bits, BLOCK_T, BLOCK_S, True, kept_bits is not None)
-                dropped = tl.where(keep, weights, 0.0)
-                grad = tl.where(keep, grad * keep_scale, 0.0)
+            tile_delta = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
+            if seed is None:
+                dropped = weights
+                grad = weights * (grad - tile_delta[None, :])
+            else:  # what is kept is scaled up at the end, so that here all else is scaled down
+                dropped = tl.where(kept(bits, BLOCK_T, BLOCK_S, True, kept_bits is not None), weights, 0.0)
+                grad = dropped * grad - weights * (tile_delta * (1.0 / keep_scale))[None, :]
             acc_v = product(dropped.to(tile_q.dtype), tile_grad_out, acc_v, INTERPRETED)
-            delta_tile = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
-            grad = (weights * (grad - delta_tile[None, :])).to(tile_q.dtype)
+            grad = grad.to(tile_q.dtype)
             acc_k = product(grad, tile_q, acc_k, INTERPRETED)
             if grad_q is not None:
-                tile_grad_q = product(tl.trans(grad), tile_k, None, INTERPRETED) * scale
+                tile_grad_q = product(tl.trans(grad), tile_k, None, INTERPRETED) * (scale * keep_scale)
                 begin_grad_q = rows_of(grad_q, sequence, head, first_row)
                 store_rows(grad_q, begin_grad_q, first_query, num_queries, tile_grad_q, D, BLOCK_T, BLOCK_D)
 
     begin_k = rows_of(grad_k, sequence, key_head, first_key_row)
-    store_rows(grad_k, begin_k, first_key, num_keys, acc_k * scale, D, BLOCK_S, BLOCK_D)
+    store_rows(grad_k, begin_k, first_key, num_keys, acc_k * (scale * keep_scale), D, BLOCK_S, BLOCK_D)
     begin_v = rows_of(grad_v, sequence, key_head, first_key_row)
     store_rows(grad_v, begin_v, first_key, num_keys, acc_v * keep_scale, D, BLOCK_S, BLOCK_D)
 

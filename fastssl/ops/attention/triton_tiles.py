@@ -272,8 +272,8 @@ def kept(bits, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BY_KEYS: tl.constex
     """
     number = tl.arange(0, BLOCK_S // 32)
     _, key = tile_indices(BLOCK_T, BLOCK_S, BY_KEYS)
-    mask = tl.full((1, 1), 1, tl.uint32) << (key % 32).to(tl.uint32)
-    keep = mask == 0
+    bit = tl.full((1, 1), 1, tl.uint32) << (key % 32).to(tl.uint32)
+    found = bit * 0
     for word in tl.static_range(BLOCK_S // 32):
         if LOADED:
             column = bits[word]
@@ -281,5 +281,6 @@ def kept(bits, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BY_KEYS: tl.constex
             # A sum changes the layout of a column, and no pass of Triton's draws the generator's work after it.
             column = tl.sum(tl.where(number[None, :] == word, bits, 0), 1)
         column = tl.expand_dims(column, 0 if BY_KEYS else 1)
-        keep = tl.where(key // 32 == word, (column & mask) != 0, keep)
-    return keep
+        # One instruction for and-or: a key's bit stands in the mask of its own word alone, which no loop changes.
+        found = found | (column & tl.where(key // 32 == word, bit, 0))
+    return found != 0

@@ -1,7 +1,7 @@
 """How the Triton kernels of `attention` are cut into programs: functions of the device and the call, no search.
 
-Warps own 16 rows of scores each, and nothing hot spills registers (`make cuda-check`). None of these numbers has been
-measured on a GPU yet.
+Nothing hot spills registers (`make cuda-check`). The numbers for Hopper in 16 bits are the fastest of
+`benchmarks/gpu/tile_search.py` on an H100; those for other GPUs have not been measured.
 """
 
 import functools
@@ -39,9 +39,11 @@ class Shape:
     longest_k: int
     """Bound of the number of keys of a sequence."""
     dropped: bool
-    """Whether the kernels draw dropout's decisions: the forward of dropout, and a backward to which none were kept."""
+    """Whether there is dropout."""
+    drawn: bool
+    """Whether the kernels draw dropout's decisions: the forward, and a backward to which none were kept."""
     biased: bool
-    """Whether there is a bias."""
+    """Whether something is added to the scores, a bias or slopes."""
 
 
 FURTHEST_ROW = 2**31 // 256
@@ -50,13 +52,13 @@ CACHE_BYTES = 16 * 2**20
 """What programs that run at a time may read together: well below a data-centre GPU's L2 cache of 40 to 50 MiB."""
 MOST_KEYS = 128
 """Keys of the largest tile; those of any other divide it."""
-WHOLE_KEYS = 0
-"""Keys of a sequence up to which one program computes all gradients of a head."""
 BIAS_PROGRAMS = 256
 """Programs, at least, that sum the gradient of a bias where sequences suffice; one number, so that the order of the
 additions is the same on every device."""
 
 INTERPRETED = Tile(queries=64, keys=64, num_warps=4, num_stages=1)
+_WIDE_GRADIENT = Tile(queries=64, keys=64, num_warps=8, num_stages=1)
+"""For heads between 65 and 128 columns, in registers."""
 
 
 @functools.cache
@@ -106,8 +108,11 @@ def forward_tile(shape: Shape) -> Tile:
     if shape.element_size == 4 or columns > 128:
         return Tile(queries=32 if shape.element_size == 4 else 64, keys=32, num_warps=4, num_stages=1)
     if columns <= 64:
-        return Tile(queries=128, keys=64, num_warps=8, num_stages=3)
-    narrow = shape.biased or not _multiplies_from_shared_memory(shape)
+        few = shape.dropped and not shape.biased and _is_hopper(shape)
+        return Tile(queries=128, keys=64, num_warps=4 if few else 8, num_stages=3)
+    if _is_hopper(shape) and not shape.biased and not shape.dropped:
+        return Tile(queries=128, keys=128, num_warps=8, num_stages=3)
+    narrow = shape.biased or not _is_hopper(shape)
     return Tile(queries=128, keys=32 if narrow else 64, num_warps=8, num_stages=2)
 
 
@@ -117,7 +122,9 @@ def grad_q_tile(shape: Shape) -> Tile:
     if shape.capability == 0 or shape.element_size == 4 or columns > 128:
         return _small_gradient_tile(shape)
     if columns > 64:
-        return _wide_gradient_tile(shape, Tile(queries=128, keys=32, num_warps=8, num_stages=1))
+        return Tile(queries=64, keys=64, num_warps=4, num_stages=2) if _is_hopper(shape) else _WIDE_GRADIENT
+    if _is_hopper(shape):
+        return Tile(queries=64, keys=32 if shape.dropped else 64, num_warps=4, num_stages=3)
     if _draws_in_few_registers(shape):
         return Tile(queries=64, keys=32, num_warps=4, num_stages=2)
     return Tile(queries=128, keys=64, num_warps=8, num_stages=2)
@@ -129,20 +136,15 @@ def grad_kv_tile(shape: Shape) -> Tile:
     if shape.capability == 0 or shape.element_size == 4 or columns > 128:
         return _small_gradient_tile(shape)
     if columns > 64:
-        return _wide_gradient_tile(shape, Tile(queries=32, keys=128, num_warps=8, num_stages=1))
+        roomy = not shape.dropped and not shape.biased
+        hopper = Tile(queries=64 if roomy else 32, keys=128, num_warps=8, num_stages=2 if roomy else 1)
+        return hopper if _is_hopper(shape) else _WIDE_GRADIENT
+    if _is_hopper(shape) and not 64 < shape.longest_k <= 128:
+        few = shape.dropped or shape.biased
+        return Tile(queries=32 if few else 128, keys=64, num_warps=4, num_stages=2)
     if _draws_in_few_registers(shape):
         return Tile(queries=32, keys=64, num_warps=4, num_stages=2)
     return Tile(queries=32, keys=128, num_warps=8, num_stages=2)
-
-
-def whole_heads(shape: Shape) -> bool:
-    """Tell whether one program computes all gradients of a head, in 16 bits and up to 64 columns."""
-    return shape.element_size == 2 and padded_width(shape.width) <= 64 and shape.longest_k <= WHOLE_KEYS
-
-
-def grad_whole_tile(shape: Shape) -> Tile:
-    """Return the tiles of all gradients of a head at once."""
-    return INTERPRETED if shape.capability == 0 else Tile(queries=64, keys=128, num_warps=8, num_stages=2)
 
 
 def grad_bias_tile(shape: Shape) -> Tile:
@@ -151,7 +153,7 @@ def grad_bias_tile(shape: Shape) -> Tile:
     if shape.capability == 0 or shape.element_size == 4 or columns > 128:
         return _small_gradient_tile(shape)
     if columns > 64:
-        return Tile(queries=64 if _multiplies_from_shared_memory(shape) else 32, keys=64, num_warps=8, num_stages=1)
+        return Tile(queries=64 if _is_hopper(shape) else 32, keys=64, num_warps=8, num_stages=1)
     return Tile(queries=128, keys=64, num_warps=8, num_stages=1)
 
 
@@ -165,21 +167,14 @@ def one_tile_of_keys(shape: Shape) -> bool:
     return shape.longest_k <= grad_kv_tile(shape).keys
 
 
-def _multiplies_from_shared_memory(shape: Shape) -> bool:
+def _is_hopper(shape: Shape) -> bool:
     """Tell whether products read their operands from shared memory, as Hopper's do, which leaves registers free."""
     return 90 <= shape.capability < 120
 
 
 def _draws_in_few_registers(shape: Shape) -> bool:
     """Tell whether a large tile of up to 64 columns would spill a few registers for dropout; with a bias none does."""
-    return shape.dropped and not shape.biased and not _multiplies_from_shared_memory(shape)
-
-
-def _wide_gradient_tile(shape: Shape, hopper: Tile) -> Tile:
-    """Return the tiles of heads between 65 and 128 columns in 16 bits."""
-    if _multiplies_from_shared_memory(shape):
-        return hopper
-    return Tile(queries=64, keys=64, num_warps=8, num_stages=1)
+    return shape.drawn and not shape.biased and not _is_hopper(shape)
 
 
 def _small_gradient_tile(shape: Shape) -> Tile:
@@ -191,7 +186,6 @@ TILES = {
     "attention_forward": forward_tile,
     "attention_grad_q": grad_q_tile,
     "attention_grad_kv": grad_kv_tile,
-    "attention_grad_whole": grad_whole_tile,
     "attention_grad_bias": grad_bias_tile,
     "attention_delta": delta_tile,
 }
