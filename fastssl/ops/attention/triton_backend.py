@@ -89,7 +89,8 @@ def _backward(
     drawn = seed is not None and num_words == 0
     call = _Call(q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers, drawn)
     grads = _gradient_buffers(q, k, together)
-    given = {"grad_out": _rows(grad_out), "lse": lse.contiguous(), "delta": torch.empty_like(lse)}
+    delta, lse_log2 = lse.new_empty((2, *lse.shape))
+    given = {"grad_out": _rows(grad_out), "lse": lse.contiguous(), "delta": delta, "lse_log2": lse_log2}
     given |= {"kept_bits": kept_bits.contiguous() if num_words else None, "num_words": num_words}
     given |= {f"grad_{name}": _rows(grad) for name, grad in zip("qkv", grads, strict=True)}
     known = {"out": _rows(out), "grad_lse": None if grad_lse is None else grad_lse.contiguous()}
@@ -177,7 +178,8 @@ class _Call:
         self.num_heads, self.num_key_heads = q.shape[-2], k.shape[-2]
         self.shape = tuning.Shape(
             capability=tuning.capability_of(q.device), width=q.shape[-1], element_size=q.element_size(),
-            longest_q=longest_q, longest_k=longest_k, dropped=seed is not None, drawn=drawn, biased=bias is not None or alibi_slopes is not None,
+            longest_q=longest_q, longest_k=longest_k, dropped=seed is not None, drawn=drawn,
+            biased=bias is not None or alibi_slopes is not None,
         )  # fmt: skip
         self.arguments = {
             # The kernels take the maximum of scores before they scale them, and divide a bias by the scale.

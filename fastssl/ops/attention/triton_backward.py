@@ -1,10 +1,9 @@
 """Attention backward in Triton: every gradient is summed by one program in a fixed order, nothing is atomic.
 
-`delta` is rowsum(dO * O) - dlse of every query. One kernel computes it on its way over the keys for a tile of queries
-(dQ); then one walks over the queries for a tile of keys (dK, dV), and with a bias one over the sequences for a tile of
-scores (dBias). Where a sequence has one tile of keys, the second of these makes dQ too, and delta has its own kernel.
-Weights are recomputed from lse. Padded queries have lse = +inf, hence no weight. Dropout's decisions are read where the
-forward kept them (`kept_bits`), else drawn again.
+One kernel walks over the keys for a tile of queries (dQ), and leaves two statistics of them, delta and lse_log2, for
+the others: one walks over the queries for a tile of keys (dK, dV), and with a bias one over the sequences for a tile of
+scores (dBias). Where a sequence has one tile of keys, the second makes dQ too, and the statistics have their own kernel.
+Weights are recomputed from lse. Dropout's decisions are read where the forward kept them (`kept_bits`), else drawn again.
 """
 
 import triton
@@ -39,10 +38,13 @@ COUNTS = [
 
 
 @triton.jit
-def load_lse(pointers, query, num_queries):
-    """Return lse in units of log2(e), +inf where there is no query or it sees nothing."""
-    lse = tl.load(pointers + query, mask=query < num_queries, other=float("-inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
+def load_statistics(pointers, query, num_queries, ALL: tl.constexpr, OTHER: tl.constexpr):
+    """Return a statistic of queries, OTHER where there is no query; with ALL there are no such."""
+    if ALL:
+        values = tl.load(pointers + query)
+    else:
+        values = tl.load(pointers + query, mask=query < num_queries, other=OTHER)
+    return values
 
 
 @triton.jit
@@ -58,30 +60,41 @@ def meets(first_query, first_key, num_queries, num_keys, left, right, BLOCK_T: t
 
 
 @triton.jit
-def delta_of(
-    tile_grad_out, out, grad_lse, delta, cu_seqlens_q, sequence, head, num_heads, num_rows, first_row, first_query,
-    num_queries, D: tl.constexpr,
+def statistics_for(
+    tile_grad_out, out, grad_lse, lse, delta, lse_log2, keep_scale, cu_seqlens_q, sequence, head, num_heads, num_rows,
+    first_row, first_query, num_queries, D: tl.constexpr,
 ):  # fmt: skip
-    """Store and return rowsum(dO * O) - dlse of the queries of a tile of dO."""
+    """Store and return delta and lse of the queries of a tile of dO, as the other kernels want them.
+
+    delta = (rowsum(dO * O) - dlse) / keep_scale: what dropout keeps is scaled up at the end, so that until then all
+    else is scaled down. lse_log2 = lse / ln(2), and +inf where a query sees nothing, so that its weights are 0.
+    """
     BLOCK_T: tl.constexpr = tile_grad_out.shape[0]
     query = first_query + tl.arange(0, BLOCK_T)
+    exists = query < num_queries
     begin = rows_of(out, sequence, head, first_row)
     tile_out = load_rows(out, begin, first_query, num_queries, True, D, BLOCK_T, tile_grad_out.shape[1])
-    sums = tl.sum(tile_out.to(tl.float32) * tile_grad_out.to(tl.float32), 1)
+    tile_delta = tl.sum(tile_out.to(tl.float32) * tile_grad_out.to(tl.float32), 1)
     if grad_lse is not None:
-        pointers_lse = statistics_of(grad_lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
-        sums -= tl.load(pointers_lse + query, mask=query < num_queries, other=0.0)
-    pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
-    tl.store(pointers_delta + query, sums, mask=query < num_queries)
-    return sums
+        pointers = statistics_of(grad_lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+        tile_delta -= tl.load(pointers + query, mask=exists, other=0.0)
+    tile_delta *= 1.0 / keep_scale
+    pointers = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+    tl.store(pointers + query, tile_delta, mask=exists)
+    pointers = statistics_of(lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+    tile_lse = tl.load(pointers + query, mask=exists, other=float("-inf"))
+    tile_lse = tl.where(tile_lse == float("-inf"), float("inf"), tile_lse * LOG2_E)
+    pointers = statistics_of(lse_log2, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+    tl.store(pointers + query, tile_lse, mask=exists)
+    return tile_delta, tile_lse
 
 
 @triton.jit(do_not_specialize=["length_q", "num_rows", "num_sequences", "num_tiles", "heads_together"])
 def attention_delta(
-    out, grad_out, grad_lse, delta, cu_seqlens_q, length_q, num_rows, num_heads, num_sequences, num_tiles,
-    heads_together, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    out, grad_out, grad_lse, lse, delta, lse_log2, keep_scale, cu_seqlens_q, length_q, num_rows, num_heads,
+    num_sequences, num_tiles, heads_together, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Compute delta = rowsum(dO * O) - dlse of BLOCK_T queries of one head."""
+    """Compute delta and lse_log2 of BLOCK_T queries of one head."""
     tile, head, sequence = locate(num_tiles, num_heads, num_sequences, heads_together, True)
     first_row, num_queries = sequence_rows(cu_seqlens_q, sequence, length_q)
     first_query = tile * BLOCK_T
@@ -89,20 +102,20 @@ def attention_delta(
         return
     begin_grad_out = rows_of(grad_out, sequence, head, first_row)
     tile_grad_out = load_rows(grad_out, begin_grad_out, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
-    delta_of(
-        tile_grad_out, out, grad_lse, delta, cu_seqlens_q, sequence, head, num_heads, num_rows, first_row, first_query,
-        num_queries, D,
+    statistics_for(
+        tile_grad_out, out, grad_lse, lse, delta, lse_log2, keep_scale, cu_seqlens_q, sequence, head, num_heads,
+        num_rows, first_row, first_query, num_queries, D,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_grad_q(
-    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, out, grad_out, grad_lse, lse, delta, kept_bits,
-    grad_q, length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together,
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, out, grad_out, grad_lse, lse, delta, lse_log2,
+    kept_bits, grad_q, length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together,
     window_left, window_right, scale, threshold, keep_scale, num_words, D: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Compute dQ = scale dS K, and delta, of BLOCK_T queries of one head of one sequence."""
+    """Compute dQ = scale dS K, delta and lse_log2 of BLOCK_T queries of one head of one sequence."""
     tile, head, sequence = locate(num_tiles, num_heads, num_sequences, heads_together, True)
     first_row, num_queries = sequence_rows(cu_seqlens_q, sequence, length_q)
     first_key_row, num_keys = sequence_rows(cu_seqlens_k, sequence, length_k)
@@ -110,18 +123,14 @@ def attention_grad_q(
     if first_query >= num_queries:
         return
     shift = num_keys - num_queries
-    query = first_query + tl.arange(0, BLOCK_T)
     key_head = head // heads_per_key
     begin_q, begin_grad_out = rows_of(q, sequence, head, first_row), rows_of(grad_out, sequence, head, first_row)
     begin_k, begin_v = rows_of(k, sequence, key_head, first_key_row), rows_of(v, sequence, key_head, first_key_row)
     tile_q = load_rows(q, begin_q, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
     tile_grad_out = load_rows(grad_out, begin_grad_out, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
-    pointers_lse = statistics_of(lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
-    tile_lse = load_lse(pointers_lse, query, num_queries)
-    # What is kept is scaled up at the end, so that here all else is scaled down.
-    tile_delta = (1.0 / keep_scale) * delta_of(
-        tile_grad_out, out, grad_lse, delta, cu_seqlens_q, sequence, head, num_heads, num_rows, first_row, first_query,
-        num_queries, D,
+    tile_delta, tile_lse = statistics_for(
+        tile_grad_out, out, grad_lse, lse, delta, lse_log2, keep_scale, cu_seqlens_q, sequence, head, num_heads,
+        num_rows, first_row, first_query, num_queries, D,
     )  # fmt: skip
     scale_log2, inverse_scale = scale * LOG2_E, 1.0 / scale
     begin_bias = bias_of(bias, sequence, head)
@@ -137,7 +146,7 @@ def attention_grad_q(
         for first_key in range(bounds[part], bounds[part + 1], BLOCK_S):
             first_key = tl.multiple_of(first_key, BLOCK_S)
             if kept_bits is not None:
-                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, BLOCK_T, BLOCK_S)
+                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, False, BLOCK_T, BLOCK_S)
             elif seed is not None:
                 bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
             tile_k = load_rows(k, begin_k, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
@@ -164,7 +173,7 @@ def attention_grad_q(
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_grad_kv(
-    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, kept_bits, grad_q, grad_k,
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, delta, lse_log2, kept_bits, grad_q, grad_k,
     grad_v, length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences, num_tiles, heads_together,
     window_left, window_right, scale, threshold, keep_scale, num_words, D: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -187,12 +196,11 @@ def attention_grad_kv(
     tile_v = load_rows(v, begin_v, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
     if seed is not None and kept_bits is None:
         key_0, key_1 = philox_key(seed)
-    if grad_q is None:
-        last_key = tl.minimum(first_key + BLOCK_S, num_keys) - 1
-        bounds = visible_parts(first_key, last_key, -shift, window_right, window_left, num_queries, BLOCK_T)
-        begin, end = bounds[0], bounds[3]
-    else:  # dQ of queries that see nothing is wanted too
-        begin, end = 0, num_queries
+    last_key = tl.minimum(first_key + BLOCK_S, num_keys) - 1
+    bounds = visible_parts(first_key, last_key, -shift, window_right, window_left, num_queries, BLOCK_T)
+    if grad_q is not None:  # dQ of queries that see nothing is wanted too
+        whole = num_queries // BLOCK_T * BLOCK_T if window_left is None and window_right is None else 0
+        bounds = (0, 0, whole, num_queries)
 
     scale_log2, inverse_scale = scale * LOG2_E, 1.0 / scale
     acc_k = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
@@ -200,45 +208,53 @@ def attention_grad_kv(
     for member in range(heads_per_key):
         head = key_head * heads_per_key + member
         begin_q, begin_grad_out = rows_of(q, sequence, head, first_row), rows_of(grad_out, sequence, head, first_row)
-        pointers_lse = statistics_of(lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+        pointers_lse = statistics_of(lse_log2, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
         pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
         begin_bias = bias_of(bias, sequence, head)
         slope = slope_of(alibi_slopes, head, inverse_scale)
         begin_bits = words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row)
-        for first_query in range(begin, end, BLOCK_T):
-            first_query = tl.multiple_of(first_query, BLOCK_T)
-            query = first_query + tl.arange(0, BLOCK_T)
-            if kept_bits is not None:
-                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, BLOCK_T, BLOCK_S)
-            elif seed is not None:
-                bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
-            tile_q = load_rows(q, begin_q, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
-            scores = scores_of(
-                tile_q, tile_k, first_query, first_key, num_queries, num_keys, shift, bias, begin_bias, slope,
-                inverse_scale, False, False, True, INTERPRETED,
-            )  # fmt: skip
-            weights = tl.math.exp2(scores * scale_log2 - load_lse(pointers_lse, query, num_queries)[None, :])
-            if window_left is not None or window_right is not None or grad_q is not None:
-                visible = is_visible(
-                    first_query, first_key, num_keys, shift, window_left, window_right, BLOCK_T, BLOCK_S, True
+        for part in tl.static_range(0 if window_right is not None else 1, 3):
+            for first_query in range(bounds[part], bounds[part + 1], BLOCK_T):
+                first_query = tl.multiple_of(first_query, BLOCK_T)
+                query = first_query + tl.arange(0, BLOCK_T)
+                if kept_bits is not None:
+                    bits = load_bits(
+                        begin_bits, first_query, first_key, num_queries, num_rows, part == 1, BLOCK_T, BLOCK_S
+                    )
+                elif seed is not None:
+                    bits = dropout_bits(
+                        first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S
+                    )
+                tile_q = load_rows(q, begin_q, first_query, num_queries, part != 1, D, BLOCK_T, BLOCK_D)
+                scores = scores_of(
+                    tile_q, tile_k, first_query, first_key, num_queries, num_keys, shift, bias, begin_bias, slope,
+                    inverse_scale, part == 1, False, True, INTERPRETED,
+                )  # fmt: skip
+                tile_lse = load_statistics(pointers_lse, query, num_queries, part == 1, float("inf"))
+                weights = tl.math.exp2(scores * scale_log2 - tile_lse[None, :])
+                if part != 1 or grad_q is not None:
+                    visible = is_visible(
+                        first_query, first_key, num_keys, shift, window_left, window_right, BLOCK_T, BLOCK_S, True
+                    )
+                    weights = tl.where(visible, weights, 0.0)
+                tile_grad_out = load_rows(
+                    grad_out, begin_grad_out, first_query, num_queries, part != 1, D, BLOCK_T, BLOCK_D
                 )
-                weights = tl.where(visible, weights, 0.0)
-            tile_grad_out = load_rows(grad_out, begin_grad_out, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
-            grad = product(tile_v, tl.trans(tile_grad_out), None, INTERPRETED)
-            tile_delta = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
-            if seed is None:
-                dropped = weights
-                grad = weights * (grad - tile_delta[None, :])
-            else:  # what is kept is scaled up at the end, so that here all else is scaled down
-                dropped = tl.where(kept(bits, BLOCK_T, BLOCK_S, True, kept_bits is not None), weights, 0.0)
-                grad = dropped * grad - weights * (tile_delta * (1.0 / keep_scale))[None, :]
-            acc_v = product(dropped.to(tile_q.dtype), tile_grad_out, acc_v, INTERPRETED)
-            grad = grad.to(tile_q.dtype)
-            acc_k = product(grad, tile_q, acc_k, INTERPRETED)
-            if grad_q is not None:
-                tile_grad_q = product(tl.trans(grad), tile_k, None, INTERPRETED) * (scale * keep_scale)
-                begin_grad_q = rows_of(grad_q, sequence, head, first_row)
-                store_rows(grad_q, begin_grad_q, first_query, num_queries, tile_grad_q, D, BLOCK_T, BLOCK_D)
+                grad = product(tile_v, tl.trans(tile_grad_out), None, INTERPRETED)
+                tile_delta = load_statistics(pointers_delta, query, num_queries, part == 1, 0.0)
+                if seed is None:
+                    dropped = weights
+                    grad = weights * (grad - tile_delta[None, :])
+                else:
+                    dropped = tl.where(kept(bits, BLOCK_T, BLOCK_S, True, kept_bits is not None), weights, 0.0)
+                    grad = dropped * grad - weights * tile_delta[None, :]
+                acc_v = product(dropped.to(tile_q.dtype), tile_grad_out, acc_v, INTERPRETED)
+                grad = grad.to(tile_q.dtype)
+                acc_k = product(grad, tile_q, acc_k, INTERPRETED)
+                if grad_q is not None:
+                    tile_grad_q = product(tl.trans(grad), tile_k, None, INTERPRETED) * (scale * keep_scale)
+                    begin_grad_q = rows_of(grad_q, sequence, head, first_row)
+                    store_rows(grad_q, begin_grad_q, first_query, num_queries, tile_grad_q, D, BLOCK_T, BLOCK_D)
 
     begin_k = rows_of(grad_k, sequence, key_head, first_key_row)
     store_rows(grad_k, begin_k, first_key, num_keys, acc_k * (scale * keep_scale), D, BLOCK_S, BLOCK_D)
@@ -248,7 +264,7 @@ def attention_grad_kv(
 
 @triton.jit(do_not_specialize=[*COUNTS, "num_queries_bias", "num_keys_bias", "num_key_tiles", "sequences_each"])
 def attention_grad_bias(
-    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, lse, delta, kept_bits, grad_bias,
+    q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, delta, lse_log2, kept_bits, grad_bias,
     num_queries_bias, num_keys_bias, length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences,
     sequences_each, num_parts, num_tiles, num_key_tiles, window_left, window_right, scale, threshold, keep_scale,
     num_words, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -274,7 +290,7 @@ def attention_grad_bias(
         begin_bits = words_of(kept_bits, cu_seqlens_q, sequence, head, num_heads, num_rows, num_words, first_row)
         if meets(first_query, first_key, num_queries, num_keys, window_left, window_right, BLOCK_T, BLOCK_S):
             if kept_bits is not None:
-                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, BLOCK_T, BLOCK_S)
+                bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, False, BLOCK_T, BLOCK_S)
             elif seed is not None:
                 bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
             begin = rows_of(q, sequence, head, first_row)
@@ -285,8 +301,9 @@ def attention_grad_bias(
                 tile_q, tile_k, first_query, first_key, num_queries, num_keys, shift, bias, begin_bias, slope,
                 inverse_scale, False, False, False, INTERPRETED,
             )  # fmt: skip
-            pointers_lse = statistics_of(lse, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
-            weights = tl.math.exp2(scores * scale_log2 - load_lse(pointers_lse, query, num_queries)[:, None])
+            pointers_lse = statistics_of(lse_log2, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
+            tile_lse = load_statistics(pointers_lse, query, num_queries, False, float("inf"))
+            weights = tl.math.exp2(scores * scale_log2 - tile_lse[:, None])
             visible = is_visible(
                 first_query, first_key, num_keys, shift, window_left, window_right, BLOCK_T, BLOCK_S, False
             )
@@ -297,9 +314,9 @@ def attention_grad_bias(
             tile_v = load_rows(v, begin, first_key, num_keys, True, D, BLOCK_S, BLOCK_D)
             grad = product(tile_grad_out, tl.trans(tile_v), None, INTERPRETED)
             if seed is not None:
-                grad = tl.where(kept(bits, BLOCK_T, BLOCK_S, False, kept_bits is not None), grad * keep_scale, 0.0)
+                grad = tl.where(kept(bits, BLOCK_T, BLOCK_S, False, kept_bits is not None), grad, 0.0)
             pointers_delta = statistics_of(delta, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
-            delta_tile = tl.load(pointers_delta + query, mask=query < num_queries, other=0.0)
-            acc += weights * (grad - delta_tile[:, None])
+            tile_delta = load_statistics(pointers_delta, query, num_queries, False, 0.0)
+            acc += weights * (grad - tile_delta[:, None])
     pointers = bias_of(grad_bias, part, head) + query.to(tl.int64)[:, None] * grad_bias.row + key[None, :]
-    tl.store(pointers, acc, mask=(query[:, None] < num_queries_bias) & (key[None, :] < num_keys_bias))
+    tl.store(pointers, acc * keep_scale, mask=(query[:, None] < num_queries_bias) & (key[None, :] < num_keys_bias))

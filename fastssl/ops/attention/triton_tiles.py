@@ -249,13 +249,18 @@ def store_bits(begin, bits, first_query, first_key, num_queries, num_rows, BLOCK
 
 
 @triton.jit
-def load_bits(begin, first_query, first_key, num_queries, num_rows, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
+def load_bits(
+    begin, first_query, first_key, num_queries, num_rows, ALL_QUERIES: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """Return the words of a tile as the forward kept them: a tuple of words of 32 keys, each (queries).
 
     A query that does not exist gets the words of the last one, which takes fewer registers than a mask. Where no query
     of a tile of the forward sees some keys, their words are whatever lay in memory. Either way the weights are 0.
     """
-    query = tl.minimum(tl.arange(0, BLOCK_T), num_queries - first_query - 1)
+    query = tl.arange(0, BLOCK_T)
+    if not ALL_QUERIES:
+        query = tl.minimum(query, num_queries - first_query - 1)
     begin += tl.cast(first_key // 32, tl.int64) * num_rows + first_query
     words = ()
     for number in tl.static_range(BLOCK_S // 32):
