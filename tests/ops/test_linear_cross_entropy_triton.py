@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastssl.ops.linear_cross_entropy import chunks, triton_backend
+from fastssl.ops.linear_cross_entropy import chunks, on_gpu, triton_backend
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
 from fastssl.ops.linear_cross_entropy.cases import EDGE_CASES, LinearCrossEntropyCase
 from tests.oracle import assert_within_budget, check_against_reference, gradients
@@ -59,6 +59,19 @@ def all_gradients(case, inputs, **options):
     function = call(case, inputs, **options)
     out = function(*floats(inputs))
     return [out, *gradients(function, floats(inputs), torch.ones_like(out))]
+
+
+def observed(run, see):
+    """Return `chunks.run` that shows each chunk once it is a gradient."""
+
+    def seeing(hidden, weight, logits, row_kernel, gradients):
+        def kernel(chunk, *rest):
+            row_kernel(chunk, *rest)
+            see(chunk)
+
+        run(hidden, weight, logits, kernel, gradients)
+
+    return seeing
 
 
 @pytest.fixture
@@ -436,12 +449,17 @@ def test_wide_rows_get_more_warps(vocab_size, dtype, num_warps):
     assert config.groups == 2 * 32 * num_warps
 
 
-@pytest.mark.parametrize("vocab_size", [1, 64, 30522, 50257])
-def test_rows_of_logits_begin_at_cache_lines(vocab_size):
+@pytest.mark.parametrize("weight_dtype", DTYPES[:2])
+@pytest.mark.parametrize("vocab_size", [1, 64, 101, 30522, 50257])
+def test_products_have_whole_cache_lines_of_classes(vocab_size, weight_dtype):
+    weight = torch.randn(vocab_size, 3, dtype=weight_dtype)
     for dtype in DTYPES:
-        logits = triton_backend.padded_rows(torch.empty(3, 5, dtype=dtype), 3, vocab_size)
-        assert vocab_size <= logits.stride(0) < vocab_size + 128
-        assert logits.stride(0) * dtype.itemsize % 128 == 0 and logits.stride(0) % 16 == 0
+        matrix = on_gpu.padded_vocabulary(weight, dtype)
+        num_rows = matrix.shape[0]
+        assert vocab_size <= num_rows < vocab_size + 64 and num_rows * dtype.itemsize % 128 == 0 and num_rows % 16 == 0
+        assert matrix.is_contiguous() and torch.equal(matrix[:vocab_size], weight.to(dtype))
+        assert not matrix[vocab_size:].any()
+    assert on_gpu.padded_vocabulary(weight[:64], weight_dtype).data_ptr() == weight.data_ptr() or vocab_size % 64
 
 
 def test_what_it_refuses():
@@ -450,18 +468,28 @@ def test_what_it_refuses():
         linear_cross_entropy(double, double, torch.zeros(3, dtype=torch.int64, device=DEVICE), backend="triton")
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
-@pytest.mark.parametrize("fill", [0.0, float("nan"), float("inf"), -float("inf"), 6e4])
-def test_what_follows_a_row_reaches_no_gradient(monkeypatch, with_threads, fill, num_threads):
-    """Products of an odd number of classes may read it; whatever was there, it is 0 when they do."""
-    seen, padded_rows = [], triton_backend.padded_rows
+@pytest.mark.parametrize("rows_of_a_chunk", [5, 100])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_padding_spreads_no_infinite_operand(monkeypatch, rows_of_a_chunk, value):
+    """A logit of the padding is infinity times 0; with a softcap, only that is NaN in the gradient of the logits."""
+    case, padding = EDGE_CASES["softcap"], []
+    monkeypatch.setattr(triton_backend, "chunk_rows", lambda num_rows, width: min(num_rows, rows_of_a_chunk))
+    monkeypatch.setattr(chunks, "run", observed(chunks.run, lambda chunk: padding.append(chunk[:, 53:].clone())))
+    inputs = case.inputs(torch.float32)
+    inputs["hidden"][3, 4], inputs["targets"][3] = value, 7
+    found, wanted = (
+        gradients(call(case, inputs, backend), floats(inputs), torch.ones(())) for backend in ("triton", "reference")
+    )
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-4, atol=1e-5)
+    assert padding and all(part.shape[1] == 11 and not part.any() for part in padding)
 
-    def filled(*arguments):
-        seen.append(padded_rows(*arguments).fill_(fill))
-        return seen[-1]
 
-    monkeypatch.setattr(triton_backend, "padded_rows", filled)
-    inputs = EDGE_CASES["prime"].inputs(torch.bfloat16)
-    with_threads(num_threads, lambda: check(EDGE_CASES["prime"], inputs, reduction="sum"))
-    vocab_size = inputs["weight"].shape[0]
-    assert vocab_size % 2 == 1 and all((memory[:, vocab_size:] == 0).all() for memory in seen[1:])
+def test_the_gradient_of_the_weight_is_whole():
+    inputs = {name: tensor.to(DEVICE) for name, tensor in EDGE_CASES["prime"].inputs(torch.float32).items()}
+    weight = inputs["weight"].requires_grad_()
+    optimizer = torch.optim.AdamW([weight])
+    for _ in range(2):
+        linear_cross_entropy(inputs["hidden"], weight, inputs["targets"], backend="triton").backward()
+        assert weight.grad.shape == weight.shape and weight.grad.is_contiguous()
+    optimizer.step()

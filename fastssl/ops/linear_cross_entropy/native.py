@@ -86,7 +86,11 @@ def forward_with_gradients(
     arithmetic = product_dtype
     if not gpu and not (product_dtype == torch.bfloat16 and _has_bf16_arithmetic()):
         arithmetic = torch.float32
-    operand, matrix = (tensor.to(product_dtype).to(arithmetic).contiguous() for tensor in (operand, weight))
+    operand = operand.to(product_dtype).to(arithmetic).contiguous()
+    if gpu:
+        matrix = on_gpu.padded_vocabulary(weight, product_dtype)
+    else:
+        matrix = weight.to(product_dtype).to(arithmetic).contiguous()
     wide_bias = None if bias is None else bias.float().contiguous()
     losses, lse = (hidden.new_empty(labels.numel(), dtype=torch.float32) for _ in range(2))
     correct = labels.new_empty(labels.numel(), dtype=torch.bool)
@@ -95,30 +99,30 @@ def forward_with_gradients(
     grad_hidden = torch.ops.fastssl.empty_output(operand, operand.shape) if need_hidden else None
     grad_weight_like = matrix if rounds_once else losses
     grad_weight = torch.ops.fastssl.empty_output(grad_weight_like, matrix.shape) if need_weight else None
-    grad_bias = losses.new_empty(weight.shape[0]) if need_bias else None
+    vocab_size, with_gradient = weight.shape[0], need_hidden or need_weight or need_bias
+    grad_bias = losses.new_empty(vocab_size) if need_bias else None
 
     def row_kernel(chunk: Tensor, part: slice, first: bool) -> None:
         torch.ops.fastssl.softmax_cross_entropy_(
-            chunk,
+            chunk[:, :vocab_size],
             wide_bias,
             labels[part],
             None if row_grads is None else row_grads[part],
             label_smoothing,
             z_loss,
             softcap or 0.0,
-            need_hidden or need_weight or need_bias,
+            with_gradient,
             losses[part],
             lse[part],
             correct[part],
             grad_bias,
             not first,
         )
+        if with_gradient and chunk.shape[1] > vocab_size:
+            chunk[:, vocab_size:].zero_()  # an infinite operand left NaN, which a softcap may keep from all else
 
     gradients = (grad_hidden, grad_weight, grad_bias)
-    if gpu:
-        logits = on_gpu.padded_rows(operand, step, weight.shape[0])[:, : weight.shape[0]]
-    else:
-        logits = torch.ops.fastssl.empty_output(operand, (step, weight.shape[0]))
+    logits = torch.ops.fastssl.empty_output(operand, (step, matrix.shape[0]))
     chunks.run(operand, matrix, logits, row_kernel, gradients)
     if unlabelled is not None:
         for tensor in (losses, lse, correct):

@@ -179,7 +179,7 @@ def _form_gradient(
         if softcap is not None:
             ratio = logit / softcap
             gradient *= 1.0 - ratio * ratio
-        # Libraries may multiply what follows a row by zeros of their own: it must not be infinite.
+        # The products go over the padding too, with a weight of zeros: 0, whatever an infinite operand left there.
         gradient = tl.where(columns < num_classes, gradient, 0.0).to(logits.dtype.element_ty)
         tl.store(logits + columns, gradient, mask=columns < row_stride, eviction_policy="evict_first")
 
