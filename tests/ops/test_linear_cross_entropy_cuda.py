@@ -9,7 +9,7 @@ from torch import Tensor
 from fastssl.ops.linear_cross_entropy import chunks, native, on_gpu
 from fastssl.ops.linear_cross_entropy.cases import EDGE_CASES
 from tests.ops.surroundings import Surrounded
-from tests.ops.test_linear_cross_entropy import REDUCTIONS, call, check, floats
+from tests.ops.test_linear_cross_entropy import REDUCTIONS, call, check, check_that_nothing_is_looked_for, floats
 from tests.ops.test_linear_cross_entropy_triton import observed
 from tests.oracle import assert_within_budget, gradients
 
@@ -155,6 +155,16 @@ def test_under_capture_every_row_takes_part_and_idle_ones_count_for_nothing(as_o
     monkeypatch.setattr(on_gpu, "is_capturing", lambda tensor: True)
     for found, wanted in zip(results(), expected, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_nothing_is_looked_for(as_on_gpu, monkeypatch, capturing):
+    monkeypatch.setattr(on_gpu, "is_capturing", lambda tensor: capturing)
+    check_that_nothing_is_looked_for(EDGE_CASES["none ignored"], "native", call)
+    monkeypatch.setattr(torch.Tensor, "nonzero", None)
+    monkeypatch.setattr(native, "_with_idle_rows", None)
+    inputs = EDGE_CASES["none ignored"].inputs(torch.float32)
+    gradients(call(EDGE_CASES["none ignored"], inputs, "native", ignore_index=None), floats(inputs), torch.ones(()))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

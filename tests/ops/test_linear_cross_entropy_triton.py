@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fastssl.ops.linear_cross_entropy import chunks, on_gpu, triton_backend
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
 from fastssl.ops.linear_cross_entropy.cases import EDGE_CASES, LinearCrossEntropyCase
+from tests.ops.test_linear_cross_entropy import check_that_nothing_is_looked_for
 from tests.oracle import assert_within_budget, check_against_reference, gradients
 
 pytestmark = [
@@ -183,6 +184,40 @@ def test_ignored_rows_that_come_through_give_zeros(monkeypatch, reduction):
     torch.testing.assert_close(call(case, inputs, return_stats=True)(*floats(inputs)), stats)
     ignored = inputs["targets"] == -100
     assert not all_gradients(case, inputs, reduction=reduction)[1][ignored].any()
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_nothing_is_looked_for(monkeypatch, capturing):
+    monkeypatch.setattr(triton_backend, "is_capturing", lambda tensor: capturing)
+    case = LinearCrossEntropyCase(num_rows=7, width=8, vocab_size=53, labelled=1.0)
+    check_that_nothing_is_looked_for(case, "triton", call)
+    monkeypatch.setattr(torch.Tensor, "nonzero", None)
+    monkeypatch.setattr(torch.Tensor, "masked_fill", None)
+    inputs = case.inputs(torch.float32)
+    gradients(call(case, inputs, ignore_index=None), floats(inputs), torch.ones(()))
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="only a GPU is waited for")
+@pytest.mark.parametrize("backend", ["triton", "stock"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_host_does_not_wait_where_every_row_has_a_label(reduction, backend):
+    case = LinearCrossEntropyCase(num_rows=9, width=16, vocab_size=101, labelled=1.0)
+    inputs = {name: tensor.to(DEVICE) for name, tensor in case.inputs(torch.bfloat16).items()}
+    leaves = [tensor.requires_grad_() for tensor in floats(inputs)]
+
+    def step():
+        loss = linear_cross_entropy(
+            *leaves[:2], inputs["targets"], bias=leaves[2], ignore_index=None, reduction=reduction, backend=backend
+        )
+        loss.sum().backward()
+
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs need a GPU")
@@ -386,11 +421,15 @@ def test_opcheck():
     case = EDGE_CASES["all options"]
     inputs = {name: tensor[:9].to(DEVICE) for name, tensor in case.inputs(torch.float32).items()}
     hidden, weight, bias = floats(inputs)
-    options = (-100, 0.2, 1e-2, 10.0, torch.float32)
+    options = (0.2, 1e-2, 10.0, torch.float32)
     op = torch.ops.fastssl.linear_cross_entropy_triton.default
     targets = inputs["targets"].clamp(max=8)
-    for row_grads, needs in ((None, (True, True, True)), (torch.ones(9, device=DEVICE), (True, False, False))):
-        torch.library.opcheck(op, (hidden, weight, targets, bias, row_grads, *options, *needs))
+    for ignore_index, row_grads, needs in (
+        (-100, None, (True, True, True)),
+        (None, torch.ones(9, device=DEVICE), (True, False, False)),
+    ):
+        labels = targets if ignore_index else targets.clamp(min=0)
+        torch.library.opcheck(op, (hidden, weight, labels, bias, row_grads, ignore_index, *options, *needs))
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,10 @@ def even_rows(num_rows: int, limit: int) -> int:
     return -(-num_rows // max(1, -(-num_rows // limit)))
 
 
-def labelled_rows(targets: Tensor, ignore_index: int) -> Tensor | None:
+def labelled_rows(targets: Tensor, ignore_index: int | None) -> Tensor | None:
     """Return the indices of the rows that carry a label, or None where all do; on a GPU the host waits for them."""
+    if ignore_index is None:
+        return None
     rows = (targets != ignore_index).nonzero().squeeze(-1)
     return None if rows.numel() == targets.numel() else rows
 

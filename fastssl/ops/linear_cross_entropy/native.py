@@ -38,7 +38,7 @@ def forward(
     targets: Tensor,
     bias: Tensor | None,
     *,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -56,7 +56,7 @@ def forward_with_gradients(
     targets: Tensor,
     bias: Tensor | None,
     row_grads: Tensor | None,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -67,8 +67,9 @@ def forward_with_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return losses (N), lse (N), number of correct predictions, and the gradients of <row_grads, losses>.
 
-    On a GPU the host waits once, for the number of labelled rows. Under CUDA graph capture it cannot: there all rows
-    take part, and those without a label give zeros, so the caller passes rows gathered to a fixed count.
+    On a GPU the host waits once, for the number of labelled rows, unless all are (`ignore_index` None). Under CUDA
+    graph capture it cannot: there all rows take part, and those without a label give zeros, so the caller passes rows
+    gathered to a fixed count.
 
     Args:
         row_grads: (N) float32; None for ones.
@@ -77,7 +78,8 @@ def forward_with_gradients(
             public function.
     """
     gpu = _is_on_gpu(hidden)
-    unlabelled = targets == ignore_index if gpu and on_gpu.is_capturing(hidden) else None
+    looks_later = gpu and ignore_index is not None and on_gpu.is_capturing(hidden)
+    unlabelled = targets == ignore_index if looks_later else None
     if unlabelled is None:
         rows = chunks.labelled_rows(targets, ignore_index)
         operand, labels, row_grads = (chunks.gather(tensor, rows) for tensor in (hidden, targets, row_grads))

@@ -53,7 +53,7 @@ def forward(
     targets: Tensor,
     bias: Tensor | None,
     *,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -71,7 +71,7 @@ def forward_with_gradients(
     targets: Tensor,
     bias: Tensor | None,
     row_grads: Tensor | None,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -82,8 +82,9 @@ def forward_with_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return losses (N), lse (N), number of correct predictions, and the gradients of <row_grads, losses>.
 
-    The host waits once, for the number of labelled rows. Under CUDA graph capture it cannot: there all rows take part,
-    and those without a label give zeros, so the caller passes rows gathered to a fixed count.
+    The host waits once, for the number of labelled rows, unless all are (`ignore_index` None). Under CUDA graph capture
+    it cannot: there all rows take part, and those without a label give zeros, so the caller passes rows gathered to a
+    fixed count.
 
     Args:
         row_grads: (N) float32; None for ones.
@@ -93,7 +94,7 @@ def forward_with_gradients(
     """
     from fastssl.ops.linear_cross_entropy import triton_kernels
 
-    if is_capturing(hidden):
+    if ignore_index is not None and is_capturing(hidden):
         # Zeros in place of rows without a label: what these hold, be it NaN, would meet gradients of zero in a product.
         rows, operand = None, hidden.masked_fill((targets == ignore_index)[:, None], 0)
     else:

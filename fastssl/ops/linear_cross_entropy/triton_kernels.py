@@ -31,7 +31,7 @@ def softmax_cross_entropy(
     correct,  # (rows) bool: the target is the first largest logit
     row_stride,  # a multiple of 16 elements; what follows the last class may hold anything, and becomes 0 with gradient
     num_classes,
-    ignore_index,
+    ignore_index,  # or None
     label_smoothing,
     z_loss,
     softcap,  # or None
@@ -44,7 +44,8 @@ def softmax_cross_entropy(
     row = tl.program_id(0)
     logits += row.to(tl.int64) * row_stride
     label = tl.load(targets + row)
-    if label == ignore_index:
+    is_idle = False if ignore_index is None else label == ignore_index
+    if is_idle:
         tl.store(losses + row, 0.0)
         tl.store(lse + row, 0.0)
         tl.store(correct + row, False)
