@@ -66,7 +66,7 @@ class MaskedLMHead(nn.Module):
 
         Args:
             hidden_states: (M, E), the rows to predict and no others.
-            labels: (M) int64.
+            labels: (M) int64 in [0, V): every row has one.
             word_embedding: (V, E).
         """
         return linear_cross_entropy(
@@ -74,6 +74,7 @@ class MaskedLMHead(nn.Module):
             self._decoder_weight(word_embedding),
             labels,
             bias=self.bias,
+            ignore_index=None,
             reduction="sum",
             return_stats=True,
             backend=self.backend,

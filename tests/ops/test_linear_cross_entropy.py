@@ -140,6 +140,27 @@ def test_ignored_rows_are_dropped_before_the_product(backend):
         assert torch.equal(a, b)
 
 
+def check_that_nothing_is_looked_for(case, backend, call):
+    """Without ignored rows to look for, the bits are those of a search that finds none."""
+    inputs = case.inputs(torch.float32)
+
+    def results(**options):
+        loss = call(case, inputs, backend, **options)(*floats(inputs))
+        cotangent = torch.rand(loss.shape, generator=torch.Generator().manual_seed(5))
+        return loss, *gradients(call(case, inputs, backend, **options), floats(inputs), cotangent)
+
+    for reduction in REDUCTIONS:
+        expected, found = results(reduction=reduction), results(reduction=reduction, ignore_index=None)
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b) and a.dtype == b.dtype
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["none ignored", "no rows"])
+def test_nothing_is_looked_for(backend, name):
+    check_that_nothing_is_looked_for(EDGE_CASES[name], backend, call)
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 def test_mixed_dtypes(capability, weight_dtype):
@@ -342,17 +363,21 @@ def test_opcheck():
 
 @pytest.mark.native
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_compile_with_dynamic_shapes(reduction):
+@pytest.mark.parametrize("ignore_index", [-100, None])
+def test_compile_with_dynamic_shapes(reduction, ignore_index):
+    options = {"reduction": reduction, "return_stats": True, "ignore_index": ignore_index}
+
     @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     def compiled(hidden, weight, bias, targets):
-        return linear_cross_entropy(hidden, weight, targets, bias=bias, reduction=reduction, return_stats=True)
+        return linear_cross_entropy(hidden, weight, targets, bias=bias, **options)
 
     for num_rows in (12, 30):
-        case = LinearCrossEntropyCase(num_rows=num_rows, width=8, vocab_size=21)
+        labelled = 1.0 if ignore_index is None else 0.6
+        case = LinearCrossEntropyCase(num_rows=num_rows, width=8, vocab_size=21, labelled=labelled)
         inputs = case.inputs(torch.float32)
         leaves = [tensor.requires_grad_() for tensor in floats(inputs)]
         loss, stats = compiled(*leaves, inputs["targets"])
-        expected, expected_stats = call(case, inputs, "native", reduction=reduction, return_stats=True)(*leaves)
+        expected, expected_stats = call(case, inputs, "native", **options)(*leaves)
         torch.testing.assert_close((loss, *stats), (expected, *expected_stats))
         for a, b in zip(
             torch.autograd.grad(loss.square().sum(), leaves),
@@ -385,6 +410,10 @@ def test_autocast_rounds_the_operands_of_the_product_alone():
         ({"targets": torch.zeros(3)}, "got torch.float32"),
         ({"targets": torch.tensor([0, 9, 1])}, r"targets\[1\] is 9, expected 0 <= target < V = 9"),
         ({"targets": torch.tensor([0, 1, -1])}, r"targets\[2\] is -1.*ignore_index = -100"),
+        (
+            {"targets": torch.tensor([0, -100, 1]), "ignore_index": None},
+            r"targets\[1\] is -100, expected 0 <= target < V = 9, since ignore_index is None",
+        ),
         ({"bias": torch.ones(4)}, r"bias must have shape \(9,\)"),
         ({"hidden": torch.ones(3, 4, dtype=torch.int64)}, "hidden must be floating point"),
         ({"reduction": "max"}, "reduction must be one of"),

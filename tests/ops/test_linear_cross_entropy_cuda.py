@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastssl.ops.linear_cross_entropy import native, on_gpu
+from fastssl.ops.linear_cross_entropy import chunks, native, on_gpu
 from fastssl.ops.linear_cross_entropy.cases import EDGE_CASES
 from tests.ops.surroundings import Surrounded
-from tests.ops.test_linear_cross_entropy import REDUCTIONS, call, check, floats
+from tests.ops.test_linear_cross_entropy import REDUCTIONS, call, check, check_that_nothing_is_looked_for, floats
+from tests.ops.test_linear_cross_entropy_triton import observed
 from tests.oracle import assert_within_budget, gradients
 
 pytestmark = [pytest.mark.native, pytest.mark.cuda]
@@ -154,6 +155,38 @@ def test_under_capture_every_row_takes_part_and_idle_ones_count_for_nothing(as_o
     monkeypatch.setattr(on_gpu, "is_capturing", lambda tensor: True)
     for found, wanted in zip(results(), expected, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_nothing_is_looked_for(as_on_gpu, monkeypatch, capturing):
+    monkeypatch.setattr(on_gpu, "is_capturing", lambda tensor: capturing)
+    check_that_nothing_is_looked_for(EDGE_CASES["none ignored"], "native", call)
+    monkeypatch.setattr(torch.Tensor, "nonzero", None)
+    monkeypatch.setattr(native, "_with_idle_rows", None)
+    inputs = EDGE_CASES["none ignored"].inputs(torch.float32)
+    gradients(call(EDGE_CASES["none ignored"], inputs, "native", ignore_index=None), floats(inputs), torch.ones(()))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_padding_spreads_no_infinite_operand(as_on_gpu, monkeypatch, value):
+    """A logit of the padding is infinity times 0; with a softcap, only that is NaN in the gradient of the logits."""
+    case, padding = EDGE_CASES["softcap"], []
+    monkeypatch.setattr(chunks, "run", observed(chunks.run, lambda chunk: padding.append(chunk[:, 53:].clone())))
+    inputs = case.inputs(torch.float32)
+    inputs["hidden"][3, 4], inputs["targets"][3] = value, 7
+    found, wanted = (
+        gradients(call(case, inputs, backend), floats(inputs), torch.ones(())) for backend in ("native", "reference")
+    )
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-4, atol=1e-5)
+    assert padding and all(part.shape[1] == 11 and not part.any() for part in padding)
+
+
+@pytest.mark.parametrize("name", ["prime", "all options"])
+def test_poisoned_memory(as_on_gpu, poisoned_memory, name):
+    inputs = EDGE_CASES[name].inputs(torch.bfloat16, torch.float32)
+    for tensor in gradients(call(EDGE_CASES[name], inputs, "native"), floats(inputs), torch.ones(())):
+        assert not tensor.isnan().any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

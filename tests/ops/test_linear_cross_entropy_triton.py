@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastssl.ops.linear_cross_entropy import chunks, triton_backend
+from fastssl.ops.linear_cross_entropy import chunks, on_gpu, triton_backend
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
 from fastssl.ops.linear_cross_entropy.cases import EDGE_CASES, LinearCrossEntropyCase
+from tests.ops.test_linear_cross_entropy import check_that_nothing_is_looked_for
 from tests.oracle import assert_within_budget, check_against_reference, gradients
 
 pytestmark = [
@@ -59,6 +60,19 @@ def all_gradients(case, inputs, **options):
     function = call(case, inputs, **options)
     out = function(*floats(inputs))
     return [out, *gradients(function, floats(inputs), torch.ones_like(out))]
+
+
+def observed(run, see):
+    """Return `chunks.run` that shows each chunk once it is a gradient."""
+
+    def seeing(hidden, weight, logits, row_kernel, gradients):
+        def kernel(chunk, *rest):
+            row_kernel(chunk, *rest)
+            see(chunk)
+
+        run(hidden, weight, logits, kernel, gradients)
+
+    return seeing
 
 
 @pytest.fixture
@@ -170,6 +184,40 @@ def test_ignored_rows_that_come_through_give_zeros(monkeypatch, reduction):
     torch.testing.assert_close(call(case, inputs, return_stats=True)(*floats(inputs)), stats)
     ignored = inputs["targets"] == -100
     assert not all_gradients(case, inputs, reduction=reduction)[1][ignored].any()
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_nothing_is_looked_for(monkeypatch, capturing):
+    monkeypatch.setattr(triton_backend, "is_capturing", lambda tensor: capturing)
+    case = LinearCrossEntropyCase(num_rows=7, width=8, vocab_size=53, labelled=1.0)
+    check_that_nothing_is_looked_for(case, "triton", call)
+    monkeypatch.setattr(torch.Tensor, "nonzero", None)
+    monkeypatch.setattr(torch.Tensor, "masked_fill", None)
+    inputs = case.inputs(torch.float32)
+    gradients(call(case, inputs, ignore_index=None), floats(inputs), torch.ones(()))
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="only a GPU is waited for")
+@pytest.mark.parametrize("backend", ["triton", "stock"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_host_does_not_wait_where_every_row_has_a_label(reduction, backend):
+    case = LinearCrossEntropyCase(num_rows=9, width=16, vocab_size=101, labelled=1.0)
+    inputs = {name: tensor.to(DEVICE) for name, tensor in case.inputs(torch.bfloat16).items()}
+    leaves = [tensor.requires_grad_() for tensor in floats(inputs)]
+
+    def step():
+        loss = linear_cross_entropy(
+            *leaves[:2], inputs["targets"], bias=leaves[2], ignore_index=None, reduction=reduction, backend=backend
+        )
+        loss.sum().backward()
+
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs need a GPU")
@@ -373,11 +421,15 @@ def test_opcheck():
     case = EDGE_CASES["all options"]
     inputs = {name: tensor[:9].to(DEVICE) for name, tensor in case.inputs(torch.float32).items()}
     hidden, weight, bias = floats(inputs)
-    options = (-100, 0.2, 1e-2, 10.0, torch.float32)
+    options = (0.2, 1e-2, 10.0, torch.float32)
     op = torch.ops.fastssl.linear_cross_entropy_triton.default
     targets = inputs["targets"].clamp(max=8)
-    for row_grads, needs in ((None, (True, True, True)), (torch.ones(9, device=DEVICE), (True, False, False))):
-        torch.library.opcheck(op, (hidden, weight, targets, bias, row_grads, *options, *needs))
+    for ignore_index, row_grads, needs in (
+        (-100, None, (True, True, True)),
+        (None, torch.ones(9, device=DEVICE), (True, False, False)),
+    ):
+        labels = targets if ignore_index else targets.clamp(min=0)
+        torch.library.opcheck(op, (hidden, weight, labels, bias, row_grads, ignore_index, *options, *needs))
 
 
 @pytest.mark.parametrize(
@@ -436,12 +488,17 @@ def test_wide_rows_get_more_warps(vocab_size, dtype, num_warps):
     assert config.groups == 2 * 32 * num_warps
 
 
-@pytest.mark.parametrize("vocab_size", [1, 64, 30522, 50257])
-def test_rows_of_logits_begin_at_cache_lines(vocab_size):
+@pytest.mark.parametrize("weight_dtype", DTYPES[:2])
+@pytest.mark.parametrize("vocab_size", [1, 64, 101, 30522, 50257])
+def test_products_have_whole_cache_lines_of_classes(vocab_size, weight_dtype):
+    weight = torch.randn(vocab_size, 3, dtype=weight_dtype)
     for dtype in DTYPES:
-        logits = triton_backend.padded_rows(torch.empty(3, 5, dtype=dtype), 3, vocab_size)
-        assert vocab_size <= logits.stride(0) < vocab_size + 128
-        assert logits.stride(0) * dtype.itemsize % 128 == 0 and logits.stride(0) % 16 == 0
+        matrix = on_gpu.padded_vocabulary(weight, dtype)
+        num_rows = matrix.shape[0]
+        assert vocab_size <= num_rows < vocab_size + 64 and num_rows * dtype.itemsize % 128 == 0 and num_rows % 16 == 0
+        assert matrix.is_contiguous() and torch.equal(matrix[:vocab_size], weight.to(dtype))
+        assert not matrix[vocab_size:].any()
+    assert on_gpu.padded_vocabulary(weight[:64], weight_dtype).data_ptr() == weight.data_ptr() or vocab_size % 64
 
 
 def test_what_it_refuses():
@@ -450,18 +507,28 @@ def test_what_it_refuses():
         linear_cross_entropy(double, double, torch.zeros(3, dtype=torch.int64, device=DEVICE), backend="triton")
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
-@pytest.mark.parametrize("fill", [0.0, float("nan"), float("inf"), -float("inf"), 6e4])
-def test_what_follows_a_row_reaches_no_gradient(monkeypatch, with_threads, fill, num_threads):
-    """Products of an odd number of classes may read it; whatever was there, it is 0 when they do."""
-    seen, padded_rows = [], triton_backend.padded_rows
+@pytest.mark.parametrize("rows_of_a_chunk", [5, 100])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_padding_spreads_no_infinite_operand(monkeypatch, rows_of_a_chunk, value):
+    """A logit of the padding is infinity times 0; with a softcap, only that is NaN in the gradient of the logits."""
+    case, padding = EDGE_CASES["softcap"], []
+    monkeypatch.setattr(triton_backend, "chunk_rows", lambda num_rows, width: min(num_rows, rows_of_a_chunk))
+    monkeypatch.setattr(chunks, "run", observed(chunks.run, lambda chunk: padding.append(chunk[:, 53:].clone())))
+    inputs = case.inputs(torch.float32)
+    inputs["hidden"][3, 4], inputs["targets"][3] = value, 7
+    found, wanted = (
+        gradients(call(case, inputs, backend), floats(inputs), torch.ones(())) for backend in ("triton", "reference")
+    )
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-4, atol=1e-5)
+    assert padding and all(part.shape[1] == 11 and not part.any() for part in padding)
 
-    def filled(*arguments):
-        seen.append(padded_rows(*arguments).fill_(fill))
-        return seen[-1]
 
-    monkeypatch.setattr(triton_backend, "padded_rows", filled)
-    inputs = EDGE_CASES["prime"].inputs(torch.bfloat16)
-    with_threads(num_threads, lambda: check(EDGE_CASES["prime"], inputs, reduction="sum"))
-    vocab_size = inputs["weight"].shape[0]
-    assert vocab_size % 2 == 1 and all((memory[:, vocab_size:] == 0).all() for memory in seen[1:])
+def test_the_gradient_of_the_weight_is_whole():
+    inputs = {name: tensor.to(DEVICE) for name, tensor in EDGE_CASES["prime"].inputs(torch.float32).items()}
+    weight = inputs["weight"].requires_grad_()
+    optimizer = torch.optim.AdamW([weight])
+    for _ in range(2):
+        linear_cross_entropy(inputs["hidden"], weight, inputs["targets"], backend="triton").backward()
+        assert weight.grad.shape == weight.shape and weight.grad.is_contiguous()
+    optimizer.step()

@@ -31,7 +31,7 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     bias: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
@@ -47,9 +47,10 @@ def linear_cross_entropy(
     Args:
         hidden: (..., E) float32, bfloat16, float16 or float64.
         weight: (V, E), possibly of a wider dtype than `hidden` (float32 master weights).
-        targets: shape of `hidden` without E, int64 in [0, V), or `ignore_index`.
+        targets: shape of `hidden` without E, int64 in [0, V), or `ignore_index` where that is a number.
         bias: (V), or None.
-        ignore_index: target of the rows that have no label; they are dropped before the product.
+        ignore_index: target of the rows that have no label; they are dropped before the product. None: every row has
+            a label, nothing is looked for, and the host does not wait for a GPU.
         label_smoothing: probability mass spread evenly over the vocabulary, in [0, 1].
         z_loss: weight of lse^2, at least 0.
         softcap: bound of the logits' magnitude, above 0; None for none.
@@ -75,7 +76,8 @@ def linear_cross_entropy(
     in the forward; "none" recomputes the logits in the backward.
     CUDA graphs: under capture no row can be dropped for what its target holds. Pass labelled rows, gathered to a fixed
     count with `ignore_index` in the rest: the native and triton backends then do the work of every row and count zero
-    for the rest. Outside of capture they wait once for the device, for the number of labelled rows.
+    for the rest. Outside of capture they wait once for the device, for the number of labelled rows, unless
+    `ignore_index` is None.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024), arXiv 2411.09009; gradient in
     the forward: Hsu et al., "Liger Kernel" (2024), arXiv 2410.10989, section 3.2; z-loss: Chowdhery et al., "PaLM"
@@ -160,11 +162,13 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _num_labelled(targets: Tensor, ignore_index: int) -> Tensor:
+def _num_labelled(targets: Tensor, ignore_index: int | None) -> Tensor:
+    if ignore_index is None:
+        return targets.new_full((), targets.numel()).clamp(min=1)
     return (targets != ignore_index).sum().clamp(min=1)
 
 
-def _reduce(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
+def _reduce(losses: Tensor, targets: Tensor, ignore_index: int | None, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
     # A float64 sum has the same float32 bits for every thread count.
@@ -213,11 +217,14 @@ def _check_options(label_smoothing: float, z_loss: float, softcap: float | None,
         raise ValueError(f"{op}: softcap must be above 0, or None for no cap, got {softcap}")
 
 
-def _check_range(targets: Tensor, num_classes: int, ignore_index: int) -> None:
-    wrong = ((targets < 0) | (targets >= num_classes)) & (targets != ignore_index)
+def _check_range(targets: Tensor, num_classes: int, ignore_index: int | None) -> None:
+    wrong = (targets < 0) | (targets >= num_classes)
+    if ignore_index is not None:
+        wrong &= targets != ignore_index
     if wrong.any():
         index = wrong.nonzero()[0].tolist()
+        otherwise = ", since ignore_index is None" if ignore_index is None else f", or ignore_index = {ignore_index}"
         raise ValueError(
             f"linear_cross_entropy: targets{index} is {targets[tuple(index)].item()}, expected 0 <= target < "
-            f"V = {num_classes}, or ignore_index = {ignore_index}"
+            f"V = {num_classes}{otherwise}"
         )

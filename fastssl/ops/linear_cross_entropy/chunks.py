@@ -23,8 +23,10 @@ def even_rows(num_rows: int, limit: int) -> int:
     return -(-num_rows // max(1, -(-num_rows // limit)))
 
 
-def labelled_rows(targets: Tensor, ignore_index: int) -> Tensor | None:
+def labelled_rows(targets: Tensor, ignore_index: int | None) -> Tensor | None:
     """Return the indices of the rows that carry a label, or None where all do; on a GPU the host waits for them."""
+    if ignore_index is None:
+        return None
     rows = (targets != ignore_index).nonzero().squeeze(-1)
     return None if rows.numel() == targets.numel() else rows
 
@@ -40,7 +42,7 @@ def run(hidden: Tensor, weight: Tensor, logits: Tensor, row_kernel: RowKernel, g
     """Fill what `row_kernel` fills, and the gradients of `hidden` and `weight`, chunk by chunk.
 
     Args:
-        hidden, weight: (rows, E) and (V, E), of the dtype of the products.
+        hidden, weight: (rows, E) and (V, E), of the dtype of the products; V may count padding, which is the backend's.
         logits: (rows of one chunk, V), memory that every chunk uses.
         row_kernel: of the backend; it also fills the gradient of the bias.
         gradients: memory for the gradients, which may be wider than the products.
@@ -72,7 +74,7 @@ def results(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return losses (N), lse (N), number correct, and the gradients in the dtypes of `inputs`, empty if not wanted.
 
-    Rows that are not among `rows` get zeros.
+    Rows that are not among `rows` get zeros. The gradient of the weight may have more rows than the weight: they go.
     """
     hidden, weight, bias = inputs
     losses, lse, correct = per_row
@@ -82,7 +84,7 @@ def results(
         _spread(lse, rows, num_rows),
         correct.sum(),
         hidden.new_empty(0) if grad_hidden is None else _spread(grad_hidden.to(hidden.dtype), rows, num_rows),
-        hidden.new_empty(0) if grad_weight is None else grad_weight.to(weight.dtype),
+        hidden.new_empty(0) if grad_weight is None else grad_weight[: weight.shape[0]].to(weight.dtype),
         hidden.new_empty(0) if grad_bias is None else grad_bias.to(bias.dtype),
     )
 

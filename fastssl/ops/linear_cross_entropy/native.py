@@ -38,7 +38,7 @@ def forward(
     targets: Tensor,
     bias: Tensor | None,
     *,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -56,7 +56,7 @@ def forward_with_gradients(
     targets: Tensor,
     bias: Tensor | None,
     row_grads: Tensor | None,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -67,8 +67,9 @@ def forward_with_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return losses (N), lse (N), number of correct predictions, and the gradients of <row_grads, losses>.
 
-    On a GPU the host waits once, for the number of labelled rows. Under CUDA graph capture it cannot: there all rows
-    take part, and those without a label give zeros, so the caller passes rows gathered to a fixed count.
+    On a GPU the host waits once, for the number of labelled rows, unless all are (`ignore_index` None). Under CUDA
+    graph capture it cannot: there all rows take part, and those without a label give zeros, so the caller passes rows
+    gathered to a fixed count.
 
     Args:
         row_grads: (N) float32; None for ones.
@@ -77,7 +78,8 @@ def forward_with_gradients(
             public function.
     """
     gpu = _is_on_gpu(hidden)
-    unlabelled = targets == ignore_index if gpu and on_gpu.is_capturing(hidden) else None
+    looks_later = gpu and ignore_index is not None and on_gpu.is_capturing(hidden)
+    unlabelled = targets == ignore_index if looks_later else None
     if unlabelled is None:
         rows = chunks.labelled_rows(targets, ignore_index)
         operand, labels, row_grads = (chunks.gather(tensor, rows) for tensor in (hidden, targets, row_grads))
@@ -86,7 +88,11 @@ def forward_with_gradients(
     arithmetic = product_dtype
     if not gpu and not (product_dtype == torch.bfloat16 and _has_bf16_arithmetic()):
         arithmetic = torch.float32
-    operand, matrix = (tensor.to(product_dtype).to(arithmetic).contiguous() for tensor in (operand, weight))
+    operand = operand.to(product_dtype).to(arithmetic).contiguous()
+    if gpu:
+        matrix = on_gpu.padded_vocabulary(weight, product_dtype)
+    else:
+        matrix = weight.to(product_dtype).to(arithmetic).contiguous()
     wide_bias = None if bias is None else bias.float().contiguous()
     losses, lse = (hidden.new_empty(labels.numel(), dtype=torch.float32) for _ in range(2))
     correct = labels.new_empty(labels.numel(), dtype=torch.bool)
@@ -95,30 +101,30 @@ def forward_with_gradients(
     grad_hidden = torch.ops.fastssl.empty_output(operand, operand.shape) if need_hidden else None
     grad_weight_like = matrix if rounds_once else losses
     grad_weight = torch.ops.fastssl.empty_output(grad_weight_like, matrix.shape) if need_weight else None
-    grad_bias = losses.new_empty(weight.shape[0]) if need_bias else None
+    vocab_size, with_gradient = weight.shape[0], need_hidden or need_weight or need_bias
+    grad_bias = losses.new_empty(vocab_size) if need_bias else None
 
     def row_kernel(chunk: Tensor, part: slice, first: bool) -> None:
         torch.ops.fastssl.softmax_cross_entropy_(
-            chunk,
+            chunk[:, :vocab_size],
             wide_bias,
             labels[part],
             None if row_grads is None else row_grads[part],
             label_smoothing,
             z_loss,
             softcap or 0.0,
-            need_hidden or need_weight or need_bias,
+            with_gradient,
             losses[part],
             lse[part],
             correct[part],
             grad_bias,
             not first,
         )
+        if with_gradient and chunk.shape[1] > vocab_size:
+            chunk[:, vocab_size:].zero_()  # an infinite operand left NaN, which a softcap may keep from all else
 
     gradients = (grad_hidden, grad_weight, grad_bias)
-    if gpu:
-        logits = on_gpu.padded_rows(operand, step, weight.shape[0])[:, : weight.shape[0]]
-    else:
-        logits = torch.ops.fastssl.empty_output(operand, (step, weight.shape[0]))
+    logits = torch.ops.fastssl.empty_output(operand, (step, matrix.shape[0]))
     chunks.run(operand, matrix, logits, row_kernel, gradients)
     if unlabelled is not None:
         for tensor in (losses, lse, correct):

@@ -28,13 +28,21 @@ def is_capturing(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def padded_rows(operand: Tensor, num_rows: int, vocab_size: int) -> Tensor:
-    """Return memory for logits, rows padded to begin at cache lines: loads of 16 bytes then fit every vocabulary.
+def padded_vocabulary(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `weight` in the dtype of the products, (V', E): as it is, or copied and followed by rows of zeros.
 
-    The padding is zero and must stay finite: a library's product may read what follows a row of odd length and multiply
-    it by zero (seen of bfloat16 products on a CPU with AMX).
+    V' is V rounded up to a cache line of logits, 128 bytes, where every row of them then begins. With odd extents, such
+    as 30,522 or 50,257 classes, cuBLAS takes kernels with narrow loads for all three products, several times slower,
+    whatever the strides. A cast to the products' dtype makes the copy in any case.
+
+    A row of zeros gives logits that only memory knows: the row kernel sees the first V, and nothing comes of the rest,
+    whose gradient must be 0. The product leaves 0 there, but NaN where `hidden` is infinite or NaN.
     """
-    line = CACHE_LINE_BYTES // operand.itemsize
-    memory = operand.new_empty(num_rows, -(-vocab_size // line) * line)
-    memory[:, vocab_size:].zero_()
-    return memory
+    line = CACHE_LINE_BYTES // dtype.itemsize
+    vocab_size, width = weight.shape
+    if vocab_size % line == 0:
+        return weight.to(dtype).contiguous()
+    padded = weight.new_empty(-(-vocab_size // line) * line, width, dtype=dtype)
+    padded[:vocab_size].copy_(weight)
+    padded[vocab_size:].zero_()
+    return padded

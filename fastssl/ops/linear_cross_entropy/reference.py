@@ -14,7 +14,7 @@ def forward(
     targets: Tensor,
     bias: Tensor | None,
     *,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -25,7 +25,7 @@ def forward(
     The operands of the product are rounded to `product_dtype`; everything after is float32 (float64 where that is).
     """
     wide = torch.promote_types(product_dtype, torch.float32)
-    labelled = targets != ignore_index
+    labelled = torch.ones_like(targets, dtype=torch.bool) if ignore_index is None else targets != ignore_index
     labels = targets[labelled]
     logits = hidden[labelled].to(product_dtype).to(wide) @ weight.to(product_dtype).to(wide).T
     if bias is not None:

@@ -13,6 +13,9 @@ SUPPORTS = Supports(
     }
 )
 
+_NO_TARGET = torch.iinfo(torch.int64).min
+"""What PyTorch ignores where every row has a label: its own default would pass for one without."""
+
 
 def forward(
     hidden: Tensor,
@@ -20,7 +23,7 @@ def forward(
     targets: Tensor,
     bias: Tensor | None,
     *,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -30,18 +33,19 @@ def forward(
 
     A compiled graph cannot drop rows by their content: there PyTorch's own `ignore_index` does the work.
     """
-    labelled = targets != ignore_index
-    rows = slice(None) if torch.compiler.is_compiling() else labelled
+    everywhere = ignore_index is None or torch.compiler.is_compiling()
+    rows = slice(None) if everywhere else targets != ignore_index
     labels = targets[rows]
     bias = None if bias is None else bias.to(product_dtype)
     logits = F.linear(hidden[rows].to(product_dtype), weight.to(product_dtype), bias)
     logits = logits.to(torch.promote_types(product_dtype, torch.float32))
-    losses = F.cross_entropy(
-        logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
-    )
+    ignored = _NO_TARGET if ignore_index is None else ignore_index
+    losses = F.cross_entropy(logits, labels, ignore_index=ignored, label_smoothing=label_smoothing, reduction="none")
     lse = logits.detach().logsumexp(-1)
     num_correct = (logits.detach().argmax(-1) == labels).sum()
-    if torch.compiler.is_compiling():
-        return losses, lse * labelled, num_correct
-    everywhere = torch.zeros(targets.shape, dtype=logits.dtype, device=targets.device)
-    return everywhere.masked_scatter(labelled, losses), everywhere.masked_scatter(labelled, lse), num_correct
+    if ignore_index is None:
+        return losses, lse, num_correct
+    if everywhere:
+        return losses, lse * (targets != ignore_index), num_correct
+    zeros = torch.zeros(targets.shape, dtype=logits.dtype, device=targets.device)
+    return zeros.masked_scatter(rows, losses), zeros.masked_scatter(rows, lse), num_correct

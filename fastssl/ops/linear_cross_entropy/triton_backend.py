@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastssl.ops.backend import Supports
 from fastssl.ops.linear_cross_entropy import chunks
-from fastssl.ops.linear_cross_entropy.on_gpu import chunk_rows, is_capturing, padded_rows
+from fastssl.ops.linear_cross_entropy.on_gpu import chunk_rows, is_capturing, padded_vocabulary
 
 SUPPORTS = Supports(
     devices=("cuda", "cpu"),
@@ -53,7 +53,7 @@ def forward(
     targets: Tensor,
     bias: Tensor | None,
     *,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -71,7 +71,7 @@ def forward_with_gradients(
     targets: Tensor,
     bias: Tensor | None,
     row_grads: Tensor | None,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -82,8 +82,9 @@ def forward_with_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return losses (N), lse (N), number of correct predictions, and the gradients of <row_grads, losses>.
 
-    The host waits once, for the number of labelled rows. Under CUDA graph capture it cannot: there all rows take part,
-    and those without a label give zeros, so the caller passes rows gathered to a fixed count.
+    The host waits once, for the number of labelled rows, unless all are (`ignore_index` None). Under CUDA graph capture
+    it cannot: there all rows take part, and those without a label give zeros, so the caller passes rows gathered to a
+    fixed count.
 
     Args:
         row_grads: (N) float32; None for ones.
@@ -93,13 +94,13 @@ def forward_with_gradients(
     """
     from fastssl.ops.linear_cross_entropy import triton_kernels
 
-    if is_capturing(hidden):
+    if ignore_index is not None and is_capturing(hidden):
         # Zeros in place of rows without a label: what these hold, be it NaN, would meet gradients of zero in a product.
         rows, operand = None, hidden.masked_fill((targets == ignore_index)[:, None], 0)
     else:
         rows = chunks.labelled_rows(targets, ignore_index)
         operand = chunks.gather(hidden, rows)
-    operand, matrix = (tensor.to(product_dtype).contiguous() for tensor in (operand, weight))
+    operand, matrix = operand.to(product_dtype).contiguous(), padded_vocabulary(weight, product_dtype)
     labels, row_grads = chunks.gather(targets, rows), chunks.gather(row_grads, rows)
     losses, lse = (hidden.new_empty(labels.numel(), dtype=torch.float32) for _ in range(2))
     correct = labels.new_empty(labels.numel(), dtype=torch.bool)
@@ -110,8 +111,8 @@ def forward_with_gradients(
     grad_weight = torch.empty_like(matrix, dtype=grad_dtype) if need_weight else None
     grad_bias = losses.new_empty(vocab_size) if need_bias else None
     with_gradient = need_hidden or need_weight or need_bias
-    memory = padded_rows(operand, step, vocab_size)
-    padded_bias = None if bias is None else _padded(bias, memory.shape[1])
+    logits = operand.new_empty(step, matrix.shape[0])
+    padded_bias = None if bias is None else _padded(bias, matrix.shape[0])
     config = row_kernel_config(vocab_size, product_dtype, with_gradient)
 
     def row_kernel(chunk: Tensor, part: slice, first: bool) -> None:
@@ -138,12 +139,12 @@ def forward_with_gradients(
         )
         if grad_bias is not None:
             # Over the padding too, whose sums are dropped: so PyTorch's loads are wide for every vocabulary.
-            column_sums = memory[: chunk.shape[0]].sum(0, dtype=torch.float32)[:vocab_size]
+            column_sums = chunk.sum(0, dtype=torch.float32)[:vocab_size]
             _ = grad_bias.copy_(column_sums) if first else grad_bias.add_(column_sums)
 
     gradients = (grad_hidden, grad_weight, grad_bias)
     with torch.cuda.device_of(hidden):
-        chunks.run(operand, matrix, memory[:, :vocab_size], row_kernel, gradients)
+        chunks.run(operand, matrix, logits, row_kernel, gradients)
     return chunks.results((hidden, weight, bias), targets.numel(), rows, (losses, lse, correct), gradients)
 
 

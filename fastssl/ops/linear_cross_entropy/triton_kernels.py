@@ -31,7 +31,7 @@ def softmax_cross_entropy(
     correct,  # (rows) bool: the target is the first largest logit
     row_stride,  # a multiple of 16 elements; what follows the last class may hold anything, and becomes 0 with gradient
     num_classes,
-    ignore_index,
+    ignore_index,  # or None
     label_smoothing,
     z_loss,
     softcap,  # or None
@@ -44,7 +44,8 @@ def softmax_cross_entropy(
     row = tl.program_id(0)
     logits += row.to(tl.int64) * row_stride
     label = tl.load(targets + row)
-    if label == ignore_index:
+    is_idle = False if ignore_index is None else label == ignore_index
+    if is_idle:
         tl.store(losses + row, 0.0)
         tl.store(lse + row, 0.0)
         tl.store(correct + row, False)
@@ -179,7 +180,7 @@ def _form_gradient(
         if softcap is not None:
             ratio = logit / softcap
             gradient *= 1.0 - ratio * ratio
-        # Libraries may multiply what follows a row by zeros of their own: it must not be infinite.
+        # The products go over the padding too, with a weight of zeros: 0, whatever an infinite operand left there.
         gradient = tl.where(columns < num_classes, gradient, 0.0).to(logits.dtype.element_ty)
         tl.store(logits + columns, gradient, mask=columns < row_stride, eviction_policy="evict_first")
 
