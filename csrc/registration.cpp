@@ -12,10 +12,11 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   // Gives the memory that large results of ours have left behind back to the system.
   m.def("release_kept_outputs() -> ()");
 
-  // y = LN(residual + dropout(x)). `sum` is empty where it would equal `x`; the statistics are float32, one a row.
+  // y = LN(residual + dropout(x)). `sum` is empty where it would equal `x` and where it is not asked for; the
+  // statistics are float32, one a row.
   m.def(
       "layer_norm_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float eps, int dropout_threshold, "
-      "Tensor? seed) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)");
+      "Tensor? seed, bool with_sum) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)");
   // No `grad_y`: nothing arrives through y. `grad_residual` is empty unless asked for apart from `grad_x`; the
   // parameter gradients are float32.
   m.def(

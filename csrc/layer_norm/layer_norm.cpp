@@ -33,7 +33,8 @@ Tensor nothing(const Tensor& like) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Tensor& weight_in,
                                                    const std::optional<Tensor>& bias_in,
                                                    const std::optional<Tensor>& residual_in, double eps,
-                                                   int64_t dropout_threshold, const std::optional<Tensor>& seed) {
+                                                   int64_t dropout_threshold, const std::optional<Tensor>& seed,
+                                                   bool with_sum) {
   const int64_t width = x_in.size(-1), rows = x_in.numel() / width;
   const Tensor x = packed(x_in), weight = parameter(weight_in);
   const std::optional<Tensor> residual = packed(residual_in), bias = parameter(bias_in);
@@ -63,7 +64,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Ten
       .dropout = dropout_of(dropout_threshold, seed),
   };
   parallel_items(FASTSSL_KERNEL(layer_norm_forward), args, rows, width);
-  return {y, sum, mean, rstd};
+  // The kernel forms a row where it is stored.
+  return {y, with_sum ? sum : nothing(sum_like), mean, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const std::optional<Tensor>& grad_y_in,

@@ -38,7 +38,8 @@ int checked_width(const Tensor& x) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Tensor& weight_in,
                                                    const std::optional<Tensor>& bias_in,
                                                    const std::optional<Tensor>& residual_in, double eps,
-                                                   int64_t dropout_threshold, const std::optional<Tensor>& seed) {
+                                                   int64_t dropout_threshold, const std::optional<Tensor>& seed,
+                                                   bool with_sum) {
   const int width = checked_width(x_in);
   const int64_t rows = x_in.numel() / width;
   const Device device(x_in);
@@ -50,18 +51,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Ten
   STD_TORCH_CHECK(!residual || residual->numel() == x.numel(), "layer_norm: residual shape");
   STD_TORCH_CHECK(sum_like.scalar_type() == x.scalar_type() || sum_like.scalar_type() == ScalarType::Float,
                   "layer_norm: residual dtype");
-  const bool changed = residual || dropout_threshold;
   Tensor y = empty_output(x);
-  Tensor sum = changed ? empty_output(sum_like) : nothing(sum_like);
+  Tensor sum = nothing(sum_like);
   Tensor mean = empty_output(x, {rows}, ScalarType::Float);
   Tensor rstd = empty_output(x, {rows}, ScalarType::Float);
-  const LayerNormForward args{
+  LayerNormForward args{
       .x = x.const_data_ptr(),
       .residual = data(residual),
       .weight = parameters.weight.const_data_ptr(),
       .bias = data(parameters.bias),
       .y = y.mutable_data_ptr(),
-      .sum = changed ? sum.mutable_data_ptr() : nullptr,
+      .sum = nullptr,
       .mean = mean.mutable_data_ptr<float>(),
       .rstd = rstd.mutable_data_ptr<float>(),
       .rows = rows,
@@ -70,8 +70,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Ten
       .float_parameters = parameters.are_float,
       .dropout = dropout_of(kOp, dropout_threshold, seed, x),
   };
+  if (args.changed() && (with_sum || !layer_norm_forward_keeps_rows(args))) {
+    sum = empty_output(sum_like);
+    args.sum = sum.mutable_data_ptr();
+  }
   launch_layer_norm_forward(args, element_of(x, kOp), element_of(sum_like, kOp), device.stream);
-  return {y, sum, mean, rstd};
+  return {y, with_sum ? sum : nothing(sum_like), mean, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const std::optional<Tensor>& grad_y_in,

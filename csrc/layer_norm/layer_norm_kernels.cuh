@@ -13,7 +13,7 @@ struct LayerNormForward {
   const void* weight;    // (width), float32 or the dtype of x
   const void* bias;      // (width) of the dtype of `weight`, or null
   void* y;               // (rows, width) of the dtype of x
-  void* sum;             // (rows, width), or null where it is x
+  void* sum;             // (rows, width), or null where it is x, or stays in registers and is not asked for
   float* mean;           // (rows)
   float* rstd;           // (rows)
   int64_t rows;
@@ -21,6 +21,11 @@ struct LayerNormForward {
   float eps;
   bool float_parameters;
   Dropout dropout;
+
+  // Whether something is added to x or dropped from it.
+  bool changed() const {
+    return residual || dropout.threshold;
+  }
 };
 
 struct LayerNormBackward {
@@ -97,7 +102,10 @@ __global__ void __launch_bounds__(ForwardRows<kThreads>::kBlockThreads, 1)
       widen(residual[v], added);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) values[v][i] += added[i];
-      widen(columns.store_vector(row_of<Sum>(a.sum, row, a.width), v, values[v]), values[v]);
+      if (a.sum)
+        widen(columns.store_vector(row_of<Sum>(a.sum, row, a.width), v, values[v]), values[v]);
+      else
+        round_to<Sum>(values[v]);
     }
   } else {
 #pragma unroll

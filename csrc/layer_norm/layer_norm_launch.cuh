@@ -76,8 +76,19 @@ inline int64_t blocks_of(int64_t rows, int rows_per_block) {
   return (rows + rows_per_block - 1) / rows_per_block;
 }
 
+inline bool is_aligned(const LayerNormForward& a) {
+  return a.width % kVector == 0 && all_aligned(a.x, a.residual, a.weight, a.bias, a.y, a.sum);
+}
+
+// Whether rows stay in registers, so that the sum need not be stored where nobody else asks for it.
+inline bool layer_norm_forward_keeps_rows(const LayerNormForward& a) {
+  bool keeps = false;
+  with_forward_shape(a.width, is_aligned(a), [&](auto shape) { keeps = !decltype(shape)::kAny; });
+  return keeps;
+}
+
 inline void launch_layer_norm_forward(const LayerNormForward& a, Element x, Element sum, cudaStream_t stream) {
-  const bool aligned = a.width % kVector == 0 && all_aligned(a.x, a.residual, a.weight, a.bias, a.y, a.sum);
+  const bool aligned = is_aligned(a);
   with_types(x, sum, [&](auto x_value, auto sum_value) {
     using X = decltype(x_value);
     using Sum = decltype(sum_value);
@@ -90,7 +101,7 @@ inline void launch_layer_norm_forward(const LayerNormForward& a, Element x, Elem
       } else {
         auto* kernel = layer_norm_forward_rows<X, Sum, Shape::kThreads, Shape::kVectors, true>;
         if constexpr (std::is_same_v<X, Sum>)
-          if (!a.sum) kernel = layer_norm_forward_rows<X, Sum, Shape::kThreads, Shape::kVectors, false>;
+          if (!a.changed()) kernel = layer_norm_forward_rows<X, Sum, Shape::kThreads, Shape::kVectors, false>;
         launch(kernel, blocks, threads, 0, stream, a);
       }
     });

@@ -45,7 +45,7 @@ def arguments(given: dict[str, object]) -> tuple[dict[str, str], dict[str, objec
     return types, {name: None for name, kind in given.items() if not isinstance(kind, str)}
 
 
-def compile_forward(x, total, width, options, capability, **more):
+def compile_forward(x, total, width, options, capability, with_sum=True, **more):
     block, rows, vector, num_warps = forward_tiling(width, DTYPES[x], DTYPES[total])
     residual, dropout = options.get("residual"), options.get("dropout")
     signature, constexprs = arguments(
@@ -56,7 +56,7 @@ def compile_forward(x, total, width, options, capability, **more):
             "bias_ptr": "*fp32",
             "seed_ptr": dropout and "*i64",
             "y_ptr": f"*{x}",
-            "sum_ptr": (residual or dropout) and f"*{total}",
+            "sum_ptr": with_sum and (residual or dropout) and f"*{total}",
             "mean_ptr": "*fp32",
             "rstd_ptr": "*fp32",
         }
@@ -110,8 +110,7 @@ def compile_backward(x, total, width, options, capability, **more):
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(("x", "total", "width", "options"), CALLS, ids=IDS)
 def test_forward(x, total, width, options, capability):
-    if "grad_sum" not in options:
-        compile_forward(x, total, width, options, capability)
+    compile_forward(x, total, width, options, capability, with_sum="grad_sum" not in options)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -180,11 +179,12 @@ def constants(tiling: SumTiling, width: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("width", [384, 768, 1024, 8192])
-def test_sum_of_partials(width, capability):
+def test_sum_of_partials(width, dtype, capability):
     compile_and_check(
         sum_partials_kernel,
-        {"partials_ptr": "*fp32", "grad_weight_ptr": "*fp32", "grad_bias_ptr": "*fp32", "num_partials": "i32"},
+        {"partials_ptr": "*fp32", "grad_weight_ptr": f"*{dtype}", "grad_bias_ptr": "*fp32", "num_partials": "i32"},
         constants(PARTIALS, width),
         capability=capability,
         num_warps=PARTIALS.num_warps,

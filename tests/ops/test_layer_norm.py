@@ -236,6 +236,23 @@ def test_float64_falls_back_and_is_exact():
     assert_within_budget("output", out, expected, expected)
 
 
+def check_that_y_does_not_depend_on_who_asks(case, inputs, backend, call):
+    """With and without the sum, with and without gradients: the same bits of y."""
+    names, tensors = list(inputs), list(inputs.values())
+    alone = call(case, backend, names)(*tensors)
+    assert torch.equal(call(case, backend, names, return_sum=True)(*tensors)[0], alone)
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    assert torch.equal(call(case, backend, names)(*leaves).detach(), alone)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", ["prime", "residual", "no bias", "dropout alone"])
+def test_y_does_not_depend_on_who_asks(name):
+    for residual_dtype in (torch.bfloat16, torch.float32):
+        inputs = EDGE_CASES[name].inputs(torch.bfloat16, residual_dtype)
+        check_that_y_does_not_depend_on_who_asks(EDGE_CASES[name], inputs, "native", call)
+
+
 @pytest.mark.native
 def test_opcheck():
     case = LayerNormCase(shape=(6, 20), residual=True, dropout_p=0.1)
@@ -244,7 +261,8 @@ def test_opcheck():
     seed = torch.tensor(3)
     forward, backward = torch.ops.fastssl.layer_norm_forward.default, torch.ops.fastssl.layer_norm_backward.default
     for residual_in, threshold in ((None, 0), (residual, 0), (None, 100), (residual.float(), 100)):
-        args = (x, weight, bias, residual_in, EPS, threshold, seed)
+        args = (x, weight, bias, residual_in, EPS, threshold, seed, True)
+        torch.library.opcheck(forward, (*args[:-1], False))
         torch.library.opcheck(forward, args)
         y, total, mean, rstd = forward(*args)
         total = total if total.numel() else x

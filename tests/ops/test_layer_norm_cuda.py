@@ -7,7 +7,7 @@ from fastssl.ops.layer_norm.api import layer_norm
 from fastssl.ops.layer_norm.cases import EDGE_CASES, LayerNormCase
 from fastssl.ops.philox import dropout_scale, layer_norm_keep_mask
 from tests.ops.surroundings import Surrounded
-from tests.ops.test_layer_norm import DTYPES, EPS, SEED, call, check
+from tests.ops.test_layer_norm import DTYPES, EPS, SEED, call, check, check_that_y_does_not_depend_on_who_asks
 from tests.oracle import gradients
 
 pytestmark = [pytest.mark.native, pytest.mark.cuda]
@@ -73,6 +73,15 @@ def test_returned_sum_and_its_gradient(cuda_kernels, name, width):
 
         for a, b in zip(found("native"), found("reference"), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [128, 131, 1536, 16392])
+@pytest.mark.parametrize("options", [{"residual": True}, {"dropout_p": 0.1}, {"residual": True, "dropout_p": 0.1}])
+def test_y_does_not_depend_on_who_asks(cuda_kernels, options, width):
+    case = LayerNormCase(shape=(4, width), **options)
+    for residual_dtype in (torch.bfloat16, torch.float32):
+        inputs = case.inputs(torch.bfloat16, residual_dtype)
+        check_that_y_does_not_depend_on_who_asks(case, inputs, "native", call)
 
 
 @pytest.mark.parametrize("width", [5, 128, 131, 768, 8200])

@@ -14,6 +14,7 @@ from fastssl.ops.layer_norm.api import BACKENDS, layer_norm
 from fastssl.ops.layer_norm.cases import EDGE_CASES, LayerNormCase
 from fastssl.ops.layer_norm.triton_tiling import MAX_WIDTH, Processors, backward_tiling, forward_tiling
 from fastssl.ops.philox import dropout_scale, layer_norm_keep_mask
+from tests.ops.test_layer_norm import check_that_y_does_not_depend_on_who_asks
 from tests.oracle import check_against_reference, gradients
 
 pytestmark = pytest.mark.triton
@@ -128,7 +129,7 @@ def test_gradient_through_the_sum_alone_and_a_mask(residual_dtype):
 def test_no_gradient_arrives():
     op = torch.ops.fastssl.triton_layer_norm_backward
     total, statistic = torch.randn(3, 8, device=DEVICE), torch.ones(3, device=DEVICE)
-    for output in op(None, None, total, total[0], statistic, statistic, 0, None, True):
+    for output in op(None, None, total, total[0], statistic, statistic, 0, None, True, torch.float32):
         assert torch.equal(output.cpu(), torch.zeros(output.shape))
 
 
@@ -196,6 +197,35 @@ def test_strided_inputs():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["prime", "residual", "no bias", "dropout alone"])
+@pytest.mark.parametrize("residual_dtype", [torch.bfloat16, torch.float32])
+def test_y_does_not_depend_on_who_asks(name, residual_dtype):
+    inputs = EDGE_CASES[name].inputs(torch.bfloat16, residual_dtype)
+    check_that_y_does_not_depend_on_who_asks(EDGE_CASES[name], inputs, "triton", call)
+
+
+def test_a_sum_that_nobody_asks_for_is_not_written():
+    x = torch.randn(5, 40, device=DEVICE)
+    op, args = torch.ops.fastssl.triton_layer_norm_forward, (x, x[0], None, x, EPS, 0, None)
+    assert op(*args, False)[1].numel() == 0 and torch.equal(op(*args, True)[1], 2 * x)
+
+
+@pytest.mark.parametrize("width", [131, 9000])
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float16), (torch.bfloat16, torch.float32), (torch.float16,)])
+def test_parameter_gradients_have_the_dtypes_of_the_parameters(dtypes, width):
+    """The kernel that sums them rounds them; in the interpreter, which truncates, only nearly as PyTorch does."""
+    x = torch.randn(7, width, device=DEVICE).bfloat16()
+    parameters = [torch.randn(width, device=DEVICE).to(dtype).requires_grad_() for dtype in dtypes]
+
+    def found(parameters):
+        y = layer_norm(x, *parameters, eps=EPS, backend="triton")
+        return torch.autograd.grad(y, parameters, x)
+
+    wide = found([parameter.detach().float().requires_grad_() for parameter in parameters])
+    for gradient, dtype, expected in zip(found(parameters), dtypes, wide, strict=True):
+        torch.testing.assert_close(gradient, expected.to(dtype), **({"rtol": 0, "atol": 0} if DEVICE == "cuda" else {}))
+
+
 def test_opcheck():
     case = LayerNormCase(shape=(6, 20), residual=True, dropout_p=0.1)
     inputs = {name: tensor.to(DEVICE) for name, tensor in case.inputs(torch.bfloat16).items()}
@@ -204,14 +234,14 @@ def test_opcheck():
     forward = torch.ops.fastssl.triton_layer_norm_forward.default
     backward = torch.ops.fastssl.triton_layer_norm_backward.default
     for residual_in, threshold in ((None, 0), (residual, 0), (None, 100), (residual.float(), 100)):
-        args = (x, weight, bias, residual_in, EPS, threshold, seed)
+        args = (x, weight, bias, residual_in, EPS, threshold, seed, True)
         torch.library.opcheck(forward, args)
+        torch.library.opcheck(forward, (*args[:-1], False))
         y, total, mean, rstd = forward(*args)
         total = total if total.numel() else x
         for grad_y, grad_sum in ((y, None), (y, torch.ones_like(total)), (None, torch.ones_like(total))):
-            torch.library.opcheck(
-                backward, (grad_y, grad_sum, total, weight, mean, rstd, threshold, seed, total.dtype != y.dtype)
-            )
+            args = (grad_y, grad_sum, total, weight, mean, rstd, threshold, seed, total.dtype != y.dtype)
+            torch.library.opcheck(backward, (*args, torch.float32))
 
 
 def test_compile_with_dynamic_shapes():

@@ -49,7 +49,8 @@ def layer_norm(
         ValueError: for shapes, dtypes or devices that do not fit, or a backend that cannot run the call.
 
     Numerics: float32 arithmetic (float64 for float64 inputs), mean first, then the centred variance, both of the sum
-    as it is returned. Memory: saves the sum and two floats a row; the mask is never stored.
+    as it is returned. Memory: saves the sum and two floats a row; the mask is never stored. Where nothing is saved, the
+    kernels for GPUs write no sum unless `return_sum` asks for it.
 
     Source: Ba, Kiros, Hinton, "Layer Normalization" (2016), arXiv 1607.06450, section 3.
     """
@@ -64,7 +65,8 @@ def layer_norm(
     name = choose("layer_norm", backend, BACKENDS, x.device, x.dtype, facts)
     seed = resolve_seed(seed, x.device) if dropout_p > 0 else None
     if name not in FUSED or not torch.is_grad_enabled() or not _needs_gradient(x, weight, bias, residual):
-        y, total = BACKENDS[name].forward(x, weight, bias, residual, eps=eps, dropout_p=dropout_p, seed=seed)
+        options = {"eps": eps, "dropout_p": dropout_p, "seed": seed, "with_sum": return_sum}
+        y, total = BACKENDS[name].forward(x, weight, bias, residual, **options)
         return (y, total) if return_sum else y
     if not return_sum:
         return _FusedLayerNorm.apply(name, x, weight, bias, residual, eps, dropout_p, seed, False)
@@ -99,9 +101,9 @@ class _FusedLayerNorm(torch.autograd.Function):
             dropout_p=ctx.dropout_p,
             seed=seed,
             with_residual=ctx.needs_input_grad[4],
+            bias_dtype=ctx.bias_dtype,
         )
-        grad_bias = None if ctx.bias_dtype is None else grad_bias.to(ctx.bias_dtype)
-        return None, grad_x, grad_weight.to(weight.dtype), grad_bias, grad_residual, None, None, None, None
+        return None, grad_x, grad_weight, grad_bias, grad_residual, None, None, None, None
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

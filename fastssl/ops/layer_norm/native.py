@@ -23,10 +23,20 @@ SUPPORTS = Supports(
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, eps: float, dropout_p: float, seed
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    with_sum: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return (y, sum) of `fastssl.ops.layer_norm`, without a graph for autograd."""
-    return forward_saving(x, weight, bias, residual, eps, dropout_p, seed)[:2]
+    """Return (y, sum) of `fastssl.ops.layer_norm`, without a graph for autograd; sum is empty if not asked for."""
+    threshold = dropout_threshold(dropout_p)
+    y, total, _, _ = torch.ops.fastssl.layer_norm_forward(x, weight, bias, residual, eps, threshold, seed, with_sum)
+    return y, x if residual is None and threshold == 0 else total
 
 
 def forward_saving(
@@ -34,7 +44,7 @@ def forward_saving(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (y, sum, mean, rstd); sum is `x` itself where nothing is added to it or dropped from it."""
     threshold = dropout_threshold(dropout_p)
-    y, total, mean, rstd = torch.ops.fastssl.layer_norm_forward(x, weight, bias, residual, eps, threshold, seed)
+    y, total, mean, rstd = torch.ops.fastssl.layer_norm_forward(x, weight, bias, residual, eps, threshold, seed, True)
     return y, x if residual is None and threshold == 0 else total, mean, rstd
 
 
@@ -49,8 +59,9 @@ def backward(
     dropout_p: float,
     seed: Tensor | None,
     with_residual: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Return the gradients of x, residual (None where not asked for), weight and bias (the last two float32).
+    bias_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Return the gradients of x, residual (None where not asked for), weight and bias (None where there is none).
 
     No `grad_y` stands for zeros of the dtype of `total`.
     """
@@ -63,14 +74,16 @@ def backward(
         grad_residual = None
     elif not apart:
         grad_residual = grad_x
-    return grad_x, grad_residual, grad_weight, grad_bias
+    grad_bias = None if bias_dtype is None else grad_bias.to(bias_dtype)
+    return grad_x, grad_residual, grad_weight.to(weight.dtype), grad_bias
 
 
 @extension.fake_kernel("fastssl::layer_norm_forward")
-def forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed):
+def forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed, with_sum):
     """Return the outputs of the forward, not filled in."""
     sum_like = x if residual is None else residual
-    total = sum_like.new_empty(0 if residual is None and dropout_threshold == 0 else x.shape)
+    changed = residual is not None or dropout_threshold > 0
+    total = sum_like.new_empty(x.shape if changed and with_sum else 0)
     mean = x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
     return torch.empty_like(x, memory_format=torch.contiguous_format), total, mean, torch.empty_like(mean)
 

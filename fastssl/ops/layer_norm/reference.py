@@ -10,11 +10,19 @@ SUPPORTS = Supports()
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, eps: float, dropout_p: float, seed
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    with_sum: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return (y, sum) of `fastssl.ops.layer_norm`: sum = residual + dropout(x), rounded once; y = LN(sum).
 
-    Statistics and arithmetic are in float32, or in float64 where `x` is.
+    The sum comes whether it is asked for or not. Statistics and arithmetic are in float32, or in float64 where `x` is.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     total = x.to(wide)

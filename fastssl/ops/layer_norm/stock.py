@@ -12,9 +12,20 @@ SUPPORTS = Supports(
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, eps: float, dropout_p: float, seed
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    with_sum: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return (y, sum) of `fastssl.ops.layer_norm`; differentiable by autograd."""
+    """Return (y, sum) of `fastssl.ops.layer_norm`; differentiable by autograd.
+
+    The sum comes whether it is asked for or not.
+    """
     total = x if residual is None else (residual + x).to(residual.dtype)
     wide = torch.promote_types(total.dtype, weight.dtype)
     bias = None if bias is None else bias.to(wide)

@@ -34,10 +34,20 @@ _BACKWARD_OPTIONS = _OPTIONS | ({} if torch.version.hip else {"maxnreg": BACKWAR
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, eps: float, dropout_p: float, seed
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    with_sum: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return (y, sum) of `fastssl.ops.layer_norm`, without a graph for autograd."""
-    return forward_saving(x, weight, bias, residual, eps, dropout_p, seed)[:2]
+    """Return (y, sum) of `fastssl.ops.layer_norm`, without a graph for autograd; sum is empty if not asked for."""
+    threshold = dropout_threshold(dropout_p)
+    y, total, _, _ = _forward(x, weight, bias, residual, eps, threshold, seed, with_sum)
+    return y, x if residual is None and threshold == 0 else total
 
 
 def forward_saving(
@@ -45,7 +55,7 @@ def forward_saving(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (y, sum, mean, rstd); sum is `x` itself where nothing is added to it or dropped from it."""
     threshold = dropout_threshold(dropout_p)
-    y, total, mean, rstd = _forward(x, weight, bias, residual, eps, threshold, seed)
+    y, total, mean, rstd = _forward(x, weight, bias, residual, eps, threshold, seed, True)
     return y, x if residual is None and threshold == 0 else total, mean, rstd
 
 
@@ -60,21 +70,22 @@ def backward(
     dropout_p: float,
     seed: Tensor | None,
     with_residual: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Return the gradients of x, residual (None where not asked for), weight and bias (the last two float32).
+    bias_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Return the gradients of x, residual (None where not asked for), weight and bias (None where there is none).
 
     No `grad_y` stands for zeros of the dtype of `total`.
     """
     threshold = dropout_threshold(dropout_p)
     apart = with_residual and (threshold > 0 or (grad_y is not None and grad_y.dtype != total.dtype))
     grad_x, grad_residual, grad_weight, grad_bias = _backward(
-        grad_y, grad_sum, total, weight, mean, rstd, threshold, seed, apart
+        grad_y, grad_sum, total, weight, mean, rstd, threshold, seed, apart, bias_dtype or weight.dtype
     )
     if not with_residual:
         grad_residual = None
     elif not apart:
         grad_residual = grad_x
-    return grad_x, grad_residual, grad_weight, grad_bias
+    return grad_x, grad_residual, grad_weight, None if bias_dtype is None else grad_bias
 
 
 @torch.library.custom_op("fastssl::triton_layer_norm_forward", mutates_args=())
@@ -86,10 +97,12 @@ def _forward(
     eps: float,
     dropout_threshold: int,
     seed: Tensor | None,
+    with_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from fastssl.ops.layer_norm.triton_kernels import forward_kernel
 
-    outputs = y, total, mean, rstd = native.forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed)
+    outputs = native.forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed, with_sum)
+    y, total, mean, rstd = outputs
     num_rows, width = mean.numel(), x.shape[-1]
     block, rows, vector, num_warps = forward_tiling(width, x.dtype, total.dtype)
     if num_rows:
@@ -129,8 +142,11 @@ def _backward(
     dropout_threshold: int,
     seed: Tensor | None,
     residual_apart: bool,
+    bias_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    outputs = native.backward_fake(grad_y, grad_sum, sum, weight, mean, rstd, dropout_threshold, seed, residual_apart)
+    outputs = _backward_fake(
+        grad_y, grad_sum, sum, weight, mean, rstd, dropout_threshold, seed, residual_apart, bias_dtype
+    )
     grad_x, grad_residual, grad_weight, grad_bias = outputs
     if grad_y is None or not mean.numel():
         grad_weight.zero_(), grad_bias.zero_()
@@ -144,6 +160,13 @@ def _backward(
             if grad_y is not None:
                 _launch_sums(partials, grad_y, sum, mean, rstd, grad_weight, grad_bias)
     return outputs
+
+
+@_backward.register_fake
+def _backward_fake(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, residual_apart, bias_dtype):
+    """Return the outputs of the backward, not filled in: those of the native one, but in the parameters' dtypes."""
+    fakes = native.backward_fake(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, residual_apart)
+    return *fakes[:2], *(weight.new_empty(weight.shape, dtype=dtype) for dtype in (weight.dtype, bias_dtype))
 
 
 def _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, outputs) -> Tensor | None:
@@ -183,7 +206,7 @@ def _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, out
 
 
 def _launch_sums(partials, grad_y, sum, mean, rstd, grad_weight, grad_bias) -> None:
-    """Write the gradients of weight and bias."""
+    """Write the gradients of weight and bias, in their dtypes."""
     from fastssl.ops.layer_norm.triton_kernels import parameter_kernel, sum_partials_kernel
 
     num_rows, width = mean.numel(), sum.shape[-1]
@@ -230,4 +253,3 @@ def _scale(threshold: int) -> float:
 
 
 _forward.register_fake(native.forward_fake)
-_backward.register_fake(native.backward_fake)

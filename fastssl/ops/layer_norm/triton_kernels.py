@@ -105,7 +105,8 @@ def forward_kernel(
 ):
     """y = LN(sum) with sum = residual + dropout(x), and the statistics of ROWS rows a program.
 
-    Not given (None): `residual_ptr`, `bias_ptr`, `seed_ptr` without dropout, `sum_ptr` where the sum is x itself.
+    Not given (None): `residual_ptr`, `bias_ptr`, `seed_ptr` without dropout, `sum_ptr` where the sum is x itself or not
+    asked for.
     """
     row = _rows_of(tl.program_id(0), ROWS)
     valid = row < num_rows
@@ -116,11 +117,12 @@ def forward_kernel(
     if seed_ptr is not None:
         key_0, key_1 = philox_key(seed_ptr)
         total = tl.where(_kept(row, key_0, key_1, threshold, BLOCK, VECTOR), total * scale, 0.0)
+    # The statistics are those of the sum as it is stored, which is what a backward sees, be it stored or not.
     if residual_ptr is not None:
-        total += residual
+        total = (total + residual).to(residual_ptr.dtype.element_ty).to(tl.float32)
+    elif seed_ptr is not None:
+        total = total.to(x_ptr.dtype.element_ty).to(tl.float32)
     if sum_ptr is not None:
-        # The statistics are those of the sum as it is stored, which is what the backward sees.
-        total = total.to(sum_ptr.dtype.element_ty).to(tl.float32)
         _store_rows(sum_ptr, row, valid, total, WIDTH, BLOCK, VECTOR)
 
     mean = tl.div_rn(tl.sum(total, axis=1), 1.0 * WIDTH)
@@ -256,14 +258,18 @@ def sum_partials_kernel(
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The gradients of weight (dimension 1 of the grid: 0) and bias (1) from their partials, in a fixed order."""
+    """The gradients of weight (dimension 1 of the grid: 0) and bias (1) from their partials, in a fixed order.
+
+    Each is rounded once, to the dtype of its parameter.
+    """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     partials_ptr += tl.program_id(1) * num_partials * WIDTH
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in tl.range(0, num_partials, ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)[:, None]
         total += tl.load(partials_ptr + row * WIDTH + column, mask=(row < num_partials) & (column < WIDTH), other=0.0)
+    gradient = tl.sum(total, axis=0)[None, :]
     if tl.program_id(1) == 0:
-        tl.store(grad_weight_ptr + column, tl.sum(total, axis=0)[None, :], mask=column < WIDTH)
+        tl.store(grad_weight_ptr + column, gradient.to(grad_weight_ptr.dtype.element_ty), mask=column < WIDTH)
     else:
-        tl.store(grad_bias_ptr + column, tl.sum(total, axis=0)[None, :], mask=column < WIDTH)
+        tl.store(grad_bias_ptr + column, gradient.to(grad_bias_ptr.dtype.element_ty), mask=column < WIDTH)
