@@ -29,17 +29,16 @@ CASES = {
     "4 x 4096 x 128, causal": AttentionCase(lengths_q=(4096,) * 4, heads=12, key_heads=12, width=128, causal=True),
     "4 x 4096 x 128": AttentionCase(lengths_q=(4096,) * 4, heads=12, key_heads=12, width=128),
 }
-FLOPS_PER_SCORE = {"attention_forward": 4, "attention_grad_q": 6, "attention_grad_kv": 8, "attention_grad_whole": 10}
+FLOPS_PER_SCORE = {"attention_forward": 4, "attention_grad_q": 6, "attention_grad_kv": 8}
 """Times D."""
 
 
 def candidates(kernel: str, width: int) -> Iterator[Tile]:
     """Return the tiles to try: of the side that stays in registers 64 rows for four warps, 128 for eight."""
-    by_keys = kernel in ("attention_grad_kv", "attention_grad_whole")
-    stays, walks = ("keys", "queries") if by_keys else ("queries", "keys")
+    stays, walks = ("keys", "queries") if kernel == "attention_grad_kv" else ("queries", "keys")
     if kernel == "attention_forward":
         sizes, stages = (64, 128), (2, 3) if width > 64 else (2, 3, 4)
-    elif kernel == "attention_grad_whole" or width > 64:
+    elif width > 64:
         sizes, stages = (32, 64), (1, 2)
     else:
         sizes, stages = (32, 64, 128), (1, 2, 3)
@@ -56,15 +55,14 @@ class Probe:
 
     def run(self, case: AttentionCase) -> float | None:
         """Run a case through its kernels; return the median seconds of the one in question."""
-        original, whole = triton_backend._Call._launch, triton_tuning.WHOLE_KEYS
-        triton_tuning.WHOLE_KEYS = 4096 if self.kernel == "attention_grad_whole" else 0
+        original = triton_backend._Call._launch
 
         def launch(call, kernel, tile, programs, **own):
             if kernel.__name__ != self.kernel:
                 return original(call, kernel, tile, programs, **own)
             if kernel.__name__ == "attention_grad_kv":
                 own["num_tiles"] = triton_tuning.tiles(call.shape.longest_k, self.tile.keys)
-            elif kernel.__name__ != "attention_grad_whole":
+            else:
                 own["num_tiles"] = triton_tuning.tiles(call.shape.longest_q, self.tile.queries)
             programs = call.num_heads * call.num_sequences * own["num_tiles"]
             original(call, kernel, self.tile, programs, **own)
@@ -83,7 +81,7 @@ class Probe:
                 torch.autograd.grad(out, list(inputs.values()), torch.randn_like(out))
             torch.cuda.synchronize()
         finally:
-            triton_backend._Call._launch, triton_tuning.WHOLE_KEYS = original, whole
+            triton_backend._Call._launch = original
         return self.seconds
 
 
@@ -119,7 +117,6 @@ def main(output: str, only_compile: bool) -> None:
         (name, kernel, tile)
         for name, case in CASES.items()
         for kernel in FLOPS_PER_SCORE
-        if not (kernel == "attention_grad_whole" and (case.causal or case.width > 64))
         for tile in candidates(kernel, case.width)
     ]
     tried = Path(output).with_suffix(".compiled")

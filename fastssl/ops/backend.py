@@ -30,6 +30,8 @@ class Supports:
     """Whether it is written in Triton, which runs on a CUDA device or, in Triton's interpreter, on the CPU."""
     unverified_on: tuple[str, ...] = ()
     """Device types on which no recorded run has verified it: there it runs when asked for by name, never by "auto"."""
+    first_on: tuple[str, ...] = ()
+    """Device types on which "auto" tries it before the others, since it has been measured to be the fastest there."""
     refuses: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
     """Reason -> predicate over the call's keyword facts; a true predicate refuses the call for that reason."""
 
@@ -73,7 +75,7 @@ def choose(
     Args:
         op: the operator's name, for errors.
         requested: "auto", or a key of `backends`.
-        backends: name -> module, in the order in which "auto" tries them.
+        backends: name -> module, in the order in which "auto" tries them, but for those that are first on the device.
         device, dtype: of the main input.
         facts: options of the call that the fact sheets' predicates read, by name.
 
@@ -90,7 +92,7 @@ def choose(
             )
         return requested
     tried = []
-    for name, module in backends.items():
+    for name, module in sorted(backends.items(), key=lambda item: device.type not in item[1].SUPPORTS.first_on):
         reasons = refusals(module.SUPPORTS, device, dtype, facts)
         if device.type in module.SUPPORTS.unverified_on:
             reasons.append(f"no recorded run has verified it on {device.type}; ask for it by name")

@@ -46,10 +46,10 @@ def check(case, inputs, **extra):
     check_against_reference(tested, reference, list(inputs.values()), names)
 
 
-def results(case, inputs, **extra):
+def results(case, inputs, backend="triton", **extra):
     """Return the output, lse and every gradient."""
     leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
-    out, lse = call(case, "triton", list(leaves), return_lse=True, **extra)(*leaves.values())
+    out, lse = call(case, backend, list(leaves), return_lse=True, **extra)(*leaves.values())
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
     return [out.detach(), lse.detach(), *torch.autograd.grad(out, leaves.values(), cotangent)]
 
@@ -161,7 +161,15 @@ def test_large_scores():
     inputs = inputs_of(case)
     inputs["q"] *= 100
     inputs["k"] *= 100
-    check(case, inputs)
+    if DEVICE == "cpu":
+        check(case, inputs)
+        return
+    # A GPU rounds the scores of the backward otherwise than lse, and weights differ by what the last bits of lse mean.
+    found = results(case, inputs)
+    wanted = results(case, {name: x.double() for name, x in inputs.items()}, backend="reference")
+    rounding = 4 * torch.finfo(torch.float32).eps * wanted[1].abs().max()
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() <= rounding * max(1.0, b.abs().max().item())
 
 
 def test_nan_is_not_hidden():
@@ -439,7 +447,7 @@ def test_what_it_refuses_and_when_auto_takes_it():
         results(wide, inputs_of(wide))
     with pytest.raises(ValueError, match=r"it takes torch.float32.*tensors are torch.float64"):
         results(EDGE_CASES["short"], inputs_of(EDGE_CASES["short"], torch.float64))
-    assert set(triton_backend.SUPPORTS.unverified_on) == {"cuda", "cpu"}
+    assert (triton_backend.SUPPORTS.unverified_on, triton_backend.SUPPORTS.first_on) == (("cpu",), ("cuda",))
 
 
 def test_a_graph_is_not_captured_without_bounds(monkeypatch):

@@ -172,11 +172,11 @@ def test_compile_with_dynamic_shapes():
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_auto_leaves_it_alone(device):
+@pytest.mark.parametrize(("device", "chosen"), [("cpu", "stock"), ("cuda", "triton")])
+def test_auto_takes_it_on_a_gpu_alone(device, chosen):
     others = {name: module for name, module in BACKENDS.items() if name != "native"}
     facts = {"bias_dtype": torch.float32}
-    assert choose("bias_gelu", "auto", others, torch.device(device), torch.float32, facts) == "stock"
+    assert choose("bias_gelu", "auto", others, torch.device(device), torch.float32, facts) == chosen
 
 
 def test_it_names_what_it_lacks():

@@ -267,12 +267,12 @@ def test_compile_with_dynamic_shapes():
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_auto_leaves_it_alone(device):
+@pytest.mark.parametrize(("device", "chosen"), [("cpu", "reference"), ("cuda", "triton")])
+def test_auto_takes_it_on_a_gpu_alone(device, chosen):
     facts = {"width": 8, "dropout_p": 0.5, "x_dtype": torch.float32, "residual_dtype": torch.float32}
     facts["parameter_dtypes"] = (torch.float32, None)
     others = {name: module for name, module in BACKENDS.items() if name != "native"}
-    assert choose("layer_norm", "auto", others, torch.device(device), torch.float32, facts) == "reference"
+    assert choose("layer_norm", "auto", others, torch.device(device), torch.float32, facts) == chosen
 
 
 def test_it_names_what_it_lacks():

@@ -14,7 +14,6 @@ SUPPORTS = Supports(
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     needs_cpu_ops=True,
     needs_cuda_ops=True,
-    unverified_on=("cuda",),
     refuses={
         "its CUDA kernels multiply bfloat16 and float16, the tensors are float32": lambda device, dtype, **_: (
             device == "cuda" and dtype == torch.float32

@@ -15,7 +15,8 @@ SUPPORTS = Supports(
     devices=("cuda", "cpu"),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     needs_triton=True,
-    unverified_on=("cuda", "cpu"),
+    unverified_on=("cpu",),
+    first_on=("cuda",),
     refuses={f"its tiles hold heads of width {WIDEST_HEAD} at most": lambda width, **_: width > WIDEST_HEAD},
 )
 

@@ -2,8 +2,9 @@
 
 One kernel walks over the keys for a tile of queries (dQ), and leaves two statistics of them, delta and lse_log2, for
 the others: one walks over the queries for a tile of keys (dK, dV), and with a bias one over the sequences for a tile of
-scores (dBias). Where a sequence has one tile of keys, the second makes dQ too, and the statistics have their own kernel.
-Weights are recomputed from lse. Dropout's decisions are read where the forward kept them (`kept_bits`), else drawn again.
+scores (dBias). Where a sequence has one tile of keys, the second makes dQ too, and the statistics have their own
+kernel. Weights are recomputed from lse. Dropout's decisions are read where the forward kept them (`kept_bits`), else
+they are drawn again.
 """
 
 import triton
@@ -148,7 +149,9 @@ def attention_grad_q(
             if kept_bits is not None:
                 bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, False, BLOCK_T, BLOCK_S)
             elif seed is not None:
-                bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
+                bits = dropout_bits(
+                    first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S, INTERPRETED
+                )
             tile_k = load_rows(k, begin_k, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)
             scores = scores_of(
                 tile_q, tile_k, first_query, first_key, num_queries, num_keys, shift, bias, begin_bias, slope,
@@ -223,7 +226,7 @@ def attention_grad_kv(
                     )
                 elif seed is not None:
                     bits = dropout_bits(
-                        first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S
+                        first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S, INTERPRETED
                     )
                 tile_q = load_rows(q, begin_q, first_query, num_queries, part != 1, D, BLOCK_T, BLOCK_D)
                 scores = scores_of(
@@ -292,7 +295,9 @@ def attention_grad_bias(
             if kept_bits is not None:
                 bits = load_bits(begin_bits, first_query, first_key, num_queries, num_rows, False, BLOCK_T, BLOCK_S)
             elif seed is not None:
-                bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
+                bits = dropout_bits(
+                    first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S, INTERPRETED
+                )
             begin = rows_of(q, sequence, head, first_row)
             tile_q = load_rows(q, begin, first_query, num_queries, True, D, BLOCK_T, BLOCK_D)
             begin = rows_of(k, sequence, head // heads_per_key, first_key_row)

@@ -67,7 +67,9 @@ def attention_forward(
         for first_key in range(bounds[part], bounds[part + 1], BLOCK_S):
             first_key = tl.multiple_of(first_key, BLOCK_S)
             if seed is not None:
-                bits = dropout_bits(first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S)
+                bits = dropout_bits(
+                    first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T, BLOCK_S, INTERPRETED
+                )
             if kept_bits is not None:
                 store_bits(begin_bits, bits, first_query, first_key, num_queries, num_rows, BLOCK_S)
             tile_k = load_rows(k, begin_k, first_key, num_keys, part != 1, D, BLOCK_S, BLOCK_D)

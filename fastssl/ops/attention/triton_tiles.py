@@ -199,8 +199,9 @@ def slope_of(alibi_slopes, head, inverse_scale):
 
 @triton.jit
 def dropout_bits(
-    first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr
-):
+    first_query, first_key, head, sequence, key_0, key_1, threshold, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
     """Return dropout's decisions about a tile as words of 32 keys, (queries, words).
 
     They travel as bits, since a boolean tile would change its layout element by element.
@@ -218,14 +219,26 @@ def dropout_bits(
     nothing = (first_query | first_key) >> 31
     key_0 += nothing.to(tl.uint32)
     key_1 += nothing.to(tl.uint32)
-    limit = threshold.to(tl.uint32)
+    limit = threshold.to(tl.uint32) << 16
     bits = tl.zeros_like(group + row)
-    for byte in tl.static_range(4):
+    for byte in tl.static_range(3, -1, -1):
         words = philox_words(group + byte, row, head.to(tl.uint32), sequence.to(tl.uint32), key_0, key_1)
-        for word in tl.static_range(4):
-            low = ((words[word] & 0xFFFF) >= limit).to(tl.uint32)
-            high = (words[word] >= (limit << 16)).to(tl.uint32)
-            bits |= (low | (high << 1)) << (8 * byte + 2 * word)
+        for word in tl.static_range(3, -1, -1):
+            bits = _with_bit(bits, words[word], limit, INTERPRETED)
+            bits = _with_bit(bits, words[word] << 16, limit, INTERPRETED)
+    return bits
+
+
+@triton.jit
+def _with_bit(bits, number, limit, INTERPRETED: tl.constexpr):
+    """Return bits shifted by one place, the lowest now telling whether a number is at least the limit, above 0."""
+    if INTERPRETED:
+        bits = (bits << 1) | (number >= limit).to(tl.uint32)
+    else:  # adding what the limit lacks to 2^32 carries just then, and a carry goes into a sum for nothing
+        bits = tl.inline_asm_elementwise(
+            "{ .reg .u32 sum; add.cc.u32 sum, $2, $3; addc.u32 $0, $1, $1; }", "=r,r,r,r",
+            [bits, number, tl.zeros_like(limit) - limit], dtype=tl.uint32, is_pure=True, pack=1,
+        )  # fmt: skip
     return bits
 
 

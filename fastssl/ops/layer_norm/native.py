@@ -12,7 +12,6 @@ SUPPORTS = Supports(
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     needs_cpu_ops=True,
     needs_cuda_ops=True,
-    unverified_on=("cuda",),
     refuses={
         "the residual must have the dtype of x, or float32": lambda x_dtype, residual_dtype, **_: (
             residual_dtype not in (x_dtype, torch.float32)

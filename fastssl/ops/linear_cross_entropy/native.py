@@ -11,7 +11,6 @@ SUPPORTS = Supports(
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     needs_cpu_ops=True,
     needs_cuda_ops=True,
-    unverified_on=("cuda",),
     refuses={
         "it multiplies no float16 on the CPU": lambda device, product_dtype, **_: (
             device.type == "cpu" and product_dtype == torch.float16

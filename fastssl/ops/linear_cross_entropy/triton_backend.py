@@ -16,7 +16,7 @@ SUPPORTS = Supports(
     devices=("cuda", "cpu"),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     needs_triton=True,
-    unverified_on=("cuda", "cpu"),
+    unverified_on=("cpu",),
 )
 
 
