@@ -10,9 +10,9 @@ MODEL_OPS = ("attention", "bias_gelu", "layer_norm", "linear_cross_entropy")
 
 @contextmanager
 def preferring(backend: str) -> Iterator[None]:
-    """Let "auto" try `backend` first, as if a recorded run had verified it, in every operator that has it.
+    """Let "auto" try `backend` first, verified or not, in every operator that has it.
 
-    The package offers no such switch on purpose; a benchmark of what is not verified yet needs one.
+    The package offers no such switch on purpose; a comparison of backends needs one.
     """
     kept = []
     for op in MODEL_OPS:
@@ -21,7 +21,7 @@ def preferring(backend: str) -> Iterator[None]:
         if module is None:
             continue
         kept.append((backends, dict(backends), module, module.SUPPORTS))
-        module.SUPPORTS = replace(module.SUPPORTS, unverified_on=())
+        module.SUPPORTS = replace(module.SUPPORTS, unverified_on=(), first_on=("cpu", "cuda"))
         rest = {name: other for name, other in backends.items() if name != backend}
         backends.clear()
         backends.update({backend: module} | rest)
