@@ -140,7 +140,9 @@ def grad_kv_tile(shape: Shape) -> Tile:
         hopper = Tile(queries=64 if roomy else 32, keys=128, num_warps=8, num_stages=2 if roomy else 1)
         return hopper if _is_hopper(shape) else _WIDE_GRADIENT
     if _is_hopper(shape) and not 64 < shape.longest_k <= 128:
-        if shape.dropped or shape.biased:
+        if shape.drawn or shape.biased:
+            return Tile(queries=32, keys=64, num_warps=4, num_stages=2)
+        if shape.dropped:
             return Tile(queries=64, keys=64, num_warps=4, num_stages=1)
         if shape.longest_q <= 512:
             return Tile(queries=32, keys=64, num_warps=4, num_stages=3)
