@@ -468,7 +468,7 @@ def test_every_call_has_tiles(capability):
                     for biased in (False, True):
                         shape = triton_tuning.Shape(
                             capability=capability, width=width, element_size=element_size, longest_q=length,
-                            longest_k=length, dropped=dropped, drawn=dropped, biased=biased,
+                            longest_k=length, dropped=dropped, drawn=dropped, biased=biased, windowed=False,
                         )  # fmt: skip
                         for choose in triton_tuning.TILES.values():
                             tile = choose(shape)

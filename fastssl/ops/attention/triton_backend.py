@@ -181,6 +181,7 @@ class _Call:
             capability=tuning.capability_of(q.device), width=q.shape[-1], element_size=q.element_size(),
             longest_q=longest_q, longest_k=longest_k, dropped=seed is not None, drawn=drawn,
             biased=bias is not None or alibi_slopes is not None,
+            windowed=window_left < longest_k or window_right < longest_q,
         )  # fmt: skip
         self.arguments = {
             # The kernels take the maximum of scores before they scale them, and divide a bias by the scale.

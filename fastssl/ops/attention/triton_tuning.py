@@ -1,7 +1,8 @@
 """How the Triton kernels of `attention` are cut into programs: functions of the device and the call, no search.
 
-Nothing hot spills registers (`make cuda-check`). The numbers for Hopper in 16 bits are the fastest of
-`benchmarks/gpu/tile_search.py` on an H100; those for other GPUs have not been measured.
+Nothing hot spills more than a few registers (`make cuda-check`). The numbers for Hopper in 16 bits are the fastest of
+`benchmarks/gpu/tile_search.py` on an H100 that fit the registers in every release of Triton tried; those for other GPUs
+have not been measured.
 """
 
 import functools
@@ -44,6 +45,8 @@ class Shape:
     """Whether the kernels draw dropout's decisions: the forward, and a backward to which none were kept."""
     biased: bool
     """Whether something is added to the scores, a bias or slopes."""
+    windowed: bool
+    """Whether a window, such as that of causal attention, hides keys."""
 
 
 FURTHEST_ROW = 2**31 // 256
@@ -108,7 +111,7 @@ def forward_tile(shape: Shape) -> Tile:
     if shape.element_size == 4 or columns > 128:
         return Tile(queries=32 if shape.element_size == 4 else 64, keys=32, num_warps=4, num_stages=1)
     if columns <= 64:
-        few = shape.dropped and not shape.biased and _is_hopper(shape)
+        few = shape.dropped and not shape.biased and not shape.windowed and _is_hopper(shape)
         return Tile(queries=128, keys=64, num_warps=4 if few else 8, num_stages=3)
     if _is_hopper(shape) and not shape.biased and not shape.dropped:
         return Tile(queries=128, keys=128, num_warps=8, num_stages=3)
@@ -137,15 +140,11 @@ def grad_kv_tile(shape: Shape) -> Tile:
         return _small_gradient_tile(shape)
     if columns > 64:
         roomy = not shape.dropped and not shape.biased
-        hopper = Tile(queries=64 if roomy else 32, keys=128, num_warps=8, num_stages=2 if roomy else 1)
+        hopper = Tile(queries=32, keys=128, num_warps=8, num_stages=2 if roomy else 1)
         return hopper if _is_hopper(shape) else _WIDE_GRADIENT
     if _is_hopper(shape) and not 64 < shape.longest_k <= 128:
-        if shape.drawn or shape.biased:
-            return Tile(queries=32, keys=64, num_warps=4, num_stages=2)
-        if shape.dropped:
-            return Tile(queries=64, keys=64, num_warps=4, num_stages=1)
-        if shape.longest_q <= 512:
-            return Tile(queries=32, keys=64, num_warps=4, num_stages=3)
+        if shape.dropped or shape.biased or shape.longest_q <= 512:
+            return Tile(queries=32, keys=64, num_warps=4, num_stages=2 if shape.drawn or shape.biased else 3)
         return Tile(queries=128, keys=64, num_warps=4, num_stages=2)
     if _draws_in_few_registers(shape):
         return Tile(queries=32, keys=64, num_warps=4, num_stages=2)
