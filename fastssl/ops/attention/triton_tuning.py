@@ -139,8 +139,9 @@ def grad_kv_tile(shape: Shape) -> Tile:
     if shape.capability == 0 or shape.element_size == 4 or columns > 128:
         return _small_gradient_tile(shape)
     if columns > 64:
-        roomy = not shape.dropped and not shape.biased
-        hopper = Tile(queries=32, keys=128, num_warps=8, num_stages=2 if roomy else 1)
+        adds = shape.dropped or shape.biased
+        few = adds or shape.windowed
+        hopper = Tile(queries=32 if few else 64, keys=128, num_warps=8, num_stages=1 if adds else 2)
         return hopper if _is_hopper(shape) else _WIDE_GRADIENT
     if _is_hopper(shape) and not 64 < shape.longest_k <= 128:
         if shape.dropped or shape.biased or shape.longest_q <= 512:
