@@ -21,8 +21,9 @@ setup: $(VENV)/built
 demo: setup
 	$(BIN)/fastssl demo
 
+# Two processes; each keeps the files it has begun, so that what a file builds is built once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The GPU kernels compiled for sm_80 and sm_90a, where there need be no GPU. Results are kept in build/cuda-check, so
 # that what did not change is not compiled again. Without nvcc in CUDA_HOME or PATH the CUDA half is skipped, as it says.

@@ -18,7 +18,7 @@ Function = Callable[..., Tensor]
 """Takes the inputs by name and returns one tensor."""
 
 GPU_BACKENDS = ("native", "triton")
-"""Our backends that are measured by name, since "auto" takes only verified ones."""
+"""Our backends that are measured by name; "auto" is one of them."""
 FALLBACK = "auto"
 """What is measured where none of them can run: what users get today."""
 _END_LENGTH = 200
