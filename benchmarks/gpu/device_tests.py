@@ -14,11 +14,16 @@ SANITIZED = ("-m", "triton or cuda", "-k", "prime or short", "tests/ops")
 REHEARSED = ("tests/ops/test_philox.py",)
 _SANITIZERS = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 _ERROR_CODE = 17
+MAX_PROCESSES = 12
+"""That share the GPU: each takes some memory for its context."""
 
 
 def run_tests(folder: Path, seconds: float, rehearse: bool) -> dict[str, object]:
     """Run the tests that use the device, errors against float64, repeats and poisoned memory among them; count them."""
-    return _pytest([], REHEARSED if rehearse else SELECTION, folder / "tests.log", seconds)
+    # Most of their time is Triton's compiler, which runs on the host.
+    processes = ("-n", str(min(os.cpu_count() or 1, MAX_PROCESSES)), "--dist", "worksteal")
+    selection = REHEARSED if rehearse else (*processes, *SELECTION)
+    return _pytest([], selection, folder / "tests.log", seconds)
 
 
 def run_sanitized(folder: Path, seconds: float, rehearse: bool) -> dict[str, object]:
