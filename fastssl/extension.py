@@ -70,10 +70,22 @@ def _load_cuda_ops() -> bool:
     # The schemas and the fake kernels are those of the CPU operators.
     if not torch.cuda.is_available() or not _OPS_CUDA.exists() or not _load_cpu_ops():
         return False
-    if torch.cuda.get_device_capability() < OLDEST_COMPUTE_CAPABILITY:
+    if is_too_old():
         return False
     torch.ops.load_library(str(_OPS_CUDA))
     return True
+
+
+@torch.compiler.assume_constant_result
+def is_too_old() -> bool:
+    """Tell whether there is a GPU of NVIDIA's below the compute capability that our kernels are made for."""
+    return _is_too_old()
+
+
+@functools.cache
+def _is_too_old() -> bool:
+    nvidia = torch.version.cuda is not None and torch.cuda.is_available()
+    return nvidia and torch.cuda.get_device_capability() < OLDEST_COMPUTE_CAPABILITY
 
 
 def _register(op: str, function: Callable) -> None:

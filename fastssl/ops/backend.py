@@ -58,6 +58,9 @@ def refusals(supports: Supports, device: torch.device, dtype: torch.dtype, facts
         reasons.append("Triton is not installed")
     elif supports.needs_triton and device.type == "cpu" and not extension.triton_interprets():
         reasons.append("Triton runs on the CPU in its interpreter alone (TRITON_INTERPRET=1 before Python starts)")
+    elif supports.needs_triton and device.type == "cuda" and extension.is_too_old():
+        oldest = ".".join(map(str, extension.OLDEST_COMPUTE_CAPABILITY))
+        reasons.append(f"its Triton kernels need compute capability {oldest}")
     reasons.extend(reason for reason, refuses in supports.refuses.items() if refuses(**facts))
     return reasons
 

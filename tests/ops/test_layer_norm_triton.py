@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastssl import extension
 from fastssl.ops.backend import choose
 from fastssl.ops.layer_norm.api import BACKENDS, layer_norm
 from fastssl.ops.layer_norm.cases import EDGE_CASES, LayerNormCase
@@ -268,11 +269,13 @@ def test_compile_with_dynamic_shapes():
 
 
 @pytest.mark.parametrize(("device", "chosen"), [("cpu", "reference"), ("cuda", "triton")])
-def test_auto_takes_it_on_a_gpu_alone(device, chosen):
+def test_auto_takes_it_on_a_gpu_alone(monkeypatch, device, chosen):
     facts = {"width": 8, "dropout_p": 0.5, "x_dtype": torch.float32, "residual_dtype": torch.float32}
     facts["parameter_dtypes"] = (torch.float32, None)
     others = {name: module for name, module in BACKENDS.items() if name != "native"}
     assert choose("layer_norm", "auto", others, torch.device(device), torch.float32, facts) == chosen
+    monkeypatch.setattr(extension, "is_too_old", lambda: True)
+    assert choose("layer_norm", "auto", others, torch.device(device), torch.float32, facts) == "reference"
 
 
 def test_it_names_what_it_lacks():

@@ -4,6 +4,7 @@ Tensors of rows (q, k, v, out, their gradients, bias) come as named tuples of `t
 strides (batch, row, head), columns contiguous. T counts queries, S keys, D columns of a head.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -11,6 +12,8 @@ from fastssl.ops.triton_philox import GROUP, philox_words
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+HAS_CARRIES = tl.constexpr(torch.version.hip is None)
+"""Whether PTX's addition with carry can be written."""
 
 
 @triton.jit
@@ -232,7 +235,7 @@ def dropout_bits(
 @triton.jit
 def _with_bit(bits, number, limit, INTERPRETED: tl.constexpr):
     """Return bits shifted by one place, the lowest now telling whether a number is at least the limit, above 0."""
-    if INTERPRETED:
+    if INTERPRETED or not HAS_CARRIES:
         bits = (bits << 1) | (number >= limit).to(tl.uint32)
     else:  # adding what the limit lacks to 2^32 carries just then, and a carry goes into a sum for nothing
         bits = tl.inline_asm_elementwise(

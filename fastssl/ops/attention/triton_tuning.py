@@ -66,7 +66,9 @@ _WIDE_GRADIENT = Tile(queries=64, keys=64, num_warps=8, num_stages=1)
 
 @functools.cache
 def capability_of(device: torch.device) -> int:
-    """Return ten times a device's compute capability, 0 for the CPU."""
+    """Return ten times a device's compute capability, 0 for the CPU, 80 for AMD's, whose number means other things."""
+    if device.type == "cuda" and torch.version.hip:
+        return 80
     major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     return 10 * major + minor
 
