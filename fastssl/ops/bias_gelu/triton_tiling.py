@@ -1,6 +1,6 @@
 """How the Triton kernels of `bias_gelu` cut a matrix: functions of the shape, the dtype and the device alone.
 
-None of these numbers has been measured on a GPU yet; the README of the operator derives them.
+The README of the operator derives these numbers, and says what an H100 made of them.
 """
 
 from functools import cache
