@@ -31,7 +31,7 @@ class Supports:
     unverified_on: tuple[str, ...] = ()
     """Device types on which no recorded run has verified it: there it runs when asked for by name, never by "auto"."""
     first_on: tuple[str, ...] = ()
-    """Device types on which "auto" tries it before the others, since it has been measured to be the fastest there."""
+    """Device types on which "auto" tries it before the others: the fastest of our own there."""
     refuses: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
     """Reason -> predicate over the call's keyword facts; a true predicate refuses the call for that reason."""
 

@@ -13,8 +13,6 @@ from tests.cuda_check.triton_compilation import CAPABILITIES, DTYPES, Resources,
 
 SMALLEST_SHARED_BYTES = 99 * 1024
 """What a block may have on sm_86 and sm_89, which take the tiles of sm_80."""
-SPILL_BYTES = 320
-"""What the fastest tiles of `benchmarks/gpu/tile_search.py` on an H100 spill at most, in stores and loads."""
 BERT = {"lengths_q": (512,) * 4, "heads": 12, "key_heads": 12, "width": 64}
 LONG = BERT | {"lengths_q": (2048,) * 2, "dropout_p": 0.1}
 SHORT = BERT | {"lengths_q": (30, 64, 50)}
@@ -36,7 +34,20 @@ HOT = {
     "wide": ("bf16", BERT | {"width": 128, "dropout_p": 0.1}),
     "wide, causal, grouped": ("fp16", BERT | {"width": 128, "key_heads": 4, "causal": True}),
 }
-"""dtype and call; nothing of these may spill more. The backward of long sequences draws dropout's decisions."""
+"""dtype and call; but for SPILL_BYTES nothing of these may use local memory. The backward of long sequences draws dropout's decisions."""
+SPILL_BYTES = {
+    (80, "gpt"): {"attention_grad_kv": 36},
+    (80, "long, bias"): {"attention_grad_q": 24, "attention_grad_kv": 68, "attention_grad_bias": 12},
+    (80, "wide"): {"attention_grad_kv": 24},
+    (80, "wide, causal, grouped"): {"attention_grad_kv": 104},
+    (90, "bert"): {"attention_forward": 148},
+    (90, "bert, one tile of keys"): {"attention_forward": 148},
+    (90, "long"): {"attention_forward": 60},
+    (90, "wide"): {"attention_grad_q": 32, "attention_grad_kv": 8},
+    (90, "wide, causal, grouped"): {"attention_forward": 152, "attention_grad_q": 104, "attention_grad_kv": 320},
+}
+"""(capability, call) -> kernel -> what it may spill, stores and loads together. Of 9.0 these tiles were the fastest of
+`benchmarks/gpu/tile_search.py` all the same; those of 8.0 have not been measured."""
 REST = {
     "padded width": ("bf16", BERT | {"width": 80, "causal": True}),
     "widest": ("bf16", BERT | {"width": 256}),
@@ -86,7 +97,13 @@ def type_of(value: object, specialized: bool = True) -> str | tuple[str, ...]:
 
 
 def compile_launch(
-    kernel: triton.JITFunction, tile: triton_tuning.Tile, given: dict[str, object], *, capability: int, hot: bool
+    kernel: triton.JITFunction,
+    tile: triton_tuning.Tile,
+    given: dict[str, object],
+    *,
+    capability: int,
+    hot: bool,
+    spill_bytes: int = 0,
 ) -> Resources:
     signature, constants = {}, {}
     for parameter in kernel.params:
@@ -105,7 +122,7 @@ def compile_launch(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         hot=hot,
-        spill_bytes=SPILL_BYTES,
+        spill_bytes=spill_bytes,
     )
 
 
@@ -137,7 +154,8 @@ def test_every_launch_of_a_call(launches, name, capability):
     dtype, options = (HOT | REST)[name]
     case = AttentionCase(**options)
     for kernel, tile, given in launches(case, DTYPES[dtype], capability):
-        found = compile_launch(kernel, tile, given, capability=capability, hot=name in HOT)
+        spill_bytes = SPILL_BYTES.get((capability, name), {}).get(kernel.__name__, 0)
+        found = compile_launch(kernel, tile, given, capability=capability, hot=name in HOT, spill_bytes=spill_bytes)
         if capability == 80:
             assert found.shared_bytes <= SMALLEST_SHARED_BYTES, f"{kernel.__name__} in {tile}: {found}"
 

@@ -10,10 +10,10 @@ from fastssl.ops.bias_gelu.triton_tiling import (
     FORWARD_BYTES,
     NUM_WARPS,
     PARTIALS,
-    processors,
     tiling_of,
     walk_of,
 )
+from fastssl.ops.triton_device import processors
 
 SUPPORTS = Supports(
     devices=("cuda", "cpu"),

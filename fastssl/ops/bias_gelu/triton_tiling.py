@@ -3,10 +3,11 @@
 The README of the operator derives these numbers, and says what an H100 made of them.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
+
+from fastssl.ops.triton_device import Processors
 
 NUM_WARPS = 4
 FORWARD_BYTES = 8192
@@ -18,15 +19,6 @@ RESIDENT = 4
 _SHARED_BYTES_BESIDE = 4096
 """Shared memory of a program that is no tile: what CUDA keeps, and the sums that warps exchange."""
 _COLUMNS = (1024, 512, 256)
-
-
-class Processors(NamedTuple):
-    """What tiles depend on of a device."""
-
-    count: int
-    """Multiprocessors."""
-    shared_bytes: int
-    """Shared memory of each."""
 
 
 class Tiling(NamedTuple):
@@ -67,15 +59,6 @@ class SumTiling(NamedTuple):
 
 PARTIALS = SumTiling(columns=16, rows=256, num_warps=8, stages=2)
 """Narrow programs, so that there is one for every multiprocessor."""
-
-
-@cache
-def processors(device: torch.device) -> Processors:
-    """Return what a device has; the interpreter, which has none, gets little, so that its programs walk too."""
-    if device.type != "cuda":
-        return Processors(count=2, shared_bytes=100 * 1024)
-    properties = torch.cuda.get_device_properties(device)
-    return Processors(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)
 
 
 def tiling_of(width: int, dtype: torch.dtype, tile_bytes: int) -> Tiling:

@@ -13,9 +13,9 @@ from fastssl.ops.layer_norm.triton_tiling import (
     PARTIALS,
     backward_tiling,
     forward_tiling,
-    processors,
 )
 from fastssl.ops.philox import LANE_RANGE, dropout_threshold
+from fastssl.ops.triton_device import processors
 
 SUPPORTS = Supports(
     devices=("cuda", "cpu"),

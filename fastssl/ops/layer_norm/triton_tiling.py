@@ -3,10 +3,11 @@
 The README of the operator derives these numbers, and says what an H100 made of them.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
+
+from fastssl.ops.triton_device import Processors
 
 MAX_WIDTH = 16384
 """A program keeps whole rows in the registers of one multiprocessor; wider ones do not fit."""
@@ -17,15 +18,6 @@ BACKWARD_REGISTERS = 128
 and a program would wait for its place."""
 _SHARED_BYTES_BESIDE = 4096
 """Shared memory of a program that is no tile: what CUDA keeps, and the exchange of sums between warps."""
-
-
-class Processors(NamedTuple):
-    """What tiles depend on of a device."""
-
-    count: int
-    """Multiprocessors."""
-    shared_bytes: int
-    """Shared memory of each."""
 
 
 class ForwardTiling(NamedTuple):
@@ -71,15 +63,6 @@ PARTIALS = SumTiling(columns=16, rows=256, num_warps=8, stages=3)
 """Narrow programs, so that there is one for every multiprocessor."""
 PARAMETERS = SumTiling(columns=512, rows=8, num_warps=8, stages=3)
 """Of rows wider than MAX_WIDTH_WITH_SUMS."""
-
-
-@cache
-def processors(device: torch.device) -> Processors:
-    """Return what a device has; the interpreter, which has none, gets little, so that its programs walk too."""
-    if device.type != "cuda":
-        return Processors(count=2, shared_bytes=100 * 1024)
-    properties = torch.cuda.get_device_properties(device)
-    return Processors(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)
 
 
 def forward_tiling(width: int, *dtypes: torch.dtype) -> ForwardTiling:

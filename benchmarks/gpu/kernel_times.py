@@ -1,0 +1,99 @@
+"""Device time of calls and of a BERT-base step, kernel by kernel: `python -m benchmarks.gpu.kernel_times`.
+
+By torch's profiler: durations of kernels without the gaps between them. `--rehearse` runs tiny sizes on the CPU.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.models import batches
+from benchmarks.models.training_step import our_adamw
+from fastssl.models.bert import BertForMaskedLM
+from fastssl.models.presets import preset
+from fastssl.ops.attention.api import attention
+from fastssl.ops.attention.cases import offsets
+from fastssl.ops.bias_gelu.api import bias_gelu
+from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
+from fastssl.training.precision import autocast
+
+WARMUPS, CALLS, KERNELS = 3, 5, 8
+DTYPE = torch.bfloat16
+
+
+def calls(device: torch.device, sequences: int, length: int, vocab_sizes: Mapping[int, int]) -> dict[str, Callable]:
+    """Return name -> forward and backward of an operator, or a training step.
+
+    Args:
+        device: where they run.
+        sequences, length: of attention and of the step, packed.
+        vocab_sizes: V -> labelled rows of linear cross-entropy.
+    """
+    rows, found = sequences * length, {}
+
+    def leaf(*shape: int, dtype: torch.dtype = DTYPE) -> torch.Tensor:
+        return torch.randn(shape, device=device).to(dtype).requires_grad_()
+
+    def both(out: torch.Tensor, leaves: Sequence[torch.Tensor]) -> None:
+        torch.autograd.grad(out, leaves, out.detach())  # the output stands for its gradient: no kernel more
+
+    qkv, lengths = [leaf(rows, 12, 64) for _ in range(3)], offsets((length,) * sequences).to(device)
+    for p in (0.0, 0.1):
+        options = {"cu_seqlens_q": lengths, "max_seqlen_q": length, "dropout_p": p, "seed": 3 if p else None}
+        found[f"attention, dropout {p}"] = lambda options=options: both(attention(*qkv, **options), qkv)
+    x, bias = leaf(rows, 3072), leaf(3072, dtype=torch.float32)
+    for backend in ("auto", "stock"):
+        found[f"bias + GELU, {backend}"] = lambda backend=backend: both(bias_gelu(x, bias, backend=backend), (x, bias))
+    for vocab_size, labelled in vocab_sizes.items():
+        operands = leaf(labelled, 768), leaf(vocab_size, 768)
+        targets = torch.randint(vocab_size, (labelled,), device=device)
+        found[f"linear cross-entropy, V = {vocab_size}"] = lambda operands=operands, targets=targets: both(
+            linear_cross_entropy(*operands, targets, ignore_index=None), operands
+        )
+    config = preset("bert-base" if device.type == "cuda" else "bert-tiny")
+    source = batches.of_lengths(1, (length,) * sequences, vocab_size=config.vocab_size, mask_rate=0.3)
+    model, batch = BertForMaskedLM(config).to(device).train(), source[0].to(device)
+    optimizer = our_adamw(model)
+
+    def step() -> None:
+        with autocast(device, DTYPE):
+            loss = model(batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return found | {"training step": step}
+
+
+def report(name: str, call: Callable[[], object], device: torch.device) -> str:
+    """Return a line of a call's device time and its longest kernels, in microseconds."""
+    for _ in range(WARMUPS):
+        call()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        for _ in range(CALLS):
+            call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    kind = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
+    events = [event for event in profiled.key_averages() if event.device_type == kind]
+
+    def microseconds(event) -> float:
+        return (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / CALLS
+
+    events.sort(key=microseconds, reverse=True)
+    longest = "; ".join(f"{event.key[:48]} {microseconds(event):.1f}" for event in events[:KERNELS])
+    return f"{name}: {sum(map(microseconds, events)):.1f} us: {longest}"
+
+
+def main(rehearse: bool) -> None:
+    """Print a line a call."""
+    device = torch.device("cpu" if rehearse else "cuda")
+    sizes = (2, 16, {101: 12}) if rehearse else (32, 512, {30522: 2457, 50257: 8192})
+    for name, call in calls(device, *sizes).items():
+        print(report(name, call, device), flush=True)
+
+
+if __name__ == "__main__":
+    main("--rehearse" in sys.argv[1:])
