@@ -34,7 +34,7 @@ HOT = {
     "wide": ("bf16", BERT | {"width": 128, "dropout_p": 0.1}),
     "wide, causal, grouped": ("fp16", BERT | {"width": 128, "key_heads": 4, "causal": True}),
 }
-"""dtype and call; but for SPILL_BYTES nothing of these may use local memory. A long backward draws dropout's decisions."""
+"""dtype and call; but for SPILL_BYTES nothing may use local memory. Backwards of long sequences draw dropout again."""
 SPILL_BYTES = {
     (80, "gpt"): {"attention_grad_kv": 36},
     (80, "long, bias"): {"attention_grad_q": 24, "attention_grad_kv": 68, "attention_grad_bias": 12},
