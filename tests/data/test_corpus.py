@@ -18,9 +18,15 @@ from fastssl.data.corpus import Corpus, read_documents
 
 Compress = Callable[[bytes], bytes]
 
+
+def gzipped(data: bytes) -> bytes:
+    """The same bytes at any time: contents are parts of tests' names, which all processes of a run must agree upon."""
+    return gzip.compress(data, mtime=0)
+
+
 COMPRESSIONS: dict[str, Compress] = {
     "": lambda data: data,
-    ".gz": gzip.compress,
+    ".gz": gzipped,
     ".zst": lambda data: zstandard.ZstdCompressor().compress(data),
 }
 
@@ -102,7 +108,7 @@ def test_records(tmp_path_factory: pytest.TempPathFactory, texts: list[str]):
 def test_byte_order_mark_and_joined_members(tmp_path: Path):
     first, second = "\ufeffone\n\n".encode(), "two 台灣".encode()
     plain = write(tmp_path / "a.txt", first + second)
-    joined = write(tmp_path / "a.txt.gz", gzip.compress(first) + gzip.compress(second) + bytes(512))
+    joined = write(tmp_path / "a.txt.gz", gzipped(first) + gzipped(second) + bytes(512))
     frames = write(tmp_path / "a.txt.zst", b"".join(map(COMPRESSIONS[".zst"], (first, second))))
     for path in (plain, joined, frames):
         assert list(read_documents(path)) == ["one", "two 台灣"]
@@ -146,8 +152,8 @@ BAD_CONTENT = [
     ("a.jsonl", b'\n{"text": " "}\n', "holds no documents"),
     ("a.txt", b"ab\nc\0d", "is not text: expected UTF-8, found a NUL byte at byte 4"),
     ("a.txt", PNG, "is not text: expected UTF-8, found a PNG image"),
-    ("a.txt", gzip.compress(b"x"), r"found gzip data without the ending \.gz"),
-    ("a.txt.gz", gzip.compress(PNG), "found a PNG image"),
+    ("a.txt", gzipped(b"x"), r"found gzip data without the ending \.gz"),
+    ("a.txt.gz", gzipped(PNG), "found a PNG image"),
     ("a.txt", "text".encode("utf-16"), "found UTF-16 text; convert it"),
     ("a.txt", b"good\nbad \xe9t\xe9", "not UTF-8: byte 0xe9 at byte 9 .*`--encoding-errors replace`"),
     ("a.txt", "\ufeff".encode() + b"\xff", "not UTF-8: byte 0xff at byte 3"),
@@ -156,9 +162,9 @@ BAD_CONTENT = [
     ("a.jsonl", b'{"text": 5}', r"a\.jsonl:1: the field 'text' must be text, but is int"),
     ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a\.jsonl:3: not a JSON record"),
     ("a.json", b'[{"text": "a"}]', r"a\.json:1: expected a JSON object with 'text', found a list"),
-    ("a.txt.gz", gzip.compress(b"line\n" * 1000)[:-12], "is truncated: its gzip data ends early"),
+    ("a.txt.gz", gzipped(b"line\n" * 1000)[:-12], "is truncated: its gzip data ends early"),
     ("a.txt.gz", b"plain text", "is damaged: no valid gzip data"),
-    ("a.txt.gz", gzip.compress(b"text") + b"rubbish", "is damaged: no valid gzip data after 4 decompressed bytes"),
+    ("a.txt.gz", gzipped(b"text") + b"rubbish", "is damaged: no valid gzip data after 4 decompressed bytes"),
     ("a.txt.zst", COMPRESSIONS[".zst"](b"line %d\n" * 9)[:-2], "is truncated: its zstd data ends early"),
     ("a.txt.zst", b"plain text", "is damaged: no valid zstd data"),
     ("a.parquet", b"PAR1 and no more", "is no Parquet file or is truncated"),
