@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fastssl.tasks.embedding.embedder import SentenceEmbedder, embed
     from fastssl.tasks.embedding.search import SentenceSearch
     from fastssl.tasks.fill_mask import FillMask
+    from fastssl.tasks.generation.text_generator import TextGenerator
     from fastssl.tasks.pipelines import pipeline
     from fastssl.tasks.question_answering.answerer import QuestionAnswerer
     from fastssl.tasks.tagging.tagger import Tagger
@@ -64,6 +65,7 @@ __all__ = [
     "SentenceEmbedder",
     "SentenceSearch",
     "Tagger",
+    "TextGenerator",
     "TokenShards",
     "Tokenizer",
     "attention",
@@ -103,6 +105,7 @@ _HOMES = {
     "fastssl.tasks.fill_mask": ("FillMask",),
     "fastssl.tasks.question_answering.answerer": ("QuestionAnswerer",),
     "fastssl.tasks.tagging.tagger": ("Tagger",),
+    "fastssl.tasks.generation.text_generator": ("TextGenerator",),
     "fastssl.tasks.pipelines": ("pipeline",),
     "fastssl.tasks.embedding.search": ("SentenceSearch",),
 }

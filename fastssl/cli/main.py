@@ -18,6 +18,7 @@ VERBS = {
     "compare-init": Verb("fastssl.cli.compare_init", "what pretraining was worth: a task learnt from two starts"),
     "glue": Verb("fastssl.cli.glue", "fine-tune on the tasks of GLUE, with their official scores and a chart"),
     "fill-mask": Verb("fastssl.cli.fill_mask", "the likeliest tokens for every mask of a text"),
+    "generate": Verb("fastssl.cli.generate", "write on from a prompt with a causal model"),
     "embed": Verb("fastssl.cli.embed", "a vector for every line of a file"),
     "search": Verb("fastssl.cli.search", "the lines of a file that are nearest to a query in meaning"),
     "info": Verb("fastssl.cli.info", "parameters, FLOPs and memory of a model directory or preset"),

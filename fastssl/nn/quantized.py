@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.nn.block import Block
+from fastssl.nn.causal_block import CausalBlock
 from fastssl.nn.mlp import ACTIVATIONS
 from fastssl.ops.quantized_linear.api import quantized_linear
 from fastssl.ops.quantized_linear.weight import QuantizedWeight, quantize_weight
@@ -64,19 +65,19 @@ def quantize(model: Model) -> Model:
     Raises:
         ValueError: for a model without blocks, one that is quantised already, or weights that are not finite.
     """
-    blocks = [part for part in model.modules() if isinstance(part, Block)]
+    blocks = [part for part in model.modules() if isinstance(part, Block | CausalBlock)]
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no transformer blocks; there is nothing to quantise")
     if any(isinstance(part, QuantizedLinear) for part in model.modules()):
         raise ValueError("the model is quantised already; quantise the one that it was made of")
     quantized = copy.deepcopy(model).eval().requires_grad_(False)
-    for block in (part for part in quantized.modules() if isinstance(part, Block)):
+    for block in (part for part in quantized.modules() if isinstance(part, Block | CausalBlock)):
         _quantize_block(block)
     return quantized
 
 
 @torch.no_grad()
-def _quantize_block(block: Block) -> None:
+def _quantize_block(block: Block | CausalBlock) -> None:
     fused = block.mlp.activation is ACTIVATIONS[_FUSED]
     for part in list(block.modules()):
         for name, child in list(part.named_children()):
