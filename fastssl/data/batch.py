@@ -29,6 +29,8 @@ class PackedBatch:
     """(M) int64: indices into N of the tokens to predict, ascending."""
     masked_labels: Tensor | None = None
     """(M) int64: the original ids at `masked_positions`."""
+    next_tokens: Tensor | None = None
+    """(N) int64: the id that follows each token; -100 where none is to be predicted."""
     sentence_labels: Tensor | None = None
     """(B) int64: next-sentence prediction: 1 = random second segment; sentence order: 1 = swapped."""
     sequence_labels: Tensor | None = None
@@ -57,7 +59,7 @@ class PackedBatch:
         _expect_1d("cu_seqlens", self.cu_seqlens, b + 1)
         if self.cu_seqlens.dtype != torch.int32:
             raise ValueError(f"cu_seqlens must be int32, got {self.cu_seqlens.dtype}; convert it with .int()")
-        lengths = {"position_ids": n, "token_type_ids": n, "sentence_labels": b}
+        lengths = {"position_ids": n, "token_type_ids": n, "sentence_labels": b, "next_tokens": n}
         lengths |= {"answer_mask": n, "answer_starts": b, "answer_ends": b}
         for name, length in lengths.items():
             if getattr(self, name) is not None:
@@ -99,6 +101,8 @@ class PackedBatch:
         counts = {}
         if self.masked_labels is not None:
             counts["masked_lm"] = self.masked_labels.numel()
+        if self.next_tokens is not None:
+            counts["causal_lm"] = int((self.next_tokens != IGNORED_LABEL).sum())
         if self.sentence_labels is not None:
             counts["sentence"] = self.sentence_labels.numel()
         if self.sequence_labels is not None:
