@@ -1,4 +1,4 @@
-"""fastssl: pretrain, adapt, serve and explain BERT-style language models, fast, on the machine you have.
+"""fastssl: pretrain, adapt, serve and explain BERT- and GPT-style language models, fast, on the machine you have.
 
 Everything public can be had from here, as ``from fastssl import BertForPreTraining``. Names are looked up when they are
 first used, so importing fastssl costs nothing, and never builds, downloads or probes a device.
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from fastssl.models.bert_embedder import BertForSentenceEmbedding
     from fastssl.models.bert_question_answering import BertForQuestionAnswering
     from fastssl.models.bert_tagger import BertForTokenClassification
+    from fastssl.models.generated import GeneratedTokens, GenerationConfig
+    from fastssl.models.gpt import GPTForCausalLM, GPTModel
+    from fastssl.models.gpt_config import GPTConfig
     from fastssl.models.presets import PRESETS, preset
     from fastssl.nn.quantized import quantize
     from fastssl.ops.attention.api import attention
@@ -48,6 +51,11 @@ __all__ = [
     "BertModel",
     "Classifier",
     "FillMask",
+    "GPTConfig",
+    "GPTForCausalLM",
+    "GPTModel",
+    "GeneratedTokens",
+    "GenerationConfig",
     "Loader",
     "ObjectiveConfig",
     "PackedBatch",
@@ -82,6 +90,9 @@ _HOMES = {
     "fastssl.models.bert_question_answering": ("BertForQuestionAnswering",),
     "fastssl.models.bert_tagger": ("BertForTokenClassification",),
     "fastssl.models.bert_embedder": ("BertForSentenceEmbedding",),
+    "fastssl.models.generated": ("GeneratedTokens", "GenerationConfig"),
+    "fastssl.models.gpt": ("GPTForCausalLM", "GPTModel"),
+    "fastssl.models.gpt_config": ("GPTConfig",),
     "fastssl.models.presets": ("PRESETS", "preset"),
     "fastssl.nn.quantized": ("quantize",),
     "fastssl.ops.attention.api": ("attention",),
