@@ -79,13 +79,13 @@ def _options(flags: GenerateFlags) -> dict[str, object]:
 
 
 def _write(generator: TextGenerator, prompt: str, flags: GenerateFlags) -> None:
-    begin, counted = time.perf_counter(), 0
+    begin, text = time.perf_counter(), ""
     print(prompt, end="", flush=True)
     for piece in generator.write(prompt, stop=flags.stop, **_options(flags)):
         print(piece, end="", flush=True)
-        counted += len(generator.tokenizer.encode(piece))
+        text += piece
     print()
-    _tell_speed(counted, time.perf_counter() - begin)
+    _tell_speed(len(generator.tokenizer.encode(text)), time.perf_counter() - begin)
 
 
 def _interact(generator: TextGenerator, flags: GenerateFlags) -> int:

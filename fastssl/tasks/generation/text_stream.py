@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from fastssl.data.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-_LONGEST_CHARACTER = 4
-"""Bytes of UTF-8's longest character, and so most tokens of one."""
 _TOKENS_IN_FRONT = 4
 """How many tokens of the prompt are decoded with the first new one: some tokenizers join words by what is in front."""
 
@@ -16,8 +14,8 @@ _TOKENS_IN_FRONT = 4
 class TextStream:
     """Turns the tokens of one text into text, piece by piece.
 
-    The pieces joined are the text of all tokens together. A token may hold half a character: its text is held back
-    until the rest has come, or until so much has come that no character is spelt by it.
+    The pieces joined are the text of all tokens together. Where the last token ends inside a character, its text is
+    held back until the rest has come, or something has come that no character is spelt by.
 
     Args:
         tokenizer: of the tokens.
@@ -27,25 +25,30 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._tokens = list(prompt[-_TOKENS_IN_FRONT:])
-        self._shown, self._front = len(self._tokens), 0
+        self._whole = len(self._tokens)
+        self._given = len(tokenizer.decode(self._tokens))
 
     def add(self, token: int) -> str:
         """Take one token and return the text that it completes, which may be empty."""
         self._tokens.append(token)
-        return self._take(self._tokens, held_back=True)
+        text = self._tokenizer.decode(self._tokens)
+        unfinished = text.endswith(_REPLACEMENT)
+        piece = self._give(text[: len(text) - unfinished])
+        if not unfinished:
+            # What stands in front of the tokens that have come since the last whole character is needed no more.
+            self._tokens = self._tokens[self._whole :]
+            self._whole = len(self._tokens)
+            self._given = len(self._tokenizer.decode(self._tokens))
+        return piece
 
     def finish(self) -> str:
         """Return the text that was held back to the end."""
-        return self._take(self._tokens, held_back=False)
+        return self._give(self._tokenizer.decode(self._tokens))
 
-    def _take(self, tokens: list[int], *, held_back: bool) -> str:
-        before = self._tokenizer.decode(tokens[self._front : self._shown])
-        text = self._tokenizer.decode(tokens[self._front :])
-        unfinished = text.endswith(_REPLACEMENT) and len(tokens) - self._shown < _LONGEST_CHARACTER
-        if held_back and (unfinished or len(text) <= len(before)):
-            return ""
-        self._front, self._shown = self._shown, len(tokens)
-        return text[len(before) :]
+    def _give(self, text: str) -> str:
+        piece = text[self._given :]
+        self._given = max(self._given, len(text))
+        return piece
 
 
 class StopStrings:
