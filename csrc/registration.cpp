@@ -69,4 +69,16 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   m.def(
       "quantized_linear(Tensor x, Tensor packed, Tensor scale, Tensor sum, Tensor? bias, bool gelu, bool vnni) -> "
       "Tensor");
+
+  // y = activation(norm(x) W^T + bias) + residual for few rows of x, float32. The weight is float32 or bfloat16, or,
+  // with `scale`, packed as for quantized_linear. `centred`: a layer norm, else an RMS norm.
+  m.def(
+      "skinny_linear(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
+      "float eps, bool centred, int activation, Tensor? residual, bool vnni) -> Tensor");
+
+  // One new token a sequence: its key and value are written to the caches (B, H_k, S, D), float32 or bfloat16, behind
+  // the `lengths` (B) tokens that are there, in a ring; it attends to them and to itself. `window` 0: to all.
+  m.def(
+      "cached_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor lengths, "
+      "int window, float scale, Tensor? cos, Tensor? sin) -> Tensor");
 }

@@ -1,38 +1,17 @@
 // Bias + GELU on the CPU: one pass over memory in each direction.
 #include "bias_gelu/bias_gelu.h"
+#include "common/gelu.h"
 #include "common/vec.h"
 
 namespace fastssl {
 namespace FASTSSL_ISA {
 namespace {
 
-// c[0] + c[1] v + ..., even and odd powers apart: Horner's rule on all of them would wait for its own results.
-template <int kTerms>
-FASTSSL_INLINE VecF polynomial(VecF v, const float (&c)[kTerms]) {
-  const VecF square = v * v;
-  VecF high = broadcast(c[kTerms - 1]), low = broadcast(c[kTerms - 2]);
-#pragma GCC unroll 20
-  for (int i = kTerms - 3; i > 0; i -= 2) {
-    high = high * square + c[i];
-    low = low * square + c[i - 1];
-  }
-  if constexpr (kTerms % 2 == 0) return high * v + low;
-  return (high * square + c[0]) + low * v;
-}
-
 // GELU(t) = t Phi(t) and its derivative Phi(t) + t phi(t), where Phi is the normal distribution function. Both factors
 // are 1/2 plus an odd entire function: t times a minimax polynomial in t^2, mapped to [-1, 1], with no exponential.
 struct ExactGelu {
   static FASTSSL_INLINE VecF value(VecF t) {
-    constexpr float kLimit = 5.25f * 5.25f;  // 1 - Phi(5.25) is one unit in the last place
-    constexpr float kOdd[] = {0.13465934991836548f,   -0.0671268180012703f,    0.04964578524231911f,
-                              -0.03976341336965561f,  0.03203143924474716f,    -0.025041932240128517f,
-                              0.018538646399974823f,  -0.012775251641869545f,  0.008417876437306404f,
-                              -0.005448517855256796f, 0.0028923533391207457f,  -0.0010395362041890621f,
-                              0.0006647384143434465f, -0.0006565832882188261f, 0.00023994823277462274f};
-    const VecF square = minimum(broadcast(kLimit), t * t);  // in this order, so that NaN passes
-    const VecF phi = t * polynomial(square * (2.0f / kLimit) - 1.0f, kOdd) + 0.5f;
-    return t * minimum(broadcast(1.0f), maximum(VecF{}, phi));
+    return exact_gelu(t);
   }
 
   static FASTSSL_INLINE VecF slope(VecF t) {
@@ -50,21 +29,15 @@ struct ExactGelu {
 
 // t (1 + tanh(z)) / 2 = t s with s = 1 / (1 + e^(-2z)) and z = sqrt(2 / pi) (t + 0.044715 t^3).
 struct TanhGelu {
-  static constexpr float kLinear = 2.0f * 0.7978845608f, kCubic = kLinear * 0.044715f;
-
-  static FASTSSL_INLINE VecF power(VecF t) {
-    return exp(t * -(t * t * kCubic + kLinear));
-  }
-
   static FASTSSL_INLINE VecF value(VecF t) {
-    return t / (power(t) + 1.0f);
+    return tanh_gelu(t);
   }
 
   static FASTSSL_INLINE VecF slope(VecF t) {
     t = minimum(broadcast(10.0f), maximum(broadcast(-10.0f), t));  // lest the cube meets a zero as infinity
-    const VecF e = power(t), s = 1.0f / (e + 1.0f);
+    const VecF e = tanh_gelu_power(t), s = 1.0f / (e + 1.0f);
     // s (1 - s) = e s^2, whose small values keep their digits.
-    return s + t * (e * s) * s * (t * t * (3.0f * kCubic) + kLinear);
+    return s + t * (e * s) * s * (t * t * (3.0f * kTanhGeluCubic) + kTanhGeluLinear);
   }
 };
 

@@ -23,7 +23,17 @@ CpuCapability best_capability() {
   return CpuCapability::generic;
 }
 
+bool find_vnni() {
+#ifdef FASTSSL_X86
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 const CpuCapability best = best_capability();
+const bool has_vnni = find_vnni();
 std::atomic<CpuCapability> current{best};
 
 std::string capability_name() {
@@ -45,6 +55,10 @@ void set_capability(std::string name) {
 
 CpuCapability cpu_capability() {
   return current.load(std::memory_order_relaxed);
+}
+
+bool machine_has_vnni() {
+  return has_vnni;
 }
 
 }  // namespace fastssl

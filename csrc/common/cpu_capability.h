@@ -10,6 +10,9 @@ enum class CpuCapability : int32_t { generic = 0, avx2 = 1, avx512 = 2 };
 // The best instruction set of this machine, unless a test has asked for a lower one.
 CpuCapability cpu_capability();
 
+// Whether the machine has AVX-512's dot products of bytes, whatever the instruction set in force.
+bool machine_has_vnni();
+
 }  // namespace fastssl
 
 // Declares a kernel once per instruction set; `...` is its parameter list.

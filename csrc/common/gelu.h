@@ -1,10 +1,49 @@
-// GELU, x * Phi(x) with the exact normal distribution Phi, in eighteen operations and without an exponential.
+// GELU, x * Phi(x): with the exact normal distribution Phi, to rounding or in eighteen operations, and by tanh.
 #pragma once
 
 #include "common/vec.h"
 
 namespace fastssl {
 namespace FASTSSL_ISA {
+
+// c[0] + c[1] v + ..., even and odd powers apart: Horner's rule on all of them would wait for its own results.
+template <int kTerms>
+FASTSSL_INLINE VecF polynomial(VecF v, const float (&c)[kTerms]) {
+  const VecF square = v * v;
+  VecF high = broadcast(c[kTerms - 1]), low = broadcast(c[kTerms - 2]);
+#pragma GCC unroll 20
+  for (int i = kTerms - 3; i > 0; i -= 2) {
+    high = high * square + c[i];
+    low = low * square + c[i - 1];
+  }
+  if constexpr (kTerms % 2 == 0) return high * v + low;
+  return (high * square + c[0]) + low * v;
+}
+
+// t Phi(t) to within rounding, 1e-7. Phi is 1/2 plus an odd entire function: t times a minimax polynomial in t^2,
+// mapped to [-1, 1], with no exponential.
+FASTSSL_INLINE VecF exact_gelu(VecF t) {
+  constexpr float kLimit = 5.25f * 5.25f;  // 1 - Phi(5.25) is one unit in the last place
+  constexpr float kOdd[] = {0.13465934991836548f,   -0.0671268180012703f,    0.04964578524231911f,
+                            -0.03976341336965561f,  0.03203143924474716f,    -0.025041932240128517f,
+                            0.018538646399974823f,  -0.012775251641869545f,  0.008417876437306404f,
+                            -0.005448517855256796f, 0.0028923533391207457f,  -0.0010395362041890621f,
+                            0.0006647384143434465f, -0.0006565832882188261f, 0.00023994823277462274f};
+  const VecF square = minimum(broadcast(kLimit), t * t);  // in this order, so that NaN passes
+  const VecF phi = t * polynomial(square * (2.0f / kLimit) - 1.0f, kOdd) + 0.5f;
+  return t * minimum(broadcast(1.0f), maximum(VecF{}, phi));
+}
+
+// t (1 + tanh(z)) / 2 = t / (1 + power) with power = e^(-2z) and z = sqrt(2 / pi) (t + 0.044715 t^3).
+inline constexpr float kTanhGeluLinear = 2.0f * 0.7978845608f, kTanhGeluCubic = kTanhGeluLinear * 0.044715f;
+
+FASTSSL_INLINE VecF tanh_gelu_power(VecF t) {
+  return exp(t * -(t * t * kTanhGeluCubic + kTanhGeluLinear));
+}
+
+FASTSSL_INLINE VecF tanh_gelu(VecF t) {
+  return t / (tanh_gelu_power(t) + 1.0f);
+}
 
 // Within 2e-6 of x * Phi(x) for |x| <= 8, and within 3e-7 |x| beyond. Phi(x) = 1/2 + x Q(x^2) with Q of degree 12 in
 // 2 (x / 5)^2 - 1, fitted by least squares, reweighted towards the smallest largest error; below -5 Phi is 0.

@@ -21,17 +21,6 @@ using torch::stable::Tensor;
 constexpr int64_t kGrain = 1 << 20;        // multiplications that are worth a thread
 constexpr int64_t kMaxRowsPerBlock = 240;  // a multiple of every tile; as many quantised rows stay in L2
 
-bool machine_has_vnni() {
-#ifdef FASTSSL_X86
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
-#endif
-}
-
-const bool has_vnni = machine_has_vnni();
-
 int64_t divided_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
@@ -114,7 +103,7 @@ Tensor quantized_linear_forward(const Tensor& x_in, const Tensor& packed, const 
       .outputs = outputs,
       .bfloat16 = x.scalar_type() == ScalarType::BFloat16,
       .gelu = gelu,
-      .vnni = vnni && has_vnni,
+      .vnni = vnni && machine_has_vnni(),
   };
   if (rows > 0) run(args);
   return y;

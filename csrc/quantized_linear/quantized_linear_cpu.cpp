@@ -1,5 +1,6 @@
 // The 8-bit linear map on the CPU: quantise a block of rows, multiply it with panels of packed weights, and leave each
 // tile of the product scaled, shifted and activated.
+#include "common/bytes.h"
 #include "common/gelu.h"
 #include "common/vec.h"
 #include "quantized_linear/quantized_linear.h"
@@ -16,55 +17,16 @@ constexpr int kTileRows = 4;
 #endif
 constexpr int kTileColumns = 2 * kLanes;
 
-typedef int8_t VecI8 __attribute__((vector_size(kLanes)));
-typedef int16_t VecI16 __attribute__((vector_size(4 * kLanes)));
-
-FASTSSL_INLINE VecI load_quads(const void* p) {
-  VecI quads;
-  std::memcpy(&quads, p, sizeof quads);
-  return quads;
-}
-FASTSSL_INLINE int32_t load_quad(const int8_t* p) {
-  int32_t quad;
-  std::memcpy(&quad, p, sizeof quad);
-  return quad;
-}
-
-// Four signed bytes in every lane, widened for the products below.
-struct Inputs {
-  VecI16 even, odd;
-  FASTSSL_INLINE explicit Inputs(int32_t quad)
-      : even(((VecI16)(VecI{} + quad) << 8) >> 8), odd((VecI16)(VecI{} + quad) >> 8) {}
-};
-// Four unsigned bytes in every lane.
-struct Weights {
-  VecI16 even, odd;
-  FASTSSL_INLINE explicit Weights(VecI quads)
-      : even((VecI16)(quads & 0x00ff00ff)), odd((VecI16)((VecU)quads >> 8 & 0x00ff00ffu)) {}
-};
-
-// The sums of the products of neighbouring 16-bit elements, exact: |255 * 127 * 2| is far below 2^31.
-FASTSSL_INLINE VecI multiply_pairs(VecI16 a, VecI16 b) {
-#if defined(__AVX512BW__)
-  return (VecI)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  return (VecI)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#else
-  const VecI low_a = ((VecI)a << 16) >> 16, low_b = ((VecI)b << 16) >> 16;
-  return low_a * low_b + ((VecI)a >> 16) * ((VecI)b >> 16);
-#endif
-}
-
 // sums[r][c] = the product of row r of x with the weights of column c; (kRows, kTileColumns).
 template <int kRows>
 void multiply_tile(const int8_t* x, int64_t row_bytes, const uint8_t* left, const uint8_t* right, int32_t* sums) {
   VecI sum[kRows][2] = {};
   for (int64_t k = 0; k < row_bytes; k += 4) {
-    const Weights weights[2] = {Weights(load_quads(left + k * kPanelColumns)),
-                                Weights(load_quads(right + k * kPanelColumns))};
+    const UnsignedBytes weights[2] = {UnsignedBytes(load_quads(left + k * kPanelColumns)),
+                                      UnsignedBytes(load_quads(right + k * kPanelColumns))};
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const Inputs inputs(load_quad(x + r * row_bytes + k));
+      const SignedBytes inputs(load_quad(x + r * row_bytes + k));
 #pragma GCC unroll 2
       for (int c = 0; c < 2; ++c)
         sum[r][c] += multiply_pairs(weights[c].even, inputs.even) + multiply_pairs(weights[c].odd, inputs.odd);
@@ -111,18 +73,6 @@ struct Rows {
   float* centres;
   int32_t* corrections;  // 128 times the sum of a row's bytes: what the 128 in the weights added to each product
 };
-
-// Rounds to the nearest whole number, even ones first; the intrinsics keep the compiler from fusing the product before.
-FASTSSL_INLINE VecI rounded(VecF x) {
-#if defined(__AVX512F__)
-  return (VecI)_mm512_cvtps_epi32((__m512)x);
-#elif defined(__AVX2__)
-  return (VecI)_mm256_cvtps_epi32((__m256)x);
-#else
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
-  return (VecI)(as_bits(x + kRound) - as_bits(broadcast(kRound)));
-#endif
-}
 
 // What a row of bytes q stands for: x = scale q + centre.
 struct Range {

@@ -1,0 +1,33 @@
+"""`cached_attention` by the compiled CPU kernels: keys and values are read once, on every instruction set."""
+
+import torch
+from torch import Tensor
+
+from fastssl import extension
+from fastssl.ops.backend import Supports
+
+SUPPORTS = Supports(
+    devices=("cpu",),
+    dtypes=(torch.float32,),
+    needs_cpu_ops=True,
+    refuses={
+        "the caches are neither float32 nor bfloat16": lambda cache_dtype, **_: (
+            cache_dtype not in (torch.float32, torch.bfloat16)
+        ),
+        "the numbers of a token are not neighbours in a cache": lambda cache_strides, **_: cache_strides != 1,
+        "the rotary tables are not float32": lambda rotary, **_: (
+            rotary is not None and any(table.dtype != torch.float32 for table in rotary)
+        ),
+    },
+)
+
+
+def forward(q, k, v, k_cache, v_cache, lengths, *, window, scale, rotary) -> Tensor:
+    """Return the output of `fastssl.ops.cached_attention`."""
+    cos, sin = rotary or (None, None)
+    return torch.ops.fastssl.cached_attention(q, k, v, k_cache, v_cache, lengths, window or 0, scale, cos, sin)
+
+
+@extension.fake_kernel("fastssl::cached_attention")
+def _forward_fake(q, k, v, k_cache, v_cache, lengths, window, scale, cos, sin):
+    return q.new_empty(q.shape)
