@@ -26,11 +26,13 @@ from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.losses import LossSum
 from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
 from fastssl.nn.causal_block import CausalBlock
+from fastssl.nn.decoding import MAX_ROWS, decode_block, linear
 from fastssl.nn.encoder import DropoutSeeds, Trace
 from fastssl.nn.init import grow_rows, initialize
 from fastssl.nn.kv_cache import KVCache
 from fastssl.nn.mlp import MLP, GatedMLP
 from fastssl.nn.norm import LayerNorm, RMSNorm
+from fastssl.nn.quantized import QuantizedLinear
 from fastssl.nn.rotary import rotation
 from fastssl.nn.tied_embedding import TiedEmbedding
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
@@ -142,8 +144,31 @@ class GPTModel(nn.Module):
         hidden_states = self.final_norm(addend, residual=stream, dropout_p=p, seed=addend_seed)
         trace.finish(hidden_states)
         if cache is not None:
-            cache.advance(step)
+            cache.advance(step.new_lengths)
         return hidden_states
+
+    def decodes(self, batch: PackedBatch, cache: KVCache | None) -> bool:
+        """Return whether `decode` can run a batch: one new token of each of few sequences, and nothing to learn."""
+        one_each = cache is not None and batch.num_tokens == cache.num_sequences == batch.num_sequences
+        return one_each and batch.num_tokens <= MAX_ROWS and not (self.training or torch.is_grad_enabled())
+
+    def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Return the residual stream behind the last block, (B, E) fp32, not yet normed; see `fastssl.nn.decoding`.
+
+        Args:
+            input_ids: (B) int64, one new token of each sequence of the cache.
+            cache: keys and values of what was read before; it takes those of these tokens.
+        """
+        config, one_each = self.config, [1] * cache.num_sequences
+        cache.check(one_each)
+        lengths = torch.tensor(cache.lengths, dtype=torch.int32, device=input_ids.device)
+        turns = rotation(lengths, config.head_width, config.rope_theta) if self.position is None else None
+        stream = self.word(input_ids) if self.position is None else self.word(input_ids) + self.position(lengths)
+        stream = stream.float()
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            stream = decode_block(block, stream, layer, lengths, turns)
+        cache.advance(one_each)
+        return stream
 
     def new_cache(self, num_sequences: int, capacity: int) -> KVCache:
         """Return an empty cache for `num_sequences` sequences of at most `capacity` tokens.
@@ -276,15 +301,15 @@ class GPTForCausalLM(nn.Module):
             causal_labels=labels,
         )
         tied = TiedEmbedding(self.gpt.word.weight, None) if self.head is None else None
-        weight = self.head.weight if tied is None else tied.weight
         hidden_states = self.gpt.encode(batch, seed, view.trace, tied)
         losses = LossSum(batch.target_counts() if loss_denominators is None else loss_denominators)
-        self._add_loss(losses, hidden_states, batch, weight)
+        if batch.next_tokens is not None:
+            self._add_loss(losses, hidden_states, batch.next_tokens, self.head if tied is None else tied)
         wants_logits = losses.loss is None if output_logits is None else output_logits
         return GPTOutput(
             loss=losses.loss,
             metrics=losses.metrics,
-            logits=view.tokens(batch, F.linear(hidden_states, weight)) if wants_logits else None,
+            logits=view.tokens(batch, self.logits(hidden_states)) if wants_logits else None,
             last_hidden_state=view.tokens(batch, hidden_states),
             **view.traced(batch),
         )
@@ -296,6 +321,10 @@ class GPTForCausalLM(nn.Module):
             batch: packed tokens; with a cache, those that follow what it holds.
             cache: made by `self.new_cache`; it takes the batch.
         """
+        if self.gpt.decodes(batch, cache):
+            stream = self.gpt.decode(batch.input_ids, cache)
+            head = self.gpt.word if self.head is None else self.head
+            return linear(head, stream, norm=self.gpt.final_norm)
         last = self.gpt.encode(batch, cache=cache).index_select(0, batch.cu_seqlens[1:].long() - 1)
         return self.logits(last)
 
@@ -305,7 +334,13 @@ class GPTForCausalLM(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Return the scores (M, V) of chosen rows (M, E) of the last hidden states."""
-        return F.linear(hidden_states, (self.gpt.word if self.head is None else self.head).weight)
+        return F.linear(hidden_states, self.gpt.word.weight) if self.head is None else self.head(hidden_states)
+
+    def quantize_head(self) -> None:
+        """Score in 8 bits from now on; the word embedding that is read stays as it is. See `fastssl.quantize`."""
+        scores = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
+        scores.weight = (self.gpt.word if self.head is None else self.head).weight
+        self.head = QuantizedLinear(scores)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, stop: Callable[[GeneratedTokens], bool] | None = None, **options
@@ -350,13 +385,15 @@ class GPTForCausalLM(nn.Module):
         """Write a directory that `transformers` loads; see `fastssl.models.gpt_files.save`."""
         gpt_files.save(self, directory)
 
-    def _add_loss(self, losses: LossSum, hidden_states: Tensor, batch: PackedBatch, weight: Tensor) -> None:
-        if batch.next_tokens is None:
-            return
+    def _add_loss(
+        self, losses: LossSum, hidden_states: Tensor, next_tokens: Tensor, head: nn.Linear | TiedEmbedding
+    ) -> None:
+        if isinstance(head, QuantizedLinear):
+            raise ValueError("a quantised model has no loss; measure the model that it was made of")
         loss_sum, stats = linear_cross_entropy(
-            hidden_states, weight, batch.next_tokens, reduction="sum", return_stats=True, backend=self.backend
+            hidden_states, head.weight, next_tokens, reduction="sum", return_stats=True, backend=self.backend
         )
-        losses.add("causal_lm", loss_sum, stats.num_correct, (batch.next_tokens != IGNORED_LABEL).sum())
+        losses.add("causal_lm", loss_sum, stats.num_correct, (next_tokens != IGNORED_LABEL).sum())
 
 
 def _norm(config: GPTConfig) -> LayerNorm | RMSNorm:

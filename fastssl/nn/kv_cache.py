@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,23 +20,24 @@ class CacheStep:
     """(B + 1) int32: where the keys of each sequence begin, old ones first and new ones behind them."""
     max_seqlen_k: int
     """Most keys of a sequence."""
-    old_rows: Tensor | None
-    """(K) int64: rows of the flattened cache that are still seen, in the order of the text; None: there are none."""
+    old: tuple[Tensor, Tensor] | None
+    """(K) int64 each: sequences and slots of the cached keys that are still seen, in the order of the text; None: there
+    are none."""
     old_places: Tensor | None
     """(K) int64: where they stand among all keys."""
     new_places: Tensor | None
     """(N) int64: where the new rows stand there."""
     kept_rows: Tensor | None
     """(W) int64: the new rows that are kept; None: all of them."""
-    kept_places: Tensor
-    """(W) int64: rows of the flattened cache that they go to."""
+    kept: tuple[Tensor, Tensor]
+    """(W) int64 each: sequences and slots that they go to."""
 
 
 class LayerCache:
     """Keys and values of one layer.
 
     Args:
-        keys, values: (B, S, H_k, D), S the capacity.
+        keys, values: (B, H_k, S, D), S the capacity: the tokens of a head side by side, as a step reads them.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -45,8 +47,8 @@ class LayerCache:
         """Keep the rows (N, H_k, D) of a step, and return all keys and values that it sees, packed."""
         seen = self._seen(self.keys, k, step), self._seen(self.values, v, step)
         for cache, new in ((self.keys, k), (self.values, v)):
-            kept = new if step.kept_rows is None else new.index_select(0, step.kept_rows)
-            cache.flatten(0, 1).index_copy_(0, step.kept_places, kept)
+            sequences, slots = step.kept
+            cache[sequences, :, slots] = new if step.kept_rows is None else new.index_select(0, step.kept_rows)
         return seen
 
     def select(self, rows: Tensor) -> None:
@@ -55,26 +57,27 @@ class LayerCache:
 
     @staticmethod
     def _seen(cache: Tensor, new: Tensor, step: CacheStep) -> Tensor:
-        if step.old_rows is None:
+        if step.old is None:
             return new
-        seen = new.new_empty(step.old_rows.numel() + new.shape[0], *new.shape[1:])
-        seen.index_copy_(0, step.old_places, cache.flatten(0, 1).index_select(0, step.old_rows))
+        sequences, slots = step.old
+        seen = new.new_empty(sequences.numel() + new.shape[0], *new.shape[1:])
+        seen.index_copy_(0, step.old_places, cache[sequences, :, slots])
         return seen.index_copy_(0, step.new_places, new)
 
 
 class KVCache:
     """A cache for B sequences of different lengths, allocated once.
 
-    Sequence b has read `lengths[b]` tokens. The one at position p stands in row ``p % capacity``, so a model with a
-    sliding window needs no more rows than the window has.
+    Sequence b has read `lengths[b]` tokens. The one at position p stands in slot ``p % capacity``, so a model with a
+    sliding window needs no more slots than the window has.
 
     Args:
         num_layers: L.
         num_sequences: B.
-        capacity: S, rows of each sequence.
+        capacity: S, slots of each sequence.
         num_heads: H_k, heads of keys and values.
         head_dim: D.
-        sliding: whether rows may be used again, as none but the last `capacity` tokens are ever seen.
+        sliding: whether slots may be used again, as none but the last `capacity` tokens are ever seen.
         dtype, device: of keys and values.
     """
 
@@ -90,7 +93,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (num_sequences, capacity, num_heads, head_dim)
+        shape = (num_sequences, num_heads, capacity, head_dim)
         self.capacity, self.sliding, self.device = capacity, sliding, torch.device(device)
         self.lengths = [0] * num_sequences
         self.layers = [LayerCache(*torch.zeros(2, *shape, dtype=dtype, device=device)) for _ in range(num_layers)]
@@ -101,7 +104,33 @@ class KVCache:
         return len(self.lengths)
 
     def plan(self, new_lengths: Sequence[int]) -> CacheStep:
-        """Return how `new_lengths[b]` new tokens of each sequence b go on from here.
+        """Return how `new_lengths[b]` new tokens of each sequence b go on from here; errors as in `check`."""
+        self.check(new_lengths)
+        old, new = np.array(self.lengths), np.array(new_lengths)
+        seen_before = np.minimum(old, self.capacity)
+        totals = seen_before + new
+        starts = np.concatenate(([0], totals.cumsum()))
+        # Everything is said of single tokens: the old ones that are seen, the new ones, the new ones that are kept.
+        old_sequences, old_order = _ranges(seen_before)
+        new_sequences, new_order = _ranges(new)
+        kept = np.flatnonzero(new_order >= new[new_sequences] - self.capacity)
+        positions = old[new_sequences] + new_order
+        has_old = bool(old.any())
+        old_positions = (old - seen_before)[old_sequences] + old_order
+        return CacheStep(
+            new_lengths=tuple(new_lengths),
+            position_ids=self._tensor(positions),
+            cu_seqlens_k=self._tensor(starts).int(),
+            max_seqlen_k=int(totals.max()),
+            old=(self._tensor(old_sequences), self._tensor(old_positions % self.capacity)) if has_old else None,
+            old_places=self._tensor(starts[old_sequences] + old_order) if has_old else None,
+            new_places=self._tensor((starts[:-1] + seen_before)[new_sequences] + new_order) if has_old else None,
+            kept_rows=None if len(kept) == len(new_order) else self._tensor(kept),
+            kept=(self._tensor(new_sequences[kept]), self._tensor(positions[kept] % self.capacity)),
+        )
+
+    def check(self, new_lengths: Sequence[int]) -> None:
+        """Refuse a step that does not fit.
 
         Raises:
             ValueError: for another number of sequences, a sequence without a new token, or a cache that is full.
@@ -117,38 +146,10 @@ class KVCache:
                 f"the cache is full: it has room for {self.capacity} tokens of each sequence, and one would have "
                 f"{longest}; make it with more capacity, or generate fewer tokens"
             )
-        kept = [min(old, self.capacity) for old in self.lengths]
-        totals = torch.tensor([k + new for k, new in zip(kept, new_lengths, strict=True)])
-        starts = torch.cat((totals.new_zeros(1), totals.cumsum(0)))
-        old_rows, old_places, new_places, kept_rows, kept_places, positions = [], [], [], [], [], []
-        first_new = 0
-        for row, (old, new) in enumerate(zip(self.lengths, new_lengths, strict=True)):
-            begin, base = int(starts[row]), row * self.capacity
-            old_rows.append(base + torch.arange(old - kept[row], old) % self.capacity)
-            old_places.append(begin + torch.arange(kept[row]))
-            new_places.append(begin + kept[row] + torch.arange(new))
-            surviving = torch.arange(max(0, new - self.capacity), new)
-            kept_rows.append(first_new + surviving)
-            kept_places.append(base + (old + surviving) % self.capacity)
-            positions.append(old + torch.arange(new))
-            first_new += new
-        everything_kept = max(new_lengths) <= self.capacity
-        any_old = any(kept)
-        return CacheStep(
-            new_lengths=tuple(new_lengths),
-            position_ids=self._on_device(positions),
-            cu_seqlens_k=starts.int().to(self.device),
-            max_seqlen_k=int(totals.max()),
-            old_rows=self._on_device(old_rows) if any_old else None,
-            old_places=self._on_device(old_places) if any_old else None,
-            new_places=self._on_device(new_places) if any_old else None,
-            kept_rows=None if everything_kept else self._on_device(kept_rows),
-            kept_places=self._on_device(kept_places),
-        )
 
-    def advance(self, step: CacheStep) -> None:
-        """Count the tokens of a step whose rows every layer has taken."""
-        self.lengths = [old + new for old, new in zip(self.lengths, step.new_lengths, strict=True)]
+    def advance(self, new_lengths: Sequence[int]) -> None:
+        """Count new tokens that every layer has taken."""
+        self.lengths = [old + new for old, new in zip(self.lengths, new_lengths, strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with the sequences `rows`, some of them left out or repeated: finished texts, beams, samples."""
@@ -159,5 +160,11 @@ class KVCache:
         for layer in self.layers:
             layer.select(indices)
 
-    def _on_device(self, pieces: list[Tensor]) -> Tensor:
-        return torch.cat(pieces).to(self.device)
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
+
+
+def _ranges(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for each item of runs of given lengths laid end to end, the number of its run and its place in it."""
+    runs = np.repeat(np.arange(len(lengths)), lengths)
+    return runs, np.arange(len(runs)) - (lengths.cumsum() - lengths)[runs]

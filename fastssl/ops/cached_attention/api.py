@@ -77,7 +77,11 @@ def _check_shapes(q, k, v, k_cache, v_cache) -> int:
     batch, key_heads, width = k.shape
     if key_heads == 0 or q.shape[1] % key_heads or width == 0:
         raise ValueError(f"cached_attention: {q.shape[1]} query heads are no multiple of {key_heads} key heads")
-    if k_cache.dim() != 4 or v_cache.shape != k_cache.shape or k_cache.shape != (batch, key_heads, k_cache.shape[2], width):
+    if (
+        k_cache.dim() != 4
+        or v_cache.shape != k_cache.shape
+        or k_cache.shape != (batch, key_heads, k_cache.shape[2], width)
+    ):
         raise ValueError(
             f"cached_attention: k_cache and v_cache must have shape ({batch}, {key_heads}, S, {width}), got "
             f"{tuple(k_cache.shape)}, {tuple(v_cache.shape)}"
