@@ -4,26 +4,19 @@ Each run has a process of its own, the two sides take turns, and what is done st
 goes on where it was stopped. Threads are set from outside (OMP_NUM_THREADS).
 """
 
-import multiprocessing
-import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 
-from benchmarks.comparison import OURS
-from benchmarks.environment import commit, describe, now
+from benchmarks.environment import describe
 from benchmarks.models.finetuning_step import minilm
-from benchmarks.quality import fastssl_side, hugging_face_side
-from benchmarks.quality.problems import Problem, problems
-from benchmarks.quality.rows import PEER, Row, markdown, read_rows, verdict, write_rows
+from benchmarks.quality.problems import problems
+from benchmarks.quality.rows import Row, markdown, read_rows, verdict, write_rows
+from benchmarks.quality.runs import SIDES, plan, run_apart
 
-SIDES = {OURS: fastssl_side.measure, PEER: hugging_face_side.measure}
 TABLE_FILE, REPORT_FILE = "quality.csv", "quality.md"
 
 
@@ -76,47 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ours, peers = ([row for row in rows if (row.problem, row.side) == (problem.name, side)] for side in SIDES)
         print(f"{problem.name}: {verdict(problem, ours, peers)}")
     return 0
-
-
-def plan(chosen: Sequence[Problem], seeds: Sequence[int]) -> Iterator[tuple[Problem, str, int]]:
-    """Yield all runs, the two sides of each in turn; what has no peer is run with the first seed alone."""
-    for number, seed in enumerate(seeds):
-        for problem in chosen:
-            if problem.has_peer:
-                yield from ((problem, side, seed) for side in SIDES)
-            elif number == 0:
-                yield problem, OURS, seed
-
-
-def run_apart(problem: Problem, side: str, seed: int, *, data: Path, model: Path) -> Row:
-    """Run one in a process of its own."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(run_here, problem, side, seed, data=data, model=model).result()
-
-
-def run_here(problem: Problem, side: str, seed: int, *, data: Path, model: Path) -> Row:
-    """Run one in this process."""
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="fastssl-quality-") as name:
-        folder = Path(name)
-        files = problem.make_files(data, folder)
-        figures, watch = SIDES[side](problem, files, model, seed, folder / "model")
-    return Row(
-        problem=problem.name,
-        side=side,
-        seed=seed,
-        metric=problem.metric,
-        score=figures[problem.metric],
-        exact_match=figures.get("exact_match"),
-        steps=watch.steps,
-        seconds=watch.seconds,
-        cpu_seconds=watch.cpu_seconds,
-        threads=torch.get_num_threads(),
-        load=load,
-        commit=commit(),
-        date=now(),
-        settings=problem.settings,
-    )
 
 
 def _sentence(row: Row) -> str:

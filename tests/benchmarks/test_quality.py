@@ -14,6 +14,7 @@ from benchmarks.quality.hugging_face_side import OrderOfFastssl
 from benchmarks.quality.problems import Problem, drcd_files, problems, sst2_files, xquad_files
 from benchmarks.quality.question_windows import best_answers, question_windows, read_questions
 from benchmarks.quality.rows import PEER, Row, markdown, read_rows, verdict, write_rows
+from benchmarks.quality.runs import run_apart, run_here
 from fastssl import BertConfig, BertForMaskedLM, Tokenizer
 from fastssl.tasks.example_batches import ExampleBatches
 from tests.tasks.question_files import WORDS, write_questions
@@ -116,12 +117,17 @@ def test_questions_of_long_documents_come_back_as_they_were(model: Path, tmp_pat
     assert best_answers(questions, windows, starts, ends) == [question.answers[0] for question in questions]
 
 
+def test_a_run_has_a_process_of_its_own(model: Path, data: Path):
+    problem = replace(problems()["sst2"], make_files=partial(sst2_files, 8), max_seq_length=40)
+    assert run_apart(problem, OURS, 0, data=data, model=model).steps == 2
+
+
 @pytest.mark.parametrize("name", ["sst2", "ud", "xquad"])
 def test_a_run_of_each_side(name: str, model: Path, data: Path, monkeypatch):
     monkeypatch.setattr("benchmarks.quality.question_windows._STRIDE", 10)
     small = {"sst2": partial(sst2_files, 20), "ud": problems()["ud"].make_files, "xquad": partial(xquad_files, 20)}
     problem = replace(problems()[name], make_files=small[name], max_seq_length=40, batch_size=8, learning_rate=1e-2)
-    rows = [command.run_here(problem, side, 1, data=data, model=model) for side in (OURS, PEER)]
+    rows = [run_here(problem, side, 1, data=data, model=model) for side in (OURS, PEER)]
     assert rows[0].steps == rows[1].steps > 0
     assert all(0 <= row.score <= 1 and row.seconds > 0 and row.cpu_seconds > 0 for row in rows)
     assert [row.exact_match is None for row in rows] == [name != "xquad"] * 2
