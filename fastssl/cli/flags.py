@@ -8,6 +8,7 @@ import difflib
 import inspect
 import io
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, TypeVar, get_type_hints
@@ -15,6 +16,8 @@ from typing import NoReturn, TypeVar, get_type_hints
 import tyro
 
 Config = TypeVar("Config")
+_REQUIRED = "(required)"
+_MISSING = re.compile(r"Missing from .*?: (.*)")
 
 
 def parse_flags(config_class: type[Config], arguments: Sequence[str], *, program: str) -> Config:
@@ -67,10 +70,21 @@ def _error_of_the_config(end: BaseException) -> ValueError | None:
 
 
 def _in_one_line(box: str) -> str:
-    """Return what tyro says in a box above its first rule, without its title."""
-    lines = [line.strip(" │╭╮╰╯") for line in box.splitlines()]
-    told = itertools.takewhile(lambda line: line.strip("─"), lines[1:])
-    return " ".join(told).rstrip(". ")
+    """Return what tyro says in a box, between its title and the rule above what it says of help."""
+    lines = [line.strip(" │╭╮╰╯\n") for line in box.splitlines()]
+    body = [line for line in lines[1:] if line]
+    if not body[0].strip("-"):
+        body = body[1:]  # where lines cannot be drawn, the title stands above a rule
+    told = " ".join(itertools.takewhile(lambda line: line.strip("─-"), body))
+    if match := _MISSING.fullmatch(told):
+        return "missing: " + ", ".join(map(_named, match[1].split(_REQUIRED)[:-1]))
+    return told.split(" Got errors:")[0].rstrip(". ")
+
+
+def _named(missing: str) -> str:
+    """Return the name of a flag from its help; of an argument without a flag, the help itself."""
+    name, explanation = missing.strip().split(" ", 1)
+    return name if name.startswith("-") else explanation.strip(" .")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -80,8 +80,8 @@ def test_unknown_flag_suggests_the_nearest(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--train-file", "a", "--output-dir", "b"], "required: --model;"),
-        (["--model", "a", "--output-dir", "b"], "required: --train-file;"),
+        (["--train-file", "a", "--output-dir", "b"], "missing: --model;"),
+        (["--model", "a", "--output-dir", "b"], "missing: --train-file;"),
         ([*GIVEN, "--max-steps", "many"], "--max-steps"),
         ([*GIVEN, "--class-weights", "heavy"], "'heavy'"),
         ([*GIVEN, "--seed"], "--seed"),

@@ -122,9 +122,9 @@ def _make_model(
 def _settle_threshold(
     model: BertForQuestionAnswering, evaluation: AnswerEvaluation, say: Callable[[str], None]
 ) -> None:
-    """Have the model say "no answer" from where that gives the best F1 on the held-out questions."""
+    """Have the model say "no answer" from where that gives the best F1 on the held-out questions, if it gains by it."""
     figures = evaluation.figures(answer_logits(model, evaluation.windows))
-    if can_settle_threshold(figures):
+    if can_settle_threshold(figures) and figures["best_f1"] > figures["f1"]:
         threshold = figures["best_f1_threshold"]
         model.bert.config = replace(model.config, no_answer_threshold=threshold)
         say(
