@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.plain_table import plain_table
 from fastssl.data.squad import read_squad
 from fastssl.models.bert_files import note_no_answer_threshold
 from fastssl.tasks.classification.classifier import Classifier
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
         shown = {"examples": measured.num_examples, **measured.figures, **f1_of}
         print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
-    table = Table("figure", "value", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("figure", "value")
     table.columns[1].justify = "right"
     table.add_row("examples", f"{measured.num_examples:,}")
     for name, value in measured.figures.items():

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from fastssl.cli.plain_table import plain_table
 from fastssl.cli.predict_flags import PredictFlags
 from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
 from fastssl.data.table import ending_of
@@ -62,7 +62,7 @@ def _as_json(sentence: TaggedSentence) -> dict:
 
 
 def _print(console: Console, sentence: TaggedSentence) -> None:
-    table = Table("word", "tag", "probabilities", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("word", "tag", "probabilities")
     for word in sentence.words:
         ranked = list(word.probabilities.items())
         shown = "  ".join(f"{name} {p:.1%}" for name, p in ranked[:_SHOWN]) + (" ..." if ranked[_SHOWN:] else "")
