@@ -70,15 +70,16 @@ Tensor skinny_linear(const Tensor& x_in, const Tensor& weight, const OptionalTen
   const int64_t inputs = x.size(-1), rows = x.numel() / inputs;
   const int64_t outputs = scale ? scale->numel() : weight.size(0);
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "skinny_linear: dtype of x");
-  Call a{.weight = weight.const_data_ptr(),
-         .weight_scale = floats(scale, outputs, "scale"),
-         .bias = floats(bias, outputs, "bias"),
-         .rows = rows,
-         .inputs = inputs,
-         .outputs = outputs,
-         .format = format_of(weight, scale, outputs, inputs),
-         .activation = static_cast<Activation>(activation),
-         .vnni = vnni && machine_has_vnni()};
+  Call a{};
+  a.weight = weight.const_data_ptr();
+  a.weight_scale = floats(scale, outputs, "scale");
+  a.bias = floats(bias, outputs, "bias");
+  a.rows = rows;
+  a.inputs = inputs;
+  a.outputs = outputs;
+  a.format = format_of(weight, scale, outputs, inputs);
+  a.activation = static_cast<Activation>(activation);
+  a.vnni = vnni && machine_has_vnni();
   const bool gated = a.activation == Activation::swiglu, int8 = a.format == skinny::Weight::int8;
   const int64_t width = gated ? outputs / 2 : outputs;
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
