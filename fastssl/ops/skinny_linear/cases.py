@@ -28,7 +28,9 @@ class SkinnyLinearCase:
     magnitude: float = 1.0
     """Standard deviation of x."""
 
-    def inputs(self, weight_dtype: torch.dtype = torch.float32, dtype: torch.dtype = torch.float32) -> dict[str, object]:
+    def inputs(
+        self, weight_dtype: torch.dtype = torch.float32, dtype: torch.dtype = torch.float32
+    ) -> dict[str, object]:
         """Return the arguments of a call, by name; the same for every call of this method.
 
         Args:
