@@ -71,10 +71,11 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "Tensor");
 
   // y = activation(norm(x) W^T + bias) + residual for few rows of x, float32. The weight is float32 or bfloat16, or,
-  // with `scale`, packed as for quantized_linear. `centred`: a layer norm, else an RMS norm.
+  // with `scale`, packed as for quantized_linear. `centred`: a layer norm, else an RMS norm. `instructions`: the best
+  // that may multiply bytes, see csrc/skinny_linear/skinny_linear.h.
   m.def(
       "skinny_linear(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
-      "float eps, bool centred, int activation, Tensor? residual, bool vnni) -> Tensor");
+      "float eps, bool centred, int activation, Tensor? residual, int instructions) -> Tensor");
 
   // One new token a sequence: its key and value are written to the caches (B, H_k, S, D), float32 or bfloat16, behind
   // the `lengths` (B) tokens that are there, in a ring; it attends to them and to itself. `window` 0: to all.
