@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   m.def("empty_output(Tensor like, int[] sizes) -> Tensor");
   // Gives the memory that large results of ours have left behind back to the system.
   m.def("release_kept_outputs() -> ()");
+  // The sum, modulo 2^32, of a packed tensor's elements of four bytes, as words: a reading of memory, to be measured.
+  m.def("sum_of_words(Tensor tensor) -> int");
 
   // y = LN(residual + dropout(x)). `sum` is empty where it would equal `x` and where it is not asked for; the
   // statistics are float32, one a row.
