@@ -1,12 +1,15 @@
-"""What the machine gives, measured in the same rounds as the contenders: sgemm and copy."""
+"""What the machine gives, measured in the same rounds as the contenders: sgemm, copy and reading."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.rotation import COLD_BYTES
 from benchmarks.timing import Launch, timed
+from fastssl.ops.machine import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +20,8 @@ class Limit:
     """Amount of work in one launch, FLOPs or bytes."""
     launch: Launch
     """Does it."""
+    name: str = ""
+    """What it is, where it is neither sgemm nor a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +81,13 @@ def copy_of(num_bytes: int) -> Limit:
     source = torch.rand(max(num_bytes // 8, 1))
     target = torch.empty_like(source)
     return Limit(work=8.0 * source.numel(), launch=timed(lambda: target.copy_(source)))
+
+
+def read_of(num_bytes: int) -> Limit:
+    """Return the limit of work that reads its operands once from memory: a plain reading of as many bytes.
+
+    It goes through memory that no cache holds, so it is the limit of work whose operands rotate likewise.
+    """
+    pieces = torch.ones(max(COLD_BYTES // num_bytes, 1), max(num_bytes // 4, 1))
+    turn = itertools.cycle(pieces)
+    return Limit(work=4.0 * pieces.shape[1], launch=timed(lambda: read(next(turn))), name="read")
