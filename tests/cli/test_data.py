@@ -200,5 +200,8 @@ def test_exact_text_is_encoded_for_causal_models(tmp_path: Path, capsys: pytest.
     assert "pretrain --arch gpt" in capsys.readouterr().out
     texts = [bytes(ids.tolist()).decode() for (ids,) in TokenShards.open(out).documents()]
     assert texts == ["Once.\n\n  Twice upon.\n", "The end\n"]
-    assert main(["data", "show", str(out)]) == 1
-    assert "has no pad token" in capsys.readouterr().err
+    assert main(["data", "show", str(out), "--num-examples", "1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    read, predicted = (line.split()[1:] for line in shown[1:3])
+    assert read[1:] == predicted[:-1]
+    assert shown[3].split(maxsplit=1)[1] in (repr(text) for text in texts)
