@@ -161,7 +161,7 @@ def problems() -> dict[str, Problem]:
             metric="accuracy",
             max_seq_length=128,
             num_epochs=1,
-            learning_rate=5e-5,
+            learning_rate=1e-4,
             goal=0.9,
             has_peer=False,
         ),

@@ -18,6 +18,7 @@ import tyro
 Config = TypeVar("Config")
 _REQUIRED = "(required)"
 _MISSING = re.compile(r"Missing from .*?: (.*)")
+_UNREADABLE = re.compile(r"Error parsing (\S+): .*?('[^']*')\]?\.?(?: Got errors:.*)?$")
 
 
 def parse_flags(config_class: type[Config], arguments: Sequence[str], *, program: str) -> Config:
@@ -78,7 +79,11 @@ def _in_one_line(box: str) -> str:
     told = " ".join(itertools.takewhile(lambda line: line.strip("─-"), body))
     if match := _MISSING.fullmatch(told):
         return "missing: " + ", ".join(map(_named, match[1].split(_REQUIRED)[:-1]))
-    return told.split(" Got errors:")[0].rstrip(". ")
+    if match := _UNREADABLE.match(told):
+        flag, value = match.groups()
+        kind = next((line.removeprefix(f"{flag} ") for line in body if line.startswith(f"{flag} ")), "another value")
+        return f"{flag} takes {kind.removeprefix('{None}|')}, got {value}"
+    return told.rstrip(". ")
 
 
 def _named(missing: str) -> str:

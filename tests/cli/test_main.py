@@ -82,7 +82,8 @@ def test_unknown_flag_suggests_the_nearest(capsys: pytest.CaptureFixture[str]):
     [
         (["--train-file", "a", "--output-dir", "b"], "missing: --model;"),
         (["--model", "a", "--output-dir", "b"], "missing: --train-file;"),
-        ([*GIVEN, "--max-steps", "many"], "--max-steps"),
+        ([*GIVEN, "--max-steps", "many"], "--max-steps takes INT, got 'many';"),
+        ([*GIVEN, "--learning-rate", "high"], "--learning-rate takes FLOAT, got 'high';"),
         ([*GIVEN, "--class-weights", "heavy"], "'heavy'"),
         ([*GIVEN, "--seed"], "--seed"),
         ([*GIVEN, "surplus"], "surplus"),
