@@ -101,7 +101,7 @@ def _check(flags: InfoFlags, positions: int) -> None:
 
 def _costs(model: nn.Module, flags: InfoFlags) -> dict:
     num_masked = round(flags.masked_fraction * flags.tokens_per_batch)
-    sizes = {"num_tokens": flags.tokens_per_batch, "num_masked": num_masked}
+    sizes = {"num_tokens": flags.tokens_per_batch, "num_predicted": num_masked}
     memory = training_memory(model.config, **sizes)
     checkpointed = training_memory(model.config, **sizes, gradient_checkpointing=True)
     return {

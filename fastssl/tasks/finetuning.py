@@ -141,10 +141,10 @@ def layerwise_lr_scales(model: nn.Module, decay: float) -> dict[str, float]:
 def _cost(parts: TaskParts) -> ModelCost:
     batch, config = parts.train_data.batch(0, 0), parts.model.config
     parameters = num_parameters(parts.model)
-    activations = training_memory(config, num_tokens=batch.num_tokens, num_masked=0).activations
+    activations = training_memory(config, num_tokens=batch.num_tokens, num_predicted=0).activations
     return ModelCost(
         parameters=parameters,
-        flops_per_token=flops_per_token(config, batch.num_tokens / batch.num_sequences, masked_fraction=0.0),
+        flops_per_token=flops_per_token(config, batch.num_tokens / batch.num_sequences, predicted_fraction=0.0),
         memory_bytes=16 * parameters + activations,
     )
 

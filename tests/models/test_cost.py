@@ -82,11 +82,11 @@ def test_activations_are_what_the_forward_keeps(gradient_checkpointing):
 
 
 def test_memory_adds_up():
-    memory = training_memory(CONFIG, num_tokens=1000, num_masked=150)
+    memory = training_memory(CONFIG, num_tokens=1000, num_predicted=150)
     parameters = num_parameters(CONFIG)
     assert memory.weights == 4 * parameters
     assert memory.optimizer == 8 * parameters
     assert memory.total == memory.weights + memory.gradients + memory.optimizer + memory.activations
-    assert memory.total == training_memory_bytes(CONFIG, num_tokens=1000, num_masked=150)
-    less = training_memory(CONFIG, num_tokens=1000, num_masked=150, gradient_checkpointing=True)
+    assert memory.total == training_memory_bytes(CONFIG, num_tokens=1000, num_predicted=150)
+    less = training_memory(CONFIG, num_tokens=1000, num_predicted=150, gradient_checkpointing=True)
     assert less.activations < memory.activations
