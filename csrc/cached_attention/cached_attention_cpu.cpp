@@ -13,6 +13,8 @@ using cached::kBlock;
 using cached::Unit;
 
 constexpr float kInfinity = __builtin_inff();
+constexpr int kHeads = kProductVectors / 2;  // whose values are added at a time
+constexpr int64_t kAhead = 32;  // keys between the ones that are read and those that the memory is asked for
 
 // out = factor * x, turned by the angles of its position where there are any: both halves of x form the pairs.
 void rotate(const Call& a, int64_t sequence, const float* x, float factor, float* out) {
@@ -115,19 +117,20 @@ template <class Element>
 void add_block(const Call& a, const Unit& unit, const State& s, int64_t slot, int64_t count, float* corrections) {
   const Element* keys = static_cast<const Element*>(a.k_cache.data) + a.k_cache.offset(unit.sequence, unit.key_head);
   const Element* values = static_cast<const Element*>(a.v_cache.data) + a.v_cache.offset(unit.sequence, unit.key_head);
-  multiply_rows(RowProducts<Element>{.rows = keys + slot * a.k_cache.slot,
-                                     .row_stride = a.k_cache.slot,
-                                     .vectors = s.queries,
-                                     .vector_stride = a.width,
-                                     .width = a.width,
-                                     .out = s.scores,
-                                     .out_stride = kBlock},
-                count, a.heads_per_key);
+  for (int64_t j = 0; j < count; j += kProductRows)
+    multiply_rows(RowProducts<Element>{.rows = keys + (slot + j) * a.k_cache.slot,
+                                       .row_stride = a.k_cache.slot,
+                                       .vectors = s.queries,
+                                       .vector_stride = a.width,
+                                       .width = a.width,
+                                       .out = s.scores + j,
+                                       .out_stride = kBlock,
+                                       .ahead = kAhead * a.k_cache.slot},
+                  count - j < kProductRows ? count - j : kProductRows, a.heads_per_key);
   for (int64_t h = 0; h < a.heads_per_key; ++h) corrections[h] = weigh(s, h, count);
   const Element* rows = values + slot * a.v_cache.slot;
   int64_t head = 0;
-  for (; head + kProductVectors <= a.heads_per_key; head += kProductVectors)
-    add_values_of<kProductVectors>(a, s, corrections, rows, count, head);
+  for (; head + kHeads <= a.heads_per_key; head += kHeads) add_values_of<kHeads>(a, s, corrections, rows, count, head);
   for (; head < a.heads_per_key; ++head) add_values_of<1>(a, s, corrections, rows, count, head);
 }
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from fastssl import extension
 from fastssl.ops.backend import Supports
 from fastssl.ops.quantized_linear.weight import QuantizedWeight
-from fastssl.ops.skinny_linear.norm import RowNorm
+from fastssl.ops.skinny_linear.norm import KINDS, RowNorm
 
 ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "swiglu": 4}
 """As in csrc/skinny_linear/skinny_linear.h."""
@@ -34,6 +34,17 @@ SUPPORTS = Supports(
 )
 
 
+def is_usual(x: Tensor, weight: Tensor | QuantizedWeight, norm: RowNorm | None) -> bool:
+    """Return whether `forward` serves a call, or finds what is wrong with it; False where it takes more to tell."""
+    if torch.is_grad_enabled() or x.dtype is not torch.float32 or not x.is_cpu or not extension.cpu_ops_loaded():
+        return False
+    if norm is not None and norm.kind not in KINDS:
+        return False
+    if type(weight) is QuantizedWeight:
+        return x.dim() > 0 and x.shape[-1] == weight.in_features <= MAX_8_BIT_INPUTS
+    return x.numel() <= MAX_ROWS * weight.shape[-1] and weight.dtype in WEIGHT_DTYPES
+
+
 def forward(
     x: Tensor,
     weight: Tensor | QuantizedWeight,
@@ -52,8 +63,8 @@ def forward(
         weight = weight.contiguous()
     norm_weight, norm_bias, eps, kind = norm or (None, None, 0.0, "")
     return torch.ops.fastssl.skinny_linear(
-        x, weight, scale, bias, norm_weight, norm_bias, eps, kind == "layer_norm", ACTIVATIONS[activation], residual,
-        vnni,
+        x, weight, scale, bias, norm_weight, norm_bias, eps, kind == "layer_norm", ACTIVATIONS.get(activation, -1),
+        residual, vnni,
     )  # fmt: skip
 
 
