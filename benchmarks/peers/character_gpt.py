@@ -9,6 +9,7 @@ Source: Karpathy, "nanoGPT" (github.com/karpathy/nanoGPT), `train.py config/trai
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -69,15 +70,48 @@ class CharacterGPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def optimizer(model: nn.Module, *, learning_rate: float, betas: tuple[float, float], weight_decay: float):
-    """Return AdamW, with decay of matrices alone."""
+def train(
+    model: nn.Module,
+    batch_of: Callable[[int], tuple[Tensor, Tensor]],
+    after: Callable[[int], None],
+    *,
+    steps: int,
+    learning_rate: float,
+    least_learning_rate: float,
+    warmup_steps: int,
+    betas: tuple[float, float],
+    weight_decay: float,
+    max_grad_norm: float,
+) -> None:
+    """Train a model, and read its loss at each step as the recipe does to log it.
+
+    Args:
+        model: to be trained.
+        batch_of: step, from 0 -> inputs and targets.
+        after: called with the number of steps that are done.
+        steps: optimizer steps.
+        learning_rate, least_learning_rate: at the end of the warm-up, and at the end.
+        warmup_steps: in which it rises.
+        betas, weight_decay: of AdamW; matrices alone decay.
+        max_grad_norm: of the gradient that is clipped.
+    """
     matrices, vectors = ([p for p in model.parameters() if (p.dim() >= 2) == wanted] for wanted in (True, False))
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+    for step in range(steps):
+        rate = _cosine(step, learning_rate, least_learning_rate, warmup_steps, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = model(*batch_of(step))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        after(step + 1)
 
 
-def cosine(step: int, *, peak: float, lowest: float, warmup_steps: int, steps: int) -> float:
-    """Return the recipe's learning rate of a step, from 0."""
+def _cosine(step: int, peak: float, lowest: float, warmup_steps: int, steps: int) -> float:
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / (steps - warmup_steps)
