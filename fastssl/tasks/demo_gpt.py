@@ -43,7 +43,7 @@ def demo_gpt_pretraining(config: DemoGptConfig, corpus: Path) -> GptPretrainingC
         vocabulary=CausalVocabularyConfig(vocab_size=2048),
         model=GptModelConfig(preset="gpt2-nano", hidden_size=192, dropout=0.0),
         objective=CausalObjectiveConfig(max_seq_length=128),
-        batches=BatchConfig(tokens_per_batch=2048),
+        batches=BatchConfig(tokens_per_batch=1024),
         training=GptTrainingConfig(
             output_dir=str(config.output_dir),
             time_budget_minutes=config.time_budget_minutes,
@@ -52,7 +52,7 @@ def demo_gpt_pretraining(config: DemoGptConfig, corpus: Path) -> GptPretrainingC
             learning_rate=3e-3,
             warmup_ratio=0.03,
             logging_steps=50,
-            eval_steps=250,
+            eval_steps=500,
             save_steps=1000,
             save_total_limit=1,
             num_threads=config.num_threads,
