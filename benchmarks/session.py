@@ -110,6 +110,7 @@ def _measured(case: Case, comparison: Comparison, effort: Effort) -> Row:
         work=comparison.work,
         unit=comparison.unit,
         limit_work=comparison.limit.work if comparison.limit else 0.0,
+        limit_name=comparison.limit.name if comparison.limit else "",
         memory_bytes=memory_bytes,
         remark=remark,
     )

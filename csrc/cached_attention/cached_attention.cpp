@@ -45,6 +45,12 @@ void check_cache(const Tensor& cache, const Tensor& k, int64_t slots, ScalarType
                   "cached_attention: a cache");
 }
 
+void check_table(const Tensor& table, const Tensor& q) {
+  STD_TORCH_CHECK(table.scalar_type() == ScalarType::Float && table.dim() == 2 && table.size(0) == q.size(0) &&
+                      table.size(1) == q.size(2) && q.size(2) % 2 == 0,
+                  "cached_attention: cos or sin");
+}
+
 int64_t length_of(const Tensor& lengths, int64_t sequence) {
   return lengths.scalar_type() == ScalarType::Long ? lengths.const_data_ptr<int64_t>()[sequence]
                                                    : lengths.const_data_ptr<int32_t>()[sequence];
@@ -118,16 +124,14 @@ Tensor cached_attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_
   check_cache(k_cache, k, slots, type);
   check_cache(v_cache, v, slots, type);
   STD_TORCH_CHECK(k.size(0) == sequences && v.size(0) == sequences && k.size(1) == v.size(1) && k.size(1) > 0 &&
-                      q.size(1) % k.size(1) == 0 && q.size(2) == k.size(2) && q.size(2) == v.size(2),
+                      q.size(1) % k.size(1) == 0 && q.size(2) > 0 && q.size(2) == k.size(2) && q.size(2) == v.size(2),
                   "cached_attention: shapes of q, k and v");
   STD_TORCH_CHECK((lengths.scalar_type() == ScalarType::Int || lengths.scalar_type() == ScalarType::Long) &&
-                      lengths.numel() == sequences,
+                      lengths.dim() == 1 && lengths.numel() == sequences,
                   "cached_attention: lengths");
-  STD_TORCH_CHECK(
-      cos.has_value() == sin.has_value() &&
-          (!cos || (cos->scalar_type() == ScalarType::Float && sin->scalar_type() == ScalarType::Float &&
-                    cos->numel() == sequences * q.size(2) && sin->numel() == cos->numel() && q.size(2) % 2 == 0)),
-      "cached_attention: cos or sin");
+  STD_TORCH_CHECK(cos.has_value() == sin.has_value(), "cached_attention: cos without sin");
+  if (cos) check_table(*cos, q);
+  if (sin) check_table(*sin, q);
   Tensor out = torch::stable::new_empty(q, {sequences, q.size(1), q.size(2)});
   Call call{.q = heads_of(q),
             .k = heads_of(k),

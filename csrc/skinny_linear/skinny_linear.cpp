@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -14,6 +15,7 @@ namespace {
 
 using skinny::Activation;
 using skinny::Call;
+using skinny::Instructions;
 using skinny::RoundedRows;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -27,7 +29,8 @@ int64_t divided_up(int64_t a, int64_t b) {
 
 const float* floats(const OptionalTensor& tensor, int64_t size, const char* name) {
   if (!tensor) return nullptr;
-  STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float && tensor->is_contiguous() && tensor->numel() == size,
+  STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float && tensor->is_contiguous() && tensor->dim() == 1 &&
+                      tensor->numel() == size,
                   "skinny_linear: ", name);
   return tensor->const_data_ptr<float>();
 }
@@ -35,7 +38,7 @@ const float* floats(const OptionalTensor& tensor, int64_t size, const char* name
 skinny::Weight format_of(const Tensor& weight, const OptionalTensor& scale, int64_t outputs, int64_t inputs) {
   const ScalarType type = weight.scalar_type();
   const int64_t size = scale ? divided_up(outputs, 32) * 32 * divided_up(inputs, 4) * 4 : outputs * inputs;
-  STD_TORCH_CHECK(weight.is_contiguous() && weight.numel() == size &&
+  STD_TORCH_CHECK(weight.is_contiguous() && weight.numel() == size && (scale || weight.dim() == 2) &&
                       (scale ? type == ScalarType::Byte : type == ScalarType::Float || type == ScalarType::BFloat16),
                   "skinny_linear: weight");
   if (scale) return skinny::Weight::int8;
@@ -60,57 +63,86 @@ void run(const Call& a) {
                                 [&](int64_t begin, int64_t end) { finish(a, begin, end); });
 }
 
+// The best of the machine's instructions up to the wanted ones.
+Instructions available(Instructions wanted) {
+  if (wanted == Instructions::amx && machine_has_amx()) return Instructions::amx;
+  return wanted != Instructions::general && machine_has_vnni() ? Instructions::vnni : Instructions::general;
+}
+
+bool same_sizes(const Tensor& a, const Tensor& b) {
+  const auto left = a.sizes(), right = b.sizes();
+  return std::equal(left.begin(), left.end(), right.begin(), right.end());
+}
+
+// y, uninitialised.
+Tensor output_of(const Tensor& x, int64_t outputs, Activation activation) {
+  const bool gated = activation == Activation::swiglu;
+  STD_TORCH_CHECK(activation >= Activation::none && activation <= Activation::swiglu && !(gated && outputs % 2 != 0),
+                  "skinny_linear: activation");
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = gated ? outputs / 2 : outputs;
+  return empty_output(x, sizes);
+}
+
+// Normalises and rounds x where that is wanted, and multiplies.
+void prepare_and_run(Call& a, const std::optional<skinny::Norm>& norm) {
+  const bool gated = a.activation == Activation::swiglu;
+  const int64_t normalised = norm ? a.rows * a.inputs : 0, raw = gated ? a.rows * a.outputs : 0;
+  const int64_t rounded = a.format == skinny::Weight::int8 ? a.rows : 0;
+  a.rounded.row_bytes = divided_up(a.inputs, 4) * 4;
+  const int64_t bytes = 2 * divided_up(rounded, skinny::kRowPadding) * skinny::kRowPadding * a.rounded.row_bytes;
+  Scratch scratch(Scratch::bytes_of<float>(normalised) + Scratch::bytes_of<float>(raw) +
+                  Scratch::bytes_of<float>(rounded) + Scratch::bytes_of<int32_t>(2 * rounded) +
+                  Scratch::bytes_of<int8_t>(bytes));
+  float* const x = scratch.take<float>(normalised);
+  float* const products = scratch.take<float>(raw);
+  a.products = gated ? products : a.y;
+  if (norm) {
+    FASTSSL_KERNEL(skinny_normalise)(*norm, a.x, a.rows, a.inputs, x);
+    a.x = x;
+  }
+  if (rounded > 0) {
+    a.rounded.scales = scratch.take<float>(rounded);
+    a.rounded.sums = scratch.take<int32_t>(2 * rounded);
+    a.rounded.bytes = scratch.take<int8_t>(bytes);
+    FASTSSL_KERNEL(skinny_round)(a.x, a.rows, a.inputs, a.rounded);
+  }
+  run(a);
+}
+
 Tensor skinny_linear(const Tensor& x_in, const Tensor& weight, const OptionalTensor& scale,
                      const OptionalTensor& bias_in, const OptionalTensor& norm_weight_in,
                      const OptionalTensor& norm_bias_in, double eps, bool centred, int64_t activation,
-                     const OptionalTensor& residual_in, bool vnni) {
+                     const OptionalTensor& residual_in, int64_t instructions) {
+  STD_TORCH_CHECK(x_in.scalar_type() == ScalarType::Float && x_in.dim() > 0 && x_in.size(-1) > 0, "skinny_linear: x");
   const Tensor x = packed(x_in);
   const OptionalTensor bias = parameter(bias_in), residual = packed(residual_in);
   const OptionalTensor norm_weight = parameter(norm_weight_in), norm_bias = parameter(norm_bias_in);
-  const int64_t inputs = x.size(-1), rows = x.numel() / inputs;
-  const int64_t outputs = scale ? scale->numel() : weight.size(0);
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "skinny_linear: dtype of x");
-  Call a{.weight = weight.const_data_ptr(),
-         .weight_scale = floats(scale, outputs, "scale"),
-         .bias = floats(bias, outputs, "bias"),
-         .rows = rows,
-         .inputs = inputs,
-         .outputs = outputs,
-         .format = format_of(weight, scale, outputs, inputs),
-         .activation = static_cast<Activation>(activation),
-         .vnni = vnni && machine_has_vnni()};
-  const bool gated = a.activation == Activation::swiglu, int8 = a.format == skinny::Weight::int8;
-  const int64_t width = gated ? outputs / 2 : outputs;
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = width;
-  Tensor y = empty_output(x, sizes);
-  if (rows == 0) return y;
-  a.residual = floats(residual, rows * width, "residual");
-  a.y = y.mutable_data_ptr<float>();
-  a.rounded.row_bytes = divided_up(inputs, 4) * 4;
-  const int64_t normalised = norm_weight ? rows * inputs : 0, raw = gated ? rows * outputs : 0;
-  const int64_t rounded = int8 ? rows : 0;
-  Scratch scratch(Scratch::bytes_of<float>(normalised) + Scratch::bytes_of<float>(raw) +
-                  Scratch::bytes_of<float>(rounded) + Scratch::bytes_of<int32_t>(2 * rounded) +
-                  Scratch::bytes_of<int8_t>(2 * rounded * a.rounded.row_bytes));
+  Call a{};
   a.x = x.const_data_ptr<float>();
-  if (norm_weight) {
-    float* const out = scratch.take<float>(normalised);
-    const skinny::Norm norm{.weight = floats(norm_weight, inputs, "norm weight"),
-                            .bias = floats(norm_bias, inputs, "norm bias"),
-                            .eps = static_cast<float>(eps),
-                            .centred = centred};
-    FASTSSL_KERNEL(skinny_normalise)(norm, a.x, rows, inputs, out);
-    a.x = out;
+  a.inputs = x.size(-1);
+  a.rows = x.numel() / a.inputs;
+  a.outputs = scale ? scale->numel() : weight.size(0);
+  a.format = format_of(weight, scale, a.outputs, a.inputs);
+  a.weight = weight.const_data_ptr();
+  a.weight_scale = floats(scale, a.outputs, "scale");
+  a.bias = floats(bias, a.outputs, "bias");
+  a.activation = static_cast<Activation>(activation);
+  a.instructions = available(static_cast<Instructions>(instructions));
+  Tensor y = output_of(x, a.outputs, a.activation);
+  a.y = y.mutable_data_ptr<float>();
+  if (residual) {
+    STD_TORCH_CHECK(residual->scalar_type() == ScalarType::Float && same_sizes(*residual, y),
+                    "skinny_linear: residual");
+    a.residual = residual->const_data_ptr<float>();
   }
-  a.products = gated ? scratch.take<float>(raw) : a.y;
-  if (int8) {
-    a.rounded.scales = scratch.take<float>(rounded);
-    a.rounded.sums = scratch.take<int32_t>(2 * rounded);
-    a.rounded.bytes = scratch.take<int8_t>(2 * rounded * a.rounded.row_bytes);
-    FASTSSL_KERNEL(skinny_round)(a.x, rows, inputs, a.rounded);
-  }
-  run(a);
+  std::optional<skinny::Norm> norm;
+  if (norm_weight)
+    norm = skinny::Norm{.weight = floats(norm_weight, a.inputs, "norm weight"),
+                        .bias = floats(norm_bias, a.inputs, "norm bias"),
+                        .eps = static_cast<float>(eps),
+                        .centred = centred};
+  if (y.numel() > 0) prepare_and_run(a, norm);
   return y;
 }
 

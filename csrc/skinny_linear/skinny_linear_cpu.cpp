@@ -11,29 +11,37 @@ namespace {
 using skinny::Activation;
 using skinny::Call;
 
-// Columns of the weight that are multiplied at a time: four rows of so many, and as many numbers of some rows of x,
-// stay in the L1 cache. A sum over more is added up from such pieces, in one order for any number of rows.
-constexpr int64_t kDepth = 1024;
+// The weight is read in pieces of four rows, kDepth columns at a time. A piece, and as many numbers of some rows of x,
+// stay in the L1 cache; x stays there for kBlock rows of the weight. The order of sums is the same for any number of
+// rows of x.
+constexpr int64_t kDepth = 1024, kBlock = 16;
 
 template <class Weight>
-void multiply(const Call& a, int64_t begin, int64_t end) {
-  for (int64_t column = begin; column < end; column += kProductRows) {
-    const int64_t count = end - column < kProductRows ? end - column : kProductRows;
-    const Weight* rows = static_cast<const Weight*>(a.weight) + column * a.inputs;
-    for (int64_t k = 0; k < a.inputs; k += kDepth) {
-      const bool last = a.inputs - k <= kDepth;
-      multiply_rows(RowProducts<Weight>{.rows = rows + k,
+void multiply_block(const Call& a, int64_t begin, int64_t end) {
+  for (int64_t k = 0; k < a.inputs; k += kDepth) {
+    const bool last = a.inputs - k <= kDepth;
+    for (int64_t column = begin; column < end; column += kProductRows) {
+      const int64_t left = end - column;
+      int64_t ahead =
+          kProductRows * a.inputs;  // the next piece is that of the next rows, or the first of the next columns
+      if (left <= kProductRows) ahead = last ? left * a.inputs - k : kDepth - (column - begin) * a.inputs;
+      multiply_rows(RowProducts<Weight>{.rows = static_cast<const Weight*>(a.weight) + column * a.inputs + k,
                                         .row_stride = a.inputs,
                                         .vectors = a.x + k,
                                         .vector_stride = a.inputs,
                                         .width = last ? a.inputs - k : kDepth,
                                         .out = a.products + column,
                                         .out_stride = a.outputs,
-                                        .add = k > 0,
-                                        .ahead = last ? kProductRows * a.inputs - k : kDepth},
-                    count, a.rows);
+                                        .ahead = ahead,
+                                        .add = k > 0},
+                    left < kProductRows ? left : kProductRows, a.rows);
     }
   }
+}
+
+template <class Weight>
+void multiply(const Call& a, int64_t begin, int64_t end) {
+  for (; begin < end; begin += kBlock) multiply_block<Weight>(a, begin, end - begin < kBlock ? end : begin + kBlock);
 }
 
 FASTSSL_INLINE VecF silu(VecF x) {

@@ -79,6 +79,8 @@ class FinetuningRun:
         if result.exit_code == 0 and self.is_main:
             if result.best_checkpoint is not None:
                 load_weights(self.parts.model, result.best_checkpoint)
+            if self.parts.settle is not None:
+                self.parts.settle()
             self.parts.model.save_pretrained(self.config.training.output_dir)
             self._save_tokenizer(Path(self.config.training.output_dir))
         return result

@@ -23,6 +23,9 @@ from fastssl.training import ModelCost, evaluate
 from fastssl.training.distributed import World
 from fastssl.training.evaluation import Evaluation
 
+_TOKENS_AT_ONCE = 4096
+"""Of a held-out batch: small ones would spend their time on overheads."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GptParts:
@@ -87,15 +90,13 @@ class GptParts:
         return hold_out_end(shards, fraction)
 
     def data(self, shards: Shards, tokenizer: Tokenizer, *, held_out: bool) -> CausalData:
-        """Cut documents into sequences, at other places in each epoch of training."""
-        return CausalData(
-            shards,
-            tokenizer.bounds,
-            self.config.objective,
-            seed=self.config.training.seed,
-            moving_cuts=not held_out,
-            **self.config.batches.sizes,
-        )
+        """Cut documents into sequences, at other places in each epoch of training; measure on larger batches."""
+        objective, sizes = self.config.objective, self.config.batches.sizes
+        if held_out:
+            tokens = sizes["tokens_per_batch"] or sizes["batch_size"] * objective.max_seq_length
+            sizes = {"tokens_per_batch": max(tokens, _TOKENS_AT_ONCE, objective.max_seq_length)}
+        seed = self.config.training.seed
+        return CausalData(shards, tokenizer.bounds, objective, seed=seed, moving_cuts=not held_out, **sizes)
 
     def evaluation(self, data: CausalData, shards: Shards, tokenizer: Tokenizer) -> Evaluation:
         """Measure the loss, and what it is per byte of the text."""

@@ -204,7 +204,16 @@ def test_the_kernel_itself_writes_to_no_slot_outside_the_cache():
             )
 
 
-def test_wrong_calls_are_explained():
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_wrong_calls_are_explained(with_gradients):
+    with torch.set_grad_enabled(with_gradients):
+        assert_wrong_calls_are_explained()
+    a = CachedAttentionCase(lengths=(3, 2), slots=6).inputs()
+    with pytest.raises(ValueError, match="it has no gradient, and q asks for one"):
+        cached_attention(**(a | {"q": a["q"].clone().requires_grad_()}))
+
+
+def assert_wrong_calls_are_explained():
     a = CachedAttentionCase(lengths=(3, 2), slots=6, heads=4, key_heads=2).inputs()
     with pytest.raises(ValueError, match=r"q must have shape \(B, H, D\), k and v \(B, H_k, D\)"):
         cached_attention(**(a | {"v": a["v"][:, :, 1:]}))
@@ -222,8 +231,15 @@ def test_wrong_calls_are_explained():
         cached_attention(**(a | {"k": a["k"].double()}))
     with pytest.raises(ValueError, match="k_cache and v_cache must be floating and of one dtype"):
         cached_attention(**(a | {"k_cache": a["k_cache"].bfloat16()}))
-    with pytest.raises(ValueError, match="it has no gradient, and q asks for one"):
-        cached_attention(**(a | {"q": a["q"].clone().requires_grad_()}))
+    with pytest.raises(ValueError, match="room for 6"):
+        cached_attention(**(a | {"lengths": a["lengths"] + 3}))
     with pytest.raises(ValueError, match="the caches are neither float32 nor bfloat16"):
         halves = {name: a[name].half() for name in ("k_cache", "v_cache")}
         cached_attention(**(a | halves), backend="native")
+
+
+def test_caches_that_the_kernel_does_not_take_are_left_to_others():
+    arguments = CachedAttentionCase(lengths=(3, 2), slots=6).inputs(torch.float16)
+    with torch.inference_mode():
+        for auto, stock in zip(run(arguments, "auto"), run(arguments, "stock"), strict=True):
+            assert torch.equal(auto, stock)

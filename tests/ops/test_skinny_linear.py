@@ -126,16 +126,19 @@ def test_neither_threads_nor_neighbours_change_a_row(capability, with_threads, w
 
 
 @pytest.mark.native
-def test_8_bit_sums_are_the_same_without_the_instructions(capability):
-    arguments = SkinnyLinearCase(shape=(11, 515), outputs=70).inputs(torch.int8)
+@pytest.mark.parametrize("inputs", [3, 63, 64, 130, 515])
+@pytest.mark.parametrize("rows", [1, 3, 8, 11, 33, 70])
+def test_8_bit_sums_are_the_same_by_any_instructions(capability, rows, inputs):
+    arguments = SkinnyLinearCase(shape=(rows, inputs), outputs=70).inputs(torch.int8)
     options = {"norm": None, "residual": None, **arguments}
-    assert torch.equal(native.forward(**options, vnni=False), native.forward(**options, vnni=True))
+    first, *others = (native.forward(**options, instructions=name) for name in native.INSTRUCTIONS)
+    assert all(torch.equal(first, other) for other in others)
 
 
 @pytest.mark.native
 def test_largest_8_bit_sums(capability):
-    x = torch.tensor([[-1.0], [1.0]]).repeat(1, 32768)
     weight = torch.tensor([[-1.0], [1.0]]).repeat(1, 32768)
+    x = weight.repeat(5, 1)
     y = skinny_linear(x, quantize_weight(weight), backend="native")
     torch.testing.assert_close(y, x @ weight.T)
 
@@ -194,7 +197,7 @@ def test_opcheck(name, weight_dtype):
     torch.library.opcheck(
         torch.ops.fastssl.skinny_linear.default,
         (arguments["x"], weight, scale, arguments["bias"], *norm[:2], 1e-5, True, activation, arguments["residual"],
-         True),
+         2),
     )  # fmt: skip
 
 
@@ -211,7 +214,16 @@ def test_compiles():
         torch.testing.assert_close(torch.compile(call, fullgraph=True, dynamic=True)(x), call(x))
 
 
-def test_wrong_calls_are_explained():
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_wrong_calls_are_explained(with_gradients):
+    with torch.set_grad_enabled(with_gradients):
+        assert_wrong_calls_are_explained()
+    weight = torch.randn(6, 8).requires_grad_()
+    with pytest.raises(ValueError, match=r"it has no gradient, and weight asks for one; call it under torch.no_grad"):
+        skinny_linear(torch.randn(3, 8), weight)
+
+
+def assert_wrong_calls_are_explained():
     x, weight = torch.randn(3, 8), torch.randn(6, 8)
     norm = RowNorm(torch.ones(8), None, 1e-5)
     with pytest.raises(ValueError, match=r"x must have shape \(..., 8\) for a weight of shape \(6, 8\), got \(3, 7\)"):
@@ -228,11 +240,26 @@ def test_wrong_calls_are_explained():
         skinny_linear(x, weight, activation="swiglu", residual=torch.zeros(3, 6))
     with pytest.raises(ValueError, match=r"norm.weight must have shape \(8,\), got \(6,\)"):
         skinny_linear(x, weight, norm=norm._replace(weight=torch.ones(6)))
-    with pytest.raises(ValueError, match="norm.kind must be one of layer_norm, rms_norm, got 'batch'"):
+    with pytest.raises(ValueError, match=r"norm\.kind must be one of layer_norm, rms_norm, got 'batch'"):
         skinny_linear(x, weight, norm=norm._replace(kind="batch"))
     with pytest.raises(ValueError, match="x must be floating point"):
         skinny_linear(x.int(), weight)
-    with pytest.raises(ValueError, match=r"it has no gradient, and weight asks for one; call it under torch.no_grad"):
-        skinny_linear(x, weight.requires_grad_())
+    with pytest.raises(ValueError, match=r"x must have shape \(..., 8\) for a weight of shape \(6, 8\), got \(3, 7\)"):
+        skinny_linear(x[:, :7], quantize_weight(weight))
+    with pytest.raises(ValueError, match=r"residual must be torch.float32 of shape \(3, 6\)"):
+        skinny_linear(x, weight, residual=torch.zeros(6, 3))
+    with pytest.raises(ValueError, match=r"x must have shape \(..., 0\)"):
+        skinny_linear(x[:, :0], weight[:, :0])
     with pytest.raises(ValueError, match="x has more than 32 rows"):
-        skinny_linear(torch.randn(33, 8), weight.detach(), backend="native")
+        skinny_linear(torch.randn(33, 8), weight, backend="native")
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float64, torch.float16])
+def test_what_the_kernel_does_not_take_is_left_to_others(weight_dtype):
+    case = EDGE_CASES["prime"]
+    arguments = case.inputs(weight_dtype)
+    with torch.inference_mode():
+        expected = skinny_linear(**arguments, backend="stock")
+        assert torch.equal(skinny_linear(**arguments), expected)
+        many = dataclasses.replace(case, shape=(40, 131)).inputs()
+        assert torch.equal(skinny_linear(**many), skinny_linear(**many, backend="stock"))

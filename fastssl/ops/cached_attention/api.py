@@ -52,7 +52,22 @@ def cached_attention(
 
     Source: Dao et al. 2023, "Flash-Decoding"; Su et al. 2021 (arXiv 2104.09864) for rotary positions.
     """
-    width = _check_shapes(q, k, v, k_cache, v_cache)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if backend == "auto" and native.is_usual(q, window):
+        # Once a layer and token: the kernel's own checks come first. Where they fail nothing is written, and the slower
+        # ones below say why, or another backend serves.
+        try:
+            return native.forward(q, k, v, k_cache, v_cache, lengths, window=window, scale=scale, rotary=rotary)
+        except RuntimeError:
+            pass
+    _check(q, k, v, k_cache, v_cache, lengths, window, rotary)
+    facts = {"cache_dtype": k_cache.dtype, "cache_strides": k_cache.stride(-1) * v_cache.stride(-1), "rotary": rotary}
+    name = choose("cached_attention", backend, BACKENDS, q.device, q.dtype, facts)
+    return BACKENDS[name].forward(q, k, v, k_cache, v_cache, lengths, window=window, scale=scale, rotary=rotary)
+
+
+def _check(q, k, v, k_cache, v_cache, lengths, window, rotary) -> None:
+    _check_shapes(q, k, v, k_cache, v_cache)
     if rotary is not None:
         _check_rotary(q, rotary)
     _check_dtypes(q, k, v, k_cache, v_cache, lengths)
@@ -61,14 +76,9 @@ def cached_attention(
         raise ValueError(f"cached_attention: window must be at least 1, the token itself, got {window}")
     if lengths.is_cpu and not torch.compiler.is_compiling() and (window is None or window > slots):
         _check_room(lengths, slots)
-    facts = {"cache_dtype": k_cache.dtype, "cache_strides": k_cache.stride(-1) * v_cache.stride(-1), "rotary": rotary}
-    name = choose("cached_attention", backend, BACKENDS, q.device, q.dtype, facts)
-    return BACKENDS[name].forward(
-        q, k, v, k_cache, v_cache, lengths, window=window, scale=width**-0.5 if scale is None else scale, rotary=rotary
-    )
 
 
-def _check_shapes(q, k, v, k_cache, v_cache) -> int:
+def _check_shapes(q, k, v, k_cache, v_cache) -> None:
     if q.dim() != 3 or k.dim() != 3 or q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2] or v.shape != k.shape:
         raise ValueError(
             "cached_attention: q must have shape (B, H, D), k and v (B, H_k, D), one token a sequence; got "
@@ -86,7 +96,6 @@ def _check_shapes(q, k, v, k_cache, v_cache) -> int:
             f"cached_attention: k_cache and v_cache must have shape ({batch}, {key_heads}, S, {width}), got "
             f"{tuple(k_cache.shape)}, {tuple(v_cache.shape)}"
         )
-    return width
 
 
 def _check_rotary(q: Tensor, rotary: tuple[Tensor, Tensor]) -> None:

@@ -22,6 +22,13 @@ SUPPORTS = Supports(
 )
 
 
+def is_usual(q: Tensor, window: int | None) -> bool:
+    """Return whether `forward` serves a call, or finds what is wrong with it; False where it takes more to tell."""
+    if torch.is_grad_enabled() or q.dtype is not torch.float32 or not q.is_cpu or not extension.cpu_ops_loaded():
+        return False
+    return window is None or window > 0
+
+
 def forward(q, k, v, k_cache, v_cache, lengths, *, window, scale, rotary) -> Tensor:
     """Return the output of `fastssl.ops.cached_attention`."""
     cos, sin = rotary or (None, None)

@@ -47,6 +47,20 @@ def skinny_linear(
 
     Source: Shazeer 2020, "GLU Variants Improve Transformer" (arXiv 2002.05202), for swiglu.
     """
+    if backend == "auto" and native.is_usual(x, weight, norm):
+        # A model calls this dozens of times a token: the kernel's own checks come first. Where they fail, the slower
+        # ones below say why, or another backend serves.
+        try:
+            return native.forward(x, weight, bias, norm=norm, activation=activation, residual=residual)
+        except RuntimeError:
+            pass
+    facts = _check(x, weight, bias, norm, activation, residual)
+    name = choose("skinny_linear", backend, BACKENDS, x.device, x.dtype, facts)
+    return BACKENDS[name].forward(x, weight, bias, norm=norm, activation=activation, residual=residual)
+
+
+def _check(x, weight, bias, norm, activation, residual) -> dict[str, object]:
+    """Raise what is to be raised, and return the facts that the choice of a backend depends on."""
     kind, outputs, inputs = _describe(weight)
     if x.dim() == 0 or x.shape[-1] != inputs or inputs == 0:
         raise ValueError(
@@ -63,9 +77,7 @@ def skinny_linear(
         _check_norm(norm, inputs)
         tensors |= {"norm.weight": norm.weight, "norm.bias": norm.bias}
     _check_tensors(x, tensors)
-    facts = {"weight_dtype": kind, "rows": x.numel() // inputs, "inputs": inputs}
-    name = choose("skinny_linear", backend, BACKENDS, x.device, x.dtype, facts)
-    return BACKENDS[name].forward(x, weight, bias, norm=norm, activation=activation, residual=residual)
+    return {"weight_dtype": kind, "rows": x.numel() // inputs, "inputs": inputs}
 
 
 def _describe(weight: Tensor | QuantizedWeight) -> tuple[torch.dtype, int, int]:

@@ -6,10 +6,11 @@ from torch import Tensor
 from fastssl import extension
 from fastssl.ops.backend import Supports
 from fastssl.ops.quantized_linear.weight import QuantizedWeight
-from fastssl.ops.skinny_linear.norm import RowNorm
+from fastssl.ops.skinny_linear.norm import KINDS, RowNorm
 
 ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "swiglu": 4}
-"""As in csrc/skinny_linear/skinny_linear.h."""
+INSTRUCTIONS = {"general": 0, "vnni": 1, "amx": 2}
+"""What multiplies 8-bit weights. Both as in csrc/skinny_linear/skinny_linear.h."""
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 MAX_ROWS = 32
 """More rows of a floating weight are better left to the library's product."""
@@ -34,6 +35,17 @@ SUPPORTS = Supports(
 )
 
 
+def is_usual(x: Tensor, weight: Tensor | QuantizedWeight, norm: RowNorm | None) -> bool:
+    """Return whether `forward` serves a call, or finds what is wrong with it; False where it takes more to tell."""
+    if torch.is_grad_enabled() or x.dtype is not torch.float32 or not x.is_cpu or not extension.cpu_ops_loaded():
+        return False
+    if norm is not None and norm.kind not in KINDS:
+        return False
+    if type(weight) is QuantizedWeight:
+        return x.dim() > 0 and x.shape[-1] == weight.in_features <= MAX_8_BIT_INPUTS
+    return x.numel() <= MAX_ROWS * weight.shape[-1] and weight.dtype in WEIGHT_DTYPES
+
+
 def forward(
     x: Tensor,
     weight: Tensor | QuantizedWeight,
@@ -42,9 +54,9 @@ def forward(
     norm: RowNorm | None,
     activation: str,
     residual: Tensor | None,
-    vnni: bool = True,
+    instructions: str = "amx",
 ) -> Tensor:
-    """Return y of `fastssl.ops.skinny_linear`; `vnni` allows the instructions of that name, where there are any."""
+    """Return y of `fastssl.ops.skinny_linear`; `instructions` are the best that may be used, where there are any."""
     scale = None
     if isinstance(weight, QuantizedWeight):
         weight, scale = weight.packed, weight.scale
@@ -52,13 +64,13 @@ def forward(
         weight = weight.contiguous()
     norm_weight, norm_bias, eps, kind = norm or (None, None, 0.0, "")
     return torch.ops.fastssl.skinny_linear(
-        x, weight, scale, bias, norm_weight, norm_bias, eps, kind == "layer_norm", ACTIVATIONS[activation], residual,
-        vnni,
+        x, weight, scale, bias, norm_weight, norm_bias, eps, kind == "layer_norm", ACTIVATIONS.get(activation, -1),
+        residual, INSTRUCTIONS[instructions],
     )  # fmt: skip
 
 
 @extension.fake_kernel("fastssl::skinny_linear")
-def _forward_fake(x, weight, scale, bias, norm_weight, norm_bias, eps, centred, activation, residual, vnni):
+def _forward_fake(x, weight, scale, bias, norm_weight, norm_bias, eps, centred, activation, residual, instructions):
     outputs = weight.shape[0] if scale is None else scale.shape[0]
     if activation == ACTIVATIONS["swiglu"]:
         outputs //= 2
