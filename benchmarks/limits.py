@@ -1,12 +1,15 @@
-"""What the machine gives, measured in the same rounds as the contenders: sgemm and copy."""
+"""What the machine gives, measured in the same rounds as the contenders: sgemm, copy and reading."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.rotation import COLD_BYTES
 from benchmarks.timing import Launch, timed
+from fastssl.ops.machine import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class Limit:
     launch: Launch
     """Does it."""
     name: str = ""
-    """What it is, where it is neither a product nor a copy."""
+    """What it is, where it is neither sgemm nor a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +96,6 @@ def forward_sgemm_of(shapes: Sequence[LinearShape]) -> Limit:
     return Limit(work=sum(shape.forward_flops for shape in shapes), launch=launch)
 
 
-def read_of(num_bytes: int) -> Limit:
-    """Return the limit of work that reads far more than it writes: a sum over `num_bytes`, of no use but its reading.
-
-    Each thread sums a part of its own, with as many sums side by side as the memory needs to be kept busy.
-    """
-    source = torch.ones(torch.get_num_threads(), max(num_bytes // 4 // torch.get_num_threads(), 1))
-    return Limit(work=4.0 * source.numel(), launch=timed(lambda: source.sum(1)), name="reading")
-
-
 def copy_of(num_bytes: int) -> Limit:
     """Return the limit of memory-bound work: a copy that reads and writes `num_bytes` in all.
 
@@ -110,3 +104,13 @@ def copy_of(num_bytes: int) -> Limit:
     source = torch.rand(max(num_bytes // 8, 1))
     target = torch.empty_like(source)
     return Limit(work=8.0 * source.numel(), launch=timed(lambda: target.copy_(source)))
+
+
+def read_of(num_bytes: int) -> Limit:
+    """Return the limit of work that reads its operands once from memory: a plain reading of as many bytes.
+
+    It goes through memory that no cache holds, so it is the limit of work whose operands rotate likewise.
+    """
+    pieces = torch.ones(max(COLD_BYTES // num_bytes, 1), max(num_bytes // 4, 1))
+    turn = itertools.cycle(pieces)
+    return Limit(work=4.0 * pieces.shape[1], launch=timed(lambda: read(next(turn))), name="read")

@@ -15,6 +15,8 @@ SUITES = {
     "bias_gelu": "benchmarks.ops.bias_gelu",
     "linear_cross_entropy": "benchmarks.ops.linear_cross_entropy",
     "quantized_linear": "benchmarks.ops.quantized_linear",
+    "skinny_linear": "benchmarks.ops.skinny_linear",
+    "cached_attention": "benchmarks.ops.cached_attention",
     "sentence_embedding": "benchmarks.models.sentence_embedding",
     "pretraining_step": "benchmarks.models.pretraining_step",
     "finetuning_step": "benchmarks.models.finetuning_step",

@@ -13,8 +13,9 @@ from benchmarks.timing import Spread
 
 NOTES = (
     "A ratio is a peer's time over fastssl's, the median of the rounds (quartiles in brackets): above 1, fastssl is "
-    "faster. The share compares useful work per second with the machine's own rate for such work (a product, or a copy "
-    "of as many bytes), measured in the same rounds. Padding, unlabelled rows and random numbers are not useful work."
+    "faster. The share compares useful work per second with the machine's own rate for such work (a product, a copy or "
+    "a reading of as many bytes), measured in the same rounds. Padding, unlabelled rows and random numbers are not "
+    "useful work."
 )
 
 

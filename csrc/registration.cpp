@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   m.def("empty_output(Tensor like, int[] sizes) -> Tensor");
   // Gives the memory that large results of ours have left behind back to the system.
   m.def("release_kept_outputs() -> ()");
+  // The sum, modulo 2^32, of a packed tensor's elements of four bytes, as words: a reading of memory, to be measured.
+  m.def("sum_of_words(Tensor tensor) -> int");
 
   // y = LN(residual + dropout(x)). `sum` is empty where it would equal `x` and where it is not asked for; the
   // statistics are float32, one a row.
@@ -71,10 +73,11 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "Tensor");
 
   // y = activation(norm(x) W^T + bias) + residual for few rows of x, float32. The weight is float32 or bfloat16, or,
-  // with `scale`, packed as for quantized_linear. `centred`: a layer norm, else an RMS norm.
+  // with `scale`, packed as for quantized_linear. `centred`: a layer norm, else an RMS norm. `instructions`: the best
+  // that may multiply bytes, see csrc/skinny_linear/skinny_linear.h.
   m.def(
       "skinny_linear(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
-      "float eps, bool centred, int activation, Tensor? residual, bool vnni) -> Tensor");
+      "float eps, bool centred, int activation, Tensor? residual, int instructions) -> Tensor");
 
   // One new token a sequence: its key and value are written to the caches (B, H_k, S, D), float32 or bfloat16, behind
   // the `lengths` (B) tokens that are there, in a ring; it attends to them and to itself. `window` 0: to all.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastssl.allocator import keep_freed_memory
     from fastssl.data.batch import PackedBatch
+    from fastssl.data.causal import CausalData, CausalObjectiveConfig
     from fastssl.data.dataset import PretrainingData
     from fastssl.data.loader import Loader
     from fastssl.data.objectives import ObjectiveConfig
@@ -50,6 +51,8 @@ __all__ = [
     "BertForSequenceClassification",
     "BertForTokenClassification",
     "BertModel",
+    "CausalData",
+    "CausalObjectiveConfig",
     "Classifier",
     "FillMask",
     "GPTConfig",
@@ -81,6 +84,7 @@ __all__ = [
 _HOMES = {
     "fastssl.allocator": ("keep_freed_memory",),
     "fastssl.data.batch": ("PackedBatch",),
+    "fastssl.data.causal": ("CausalData", "CausalObjectiveConfig"),
     "fastssl.data.dataset": ("PretrainingData",),
     "fastssl.data.loader": ("Loader",),
     "fastssl.data.objectives": ("ObjectiveConfig",),

@@ -8,7 +8,7 @@
 namespace fastssl {
 namespace cached {
 
-inline constexpr int64_t kBlock = 256;  // keys between two corrections of the softmax
+inline constexpr int64_t kBlock = 128;  // keys between two corrections of the softmax
 inline constexpr int64_t kChunk = 512;  // keys that are worth a unit of work; never depends on the number of threads
 
 // A tensor of heads of new tokens: element (sequence, head, column), strides in elements, columns contiguous.

@@ -14,7 +14,14 @@ using cached::Unit;
 
 constexpr float kInfinity = __builtin_inff();
 constexpr int kHeads = kProductVectors / 2;  // whose values are added at a time
-constexpr int64_t kAhead = 32;  // keys between the ones that are read and those that the memory is asked for
+constexpr int64_t kAhead = 16;               // keys between those that are read and those that the memory is asked for
+
+// Asks the memory for a row.
+template <class Element>
+FASTSSL_INLINE void want(const Element* row, int64_t width) {
+  constexpr int64_t kLine = 64 / sizeof(Element);
+  for (int64_t j = 0; j < width; j += kLine) __builtin_prefetch(row + j, 0, 3);
+}
 
 // out = factor * x, turned by the angles of its position where there are any: both halves of x form the pairs.
 void rotate(const Call& a, int64_t sequence, const float* x, float factor, float* out) {
@@ -53,10 +60,17 @@ struct State {
   float* weights;  // (heads_per_key): their sums
 };
 
+// Keys that will be read next.
+template <class Element>
+struct Wanted {
+  const Element* keys;
+  int64_t count;
+};
+
 // values[h] = correction[h] values[h] + the sum of weight[h][j] rows[j], kVectors vectors of some heads at a time.
 template <int kHeads, int kVectors, class Element, class Part>
 FASTSSL_INLINE void add_values(const Call& a, const State& s, const float* corrections, const Element* rows,
-                               int64_t count, int64_t head, int64_t column, Part part) {
+                               int64_t count, int64_t head, int64_t column, const Wanted<Element>& wanted, Part part) {
   VecF sum[kHeads][kVectors];
   float* values = s.values + head * a.width + column;
   const float* weights = s.scores + head * kBlock;
@@ -67,7 +81,9 @@ FASTSSL_INLINE void add_values(const Call& a, const State& s, const float* corre
       sum[h][i] = load(values + h * a.width + i * kLanes, part) * corrections[head + h];
   }
   rows += column;
+  const int64_t num_wanted = head + column == 0 ? wanted.count : 0;
   for (int64_t j = 0; j < count; ++j, rows += a.v_cache.slot) {
+    if (j < num_wanted) want(wanted.keys + j * a.k_cache.slot, a.width);
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) {
       const VecF value = load(rows + i * kLanes, part);
@@ -84,14 +100,15 @@ FASTSSL_INLINE void add_values(const Call& a, const State& s, const float* corre
 
 template <int kHeads, class Element>
 FASTSSL_INLINE void add_values_of(const Call& a, const State& s, const float* corrections, const Element* rows,
-                                  int64_t count, int64_t head) {
+                                  int64_t count, int64_t head, const Wanted<Element>& wanted) {
   int64_t column = 0;
   for (; column + 4 * kLanes <= a.width; column += 4 * kLanes)
-    add_values<kHeads, 4>(a, s, corrections, rows, count, head, column, Whole{});
+    add_values<kHeads, 4>(a, s, corrections, rows, count, head, column, wanted, Whole{});
   for (; column + kLanes <= a.width; column += kLanes)
-    add_values<kHeads, 1>(a, s, corrections, rows, count, head, column, Whole{});
+    add_values<kHeads, 1>(a, s, corrections, rows, count, head, column, wanted, Whole{});
   if (column < a.width)
-    add_values<kHeads, 1>(a, s, corrections, rows, count, head, column, Part{static_cast<int>(a.width - column)});
+    add_values<kHeads, 1>(a, s, corrections, rows, count, head, column, wanted,
+                          Part{static_cast<int>(a.width - column)});
 }
 
 // The weights of a head's block from its scores; returns the factor that makes up for a larger largest score.
@@ -112,26 +129,34 @@ float weigh(const State& s, int64_t head, int64_t count) {
   return correction;
 }
 
-// Adds keys in `count` neighbouring slots.
+// Adds keys in `count` neighbouring slots, behind which so many `more` will be added. The values are asked for while
+// the keys are multiplied, and the next keys while the values are added, so that the memory is never idle.
 template <class Element>
-void add_block(const Call& a, const Unit& unit, const State& s, int64_t slot, int64_t count, float* corrections) {
-  const Element* keys = static_cast<const Element*>(a.k_cache.data) + a.k_cache.offset(unit.sequence, unit.key_head);
-  const Element* values = static_cast<const Element*>(a.v_cache.data) + a.v_cache.offset(unit.sequence, unit.key_head);
-  for (int64_t j = 0; j < count; j += kProductRows)
-    multiply_rows(RowProducts<Element>{.rows = keys + (slot + j) * a.k_cache.slot,
+void add_block(const Call& a, const Unit& unit, const State& s, int64_t slot, int64_t count, int64_t more,
+               float* corrections) {
+  const Element* keys = static_cast<const Element*>(a.k_cache.data) + a.k_cache.offset(unit.sequence, unit.key_head) +
+                        slot * a.k_cache.slot;
+  const Element* values = static_cast<const Element*>(a.v_cache.data) + a.v_cache.offset(unit.sequence, unit.key_head) +
+                          slot * a.v_cache.slot;
+  for (int64_t j = 0; j < count; j += kProductRows) {
+    const int64_t rows = count - j < kProductRows ? count - j : kProductRows;
+    for (int64_t r = 0; r < rows; ++r) want(values + (j + r) * a.v_cache.slot, a.width);
+    multiply_rows(RowProducts<Element>{.rows = keys + j * a.k_cache.slot,
                                        .row_stride = a.k_cache.slot,
                                        .vectors = s.queries,
                                        .vector_stride = a.width,
                                        .width = a.width,
                                        .out = s.scores + j,
                                        .out_stride = kBlock,
-                                       .ahead = kAhead * a.k_cache.slot},
-                  count - j < kProductRows ? count - j : kProductRows, a.heads_per_key);
+                                       .ahead = j + kAhead < count ? kAhead * a.k_cache.slot : 0},
+                  rows, a.heads_per_key);
+  }
   for (int64_t h = 0; h < a.heads_per_key; ++h) corrections[h] = weigh(s, h, count);
-  const Element* rows = values + slot * a.v_cache.slot;
+  const Wanted<Element> wanted{keys + count * a.k_cache.slot, more < count ? more : count};
   int64_t head = 0;
-  for (; head + kHeads <= a.heads_per_key; head += kHeads) add_values_of<kHeads>(a, s, corrections, rows, count, head);
-  for (; head < a.heads_per_key; ++head) add_values_of<1>(a, s, corrections, rows, count, head);
+  for (; head + kHeads <= a.heads_per_key; head += kHeads)
+    add_values_of<kHeads>(a, s, corrections, values, count, head, wanted);
+  for (; head < a.heads_per_key; ++head) add_values_of<1>(a, s, corrections, values, count, head, wanted);
 }
 
 void finish(const Call& a, const Unit& unit, int64_t index, const State& s) {
@@ -172,7 +197,8 @@ void run(const Call& a, const Unit& unit, int64_t index, float* scratch) {
     const int64_t slot = position % a.slots;
     int64_t count = unit.end - position < kBlock ? unit.end - position : kBlock;
     count = count < a.slots - slot ? count : a.slots - slot;
-    add_block<Element>(a, unit, s, slot, count, corrections);
+    const int64_t left = unit.end - position - count, behind = a.slots - slot - count;  // in the unit, in the ring
+    add_block<Element>(a, unit, s, slot, count, left < behind ? left : behind, corrections);
     position += count;
   }
   finish(a, unit, index, s);

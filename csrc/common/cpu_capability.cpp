@@ -6,6 +6,14 @@
 #include <atomic>
 #include <string>
 
+#ifdef FASTSSL_X86
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fastssl {
 namespace {
 
@@ -32,8 +40,22 @@ bool find_vnni() {
 #endif
 }
 
-const CpuCapability best = best_capability();
 const bool has_vnni = find_vnni();
+
+bool find_amx() {
+#if defined(FASTSSL_X86) && defined(__linux__)
+  constexpr unsigned kLeaf = 7, kTile = 1u << 24, kInt8 = 1u << 25;  // bits of edx
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;        // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
+  unsigned eax, ebx, ecx, edx;
+  if (!has_vnni || !__get_cpuid_count(kLeaf, 0, &eax, &ebx, &ecx, &edx)) return false;
+  if ((edx & kTile) == 0 || (edx & kInt8) == 0) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+const CpuCapability best = best_capability();
 std::atomic<CpuCapability> current{best};
 
 std::string capability_name() {
@@ -59,6 +81,11 @@ CpuCapability cpu_capability() {
 
 bool machine_has_vnni() {
   return has_vnni;
+}
+
+bool machine_has_amx() {
+  static const bool found = find_amx();
+  return found;
 }
 
 }  // namespace fastssl

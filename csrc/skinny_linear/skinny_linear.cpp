@@ -15,6 +15,7 @@ namespace {
 
 using skinny::Activation;
 using skinny::Call;
+using skinny::Instructions;
 using skinny::RoundedRows;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -62,6 +63,12 @@ void run(const Call& a) {
                                 [&](int64_t begin, int64_t end) { finish(a, begin, end); });
 }
 
+// The best of the machine's instructions up to the wanted ones.
+Instructions available(Instructions wanted) {
+  if (wanted == Instructions::amx && machine_has_amx()) return Instructions::amx;
+  return wanted != Instructions::general && machine_has_vnni() ? Instructions::vnni : Instructions::general;
+}
+
 bool same_sizes(const Tensor& a, const Tensor& b) {
   const auto left = a.sizes(), right = b.sizes();
   return std::equal(left.begin(), left.end(), right.begin(), right.end());
@@ -83,7 +90,7 @@ void prepare_and_run(Call& a, const std::optional<skinny::Norm>& norm) {
   const int64_t normalised = norm ? a.rows * a.inputs : 0, raw = gated ? a.rows * a.outputs : 0;
   const int64_t rounded = a.format == skinny::Weight::int8 ? a.rows : 0;
   a.rounded.row_bytes = divided_up(a.inputs, 4) * 4;
-  const int64_t bytes = 2 * rounded * a.rounded.row_bytes;
+  const int64_t bytes = 2 * divided_up(rounded, skinny::kRowPadding) * skinny::kRowPadding * a.rounded.row_bytes;
   Scratch scratch(Scratch::bytes_of<float>(normalised) + Scratch::bytes_of<float>(raw) +
                   Scratch::bytes_of<float>(rounded) + Scratch::bytes_of<int32_t>(2 * rounded) +
                   Scratch::bytes_of<int8_t>(bytes));
@@ -106,7 +113,7 @@ void prepare_and_run(Call& a, const std::optional<skinny::Norm>& norm) {
 Tensor skinny_linear(const Tensor& x_in, const Tensor& weight, const OptionalTensor& scale,
                      const OptionalTensor& bias_in, const OptionalTensor& norm_weight_in,
                      const OptionalTensor& norm_bias_in, double eps, bool centred, int64_t activation,
-                     const OptionalTensor& residual_in, bool vnni) {
+                     const OptionalTensor& residual_in, int64_t instructions) {
   STD_TORCH_CHECK(x_in.scalar_type() == ScalarType::Float && x_in.dim() > 0 && x_in.size(-1) > 0, "skinny_linear: x");
   const Tensor x = packed(x_in);
   const OptionalTensor bias = parameter(bias_in), residual = packed(residual_in);
@@ -121,7 +128,7 @@ Tensor skinny_linear(const Tensor& x_in, const Tensor& weight, const OptionalTen
   a.weight_scale = floats(scale, a.outputs, "scale");
   a.bias = floats(bias, a.outputs, "bias");
   a.activation = static_cast<Activation>(activation);
-  a.vnni = vnni && machine_has_vnni();
+  a.instructions = available(static_cast<Instructions>(instructions));
   Tensor y = output_of(x, a.outputs, a.activation);
   a.y = y.mutable_data_ptr<float>();
   if (residual) {

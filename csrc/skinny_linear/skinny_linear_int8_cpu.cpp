@@ -14,7 +14,7 @@ using skinny::RoundedRows;
 
 constexpr float kLargest = 32639.0f;  // 256 * 127 + 127
 constexpr int kHalves = 2;            // of a rounded number
-constexpr int64_t kAhead = 2048;      // bytes of the weight behind those that are read, asked of the memory
+constexpr int64_t kAhead = 4096;      // bytes of the weight behind those that are read, asked of the memory
 
 // Rows that are multiplied with a panel at a time.
 #if defined(__AVX512F__)
@@ -109,6 +109,88 @@ void multiply_any(int64_t count, bool vnni, const int8_t* x, int64_t row_bytes, 
   }
 }
 
+#if defined(__AVX512F__)
+// The same for up to four times kRows rows by the matrix unit, AMX: a tile is 16 rows of 64 bytes, or sums of 32 bits.
+// Tiles 0 to 3 hold sums, high and low bytes of eight rows of x each, 4 these bytes and 5 the weights, 16 quads of all
+// 16 columns, which stand in memory just so; 6 and 7 are their shorter selves at the end of the rows.
+class Tiles {
+ public:
+  explicit Tiles(int64_t row_bytes) {
+    Shape shape{};
+    const auto tail = static_cast<uint16_t>(row_bytes % kTileBytes);
+    for (int tile = 0; tile < 8; ++tile) {
+      shape.row_bytes[tile] = kTileBytes;
+      shape.rows[tile] = kTileRows;
+    }
+    shape.row_bytes[6] = tail;
+    shape.rows[7] = static_cast<uint8_t>(tail / 4);
+    if (tail == 0) shape.row_bytes[7] = shape.rows[6] = 0;  // not used
+    asm volatile("ldtilecfg %0" ::"m"(shape));
+  }
+  ~Tiles() {
+    asm volatile("tilerelease");
+  }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+
+  // Products of kGroups times kRows rows with a panel.
+  template <int kGroups>
+  void multiply(const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums* sums) const {
+    static_assert(kRows * kHalves == kTileRows && kGroups <= 4);
+    for_each<kGroups>([&](auto group) { asm volatile("tilezero %%tmm%c0" ::"i"(group.value)); });
+    for (int64_t k = 0; k < row_bytes; k += kTileBytes) {
+      const uint8_t* weights = panel + k * kPanelColumns;
+      if (k + kTileBytes <= row_bytes) {
+        for (int64_t line = 0; line < kTileRows; ++line)
+          _mm_prefetch(reinterpret_cast<const char*>(weights + kAhead + line * kTileBytes), _MM_HINT_T0);
+        add<kGroups, 4>(x + k, row_bytes, weights);
+      } else {
+        add<kGroups, 6>(x + k, row_bytes, weights);
+      }
+    }
+    for_each<kGroups>([&](auto group) {
+      asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(group.value), "r"(sums + group.value), "r"(kTileBytes)
+                   : "memory");
+    });
+  }
+
+ private:
+  static constexpr int64_t kTileBytes = 64, kTileRows = 16;
+  struct alignas(64) Shape {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  };
+
+  template <int kGroups, class Body>
+  static FASTSSL_INLINE void for_each(Body body) {
+    body(Count<0>{});
+    if constexpr (kGroups > 1) body(Count<1>{});
+    if constexpr (kGroups > 2) body(Count<2>{});
+    if constexpr (kGroups > 3) body(Count<3>{});
+  }
+
+  // Adds products of inputs, in tile kInputs, with weights, in the next one.
+  template <int kGroups, int kInputs>
+  static FASTSSL_INLINE void add(const int8_t* x, int64_t row_bytes, const uint8_t* weights) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(weights), "r"(kTileBytes), "i"(kInputs + 1) : "memory");
+    for_each<kGroups>([&](auto group) {
+      const int8_t* rows = x + group.value * kTileRows * row_bytes;
+      asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(row_bytes), "i"(kInputs) : "memory");
+      asm volatile("tdpbsud %%tmm%c0, %%tmm%c1, %%tmm%c2" ::"i"(kInputs + 1), "i"(kInputs), "i"(group.value));
+    });
+  }
+};
+
+void multiply_groups(const Tiles& tiles, int64_t count, const int8_t* x, int64_t row_bytes, const uint8_t* panel,
+                     Sums* sums) {
+  if (count == 1) return tiles.multiply<1>(x, row_bytes, panel, sums);
+  if (count == 2) return tiles.multiply<2>(x, row_bytes, panel, sums);
+  if (count == 3) return tiles.multiply<3>(x, row_bytes, panel, sums);
+  return tiles.multiply<4>(x, row_bytes, panel, sums);
+}
+#endif
+
 // Products of rows [row, row + count) with the `columns` columns from `column`, a whole panel but for the last.
 void scale_sums(const Call& a, const Sums& sums, int64_t row, int64_t count, int64_t column, int64_t columns) {
   for (int64_t r = 0; r < count; ++r) {
@@ -125,6 +207,31 @@ void scale_sums(const Call& a, const Sums& sums, int64_t row, int64_t count, int
   }
 }
 
+// body(panel, its first column, how many it has) for columns [begin, end).
+template <class Body>
+FASTSSL_INLINE void for_each_panel(const Call& a, int64_t begin, int64_t end, Body body) {
+  for (int64_t column = begin; column < end; column += kPanelColumns)
+    body(static_cast<const uint8_t*>(a.weight) + column * a.rounded.row_bytes, column,
+         end - column < kPanelColumns ? end - column : kPanelColumns);
+}
+
+#if defined(__AVX512F__)
+constexpr int64_t kFewestForTiles = 3;  // rows of x; fewer are at the memory's speed without
+
+void run_tiles(const Call& a, int64_t begin, int64_t end) {
+  const Tiles tiles(a.rounded.row_bytes);
+  Sums sums[4];
+  for_each_panel(a, begin, end, [&](const uint8_t* panel, int64_t column, int64_t columns) {
+    for (int64_t row = 0; row < a.rows; row += 4 * kRows) {
+      const int64_t left = a.rows - row;
+      multiply_groups(tiles, (left + kRows - 1) / kRows, a.rounded.row(row), a.rounded.row_bytes, panel, sums);
+      for (int64_t r = 0; r < left && r < 4 * kRows; r += kRows)
+        scale_sums(a, sums[r / kRows], row + r, left - r < kRows ? left - r : kRows, column, columns);
+    }
+  });
+}
+#endif
+
 }  // namespace
 
 void skinny_round(const float* x, int64_t rows, int64_t width, const RoundedRows& out) {
@@ -137,7 +244,7 @@ void skinny_round(const float* x, int64_t rows, int64_t width, const RoundedRows
     });
     const float broken = reduce_add(poison);  // NaN where a number is not finite, else 0
     const float factor = largest < 1e-30f || broken != broken ? 0.0f : kLargest / largest;
-    int8_t* high_bytes = out.bytes + row * kHalves * out.row_bytes;
+    int8_t* high_bytes = out.row(row);
     VecI high_sum{}, low_sum{};
     for_each_vector(width, [&](int64_t j, auto part) {
       const VecI value = rounded(load(x + j, part) * factor);
@@ -158,20 +265,23 @@ void skinny_round(const float* x, int64_t rows, int64_t width, const RoundedRows
     std::memcpy(out.sums + row * kHalves, sums, sizeof sums);
     out.scales[row] = largest / kLargest + broken;
   }
+  const int64_t padded = (rows + skinny::kRowPadding - 1) / skinny::kRowPadding * skinny::kRowPadding;
+  std::memset(out.row(rows), 0, static_cast<uint64_t>(out.row(padded) - out.row(rows)));
 }
 
 void skinny_products_int8(const Call& a, int64_t begin, int64_t end) {
-  const int64_t row_bytes = a.rounded.row_bytes;
+#if defined(__AVX512F__)
+  if (a.instructions == skinny::Instructions::amx && a.rows >= kFewestForTiles) return run_tiles(a, begin, end);
+#endif
   Sums sums;
-  for (int64_t column = begin; column < end; column += kPanelColumns) {
-    const uint8_t* panel = static_cast<const uint8_t*>(a.weight) + column * row_bytes;
-    const int64_t columns = end - column < kPanelColumns ? end - column : kPanelColumns;
+  for_each_panel(a, begin, end, [&](const uint8_t* panel, int64_t column, int64_t columns) {
     for (int64_t row = 0; row < a.rows; row += kRows) {
       const int64_t count = a.rows - row < kRows ? a.rows - row : kRows;
-      multiply_any(count, a.vnni, a.rounded.bytes + row * kHalves * row_bytes, row_bytes, panel, sums);
+      multiply_any(count, a.instructions != skinny::Instructions::general, a.rounded.row(row), a.rounded.row_bytes,
+                   panel, sums);
       scale_sums(a, sums, row, count, column, columns);
     }
-  }
+  });
 }
 
 }  // namespace FASTSSL_ISA

@@ -10,7 +10,7 @@ import torch
 from fastssl import extension
 from fastssl.cli.flags import parse_flags
 from fastssl.cli.threads import use_threads
-from fastssl.ops.machine import measured_copy_bandwidth, measured_matmul_flops
+from fastssl.ops.machine import measured_copy_bandwidth, measured_matmul_flops, measured_read_bandwidth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
         "fp32_matmul_flops_per_second": measured_matmul_flops(torch.float32),
         "bf16_matmul_flops_per_second": measured_matmul_flops(torch.bfloat16),
         "copy_bytes_per_second": measured_copy_bandwidth(),
+        "read_bytes_per_second": measured_read_bandwidth(),
     }
     if flags.json:
         print(json.dumps(found, indent=2))
@@ -45,5 +46,6 @@ def main(arguments: list[str]) -> int:
     print(f"{found['num_threads']} threads; compiled operators for {found['instruction_set'] or 'none: not built'}")
     print(f"matrix product: {found['fp32_matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s in fp32, ", end="")
     print(f"{found['bf16_matmul_flops_per_second'] / 1e9:,.0f} in bf16")
-    print(f"copy: {found['copy_bytes_per_second'] / 1e9:,.1f} GB/s, read and written together")
+    print(f"copy: {found['copy_bytes_per_second'] / 1e9:,.1f} GB/s, read and written together; ", end="")
+    print(f"reading: {found['read_bytes_per_second'] / 1e9:,.1f} GB/s")
     return 0

@@ -1,4 +1,4 @@
-"""Long texts in pieces, cut where tokenizers cut anyway."""
+"""Long texts in pieces, cut where tokens end anyway."""
 
 from collections.abc import Iterator
 

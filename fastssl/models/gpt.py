@@ -33,7 +33,7 @@ from fastssl.nn.kv_cache import KVCache
 from fastssl.nn.mlp import MLP, GatedMLP
 from fastssl.nn.norm import LayerNorm, RMSNorm
 from fastssl.nn.quantized import QuantizedLinear
-from fastssl.nn.rotary import rotation
+from fastssl.nn.rotary import Rotation, rotation
 from fastssl.nn.tied_embedding import TiedEmbedding
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
 from fastssl.ops.philox import resolve_seed
@@ -130,8 +130,7 @@ class GPTModel(nn.Module):
         config, trace = self.config, trace or Trace()
         step = None if cache is None else cache.plan(batch.cu_seqlens.diff().tolist())
         position_ids = batch.position_ids if step is None else step.position_ids
-        turns = rotation(position_ids, config.head_width, config.rope_theta) if self.position is None else None
-        context = CausalContext(batch.cu_seqlens, batch.max_seqlen, turns, step)
+        context = CausalContext(batch.cu_seqlens, batch.max_seqlen, self._rotation(position_ids), step)
         seeds = self._dropout_seeds(seed, batch.input_ids.device)
         # Each norm adds what stands in front of it to the residual stream, its dropout included, in one pass.
         addend, stream = self._embed(batch, position_ids, tied), None
@@ -165,10 +164,10 @@ class GPTModel(nn.Module):
             input_ids: (B) int64, one new token of each sequence of the cache.
             cache: keys and values of what was read before; it takes those of these tokens.
         """
-        config, one_each = self.config, [1] * cache.num_sequences
+        one_each = [1] * cache.num_sequences
         cache.check(one_each)
         lengths = torch.tensor(cache.lengths, dtype=torch.int32, device=input_ids.device)
-        turns = rotation(lengths, config.head_width, config.rope_theta) if self.position is None else None
+        turns = self._rotation(lengths)
         stream = self.word(input_ids) if self.position is None else self.word(input_ids) + self.position(lengths)
         stream = stream.float()
         for block, layer in zip(self.blocks, cache.layers, strict=True):
@@ -228,6 +227,12 @@ class GPTModel(nn.Module):
     def _embed(self, batch: PackedBatch, position_ids: Tensor, tied: TiedEmbedding | None) -> Tensor:
         words = self.word(batch.input_ids) if tied is None else tied.read(batch.input_ids)
         return words if self.position is None else words + self.position(position_ids)
+
+    def _rotation(self, position_ids: Tensor) -> Rotation | None:
+        config = self.config
+        if self.position is not None:
+            return None
+        return rotation(position_ids, config.head_width, config.rope_theta, config.rope_scaling)
 
     def _dropout_seeds(self, seed: int | Tensor | None, device: torch.device) -> DropoutSeeds:
         config = self.config
@@ -419,7 +424,7 @@ def _block(config: GPTConfig) -> CausalBlock:
     mlp = GatedMLP if config.mlp == "gated" else MLP
     return CausalBlock(
         attention,
-        mlp(config.hidden_size, config.mlp_width, config.hidden_act, bias=config.bias),
+        mlp(config.hidden_size, config.mlp_width, config.hidden_act, bias=config.has_mlp_bias),
         attention_norm=_norm(config),
         mlp_norm=_norm(config),
         hidden_dropout_p=config.hidden_dropout_prob,

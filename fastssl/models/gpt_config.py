@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastssl.nn.mlp import ACTIVATIONS
+from fastssl.nn.rotary import RotaryScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class GPTConfig:
     """How the model knows positions: a vector of each, added to the words; or queries and keys rotated by them."""
     rope_theta: float = 10000.0
     """Base of the rotary wavelengths."""
+    rope_scaling: RotaryScaling | None = None
+    """How the rotary wavelengths are stretched; None: not at all."""
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     """Kind of the norms in front of each part and behind the last block."""
     norm_eps: float = 1e-5
@@ -42,6 +45,8 @@ class GPTConfig:
     """Whether linear maps have biases."""
     qkv_bias: bool | None = None
     """The same of the projections to queries, keys and values alone; None: as `bias`."""
+    mlp_bias: bool | None = None
+    """The same of the feed-forward network alone; None: as `bias`."""
     sliding_window: int | None = None
     """How many tokens attention sees, its own included; None: all that came before."""
     embedding_dropout_prob: float = 0.1
@@ -78,6 +83,11 @@ class GPTConfig:
     def has_qkv_bias(self) -> bool:
         """Whether the projections to queries, keys and values have biases."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def has_mlp_bias(self) -> bool:
+        """Whether the maps of the feed-forward network have biases."""
+        return self.bias if self.mlp_bias is None else self.mlp_bias
 
     @property
     def end_tokens(self) -> tuple[int, ...]:

@@ -15,12 +15,15 @@ from torch import nn
 
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.pretrained import FileLayout, file_tensors, load_weights, read_config, save_directory
+from fastssl.nn.rotary import RotaryScaling
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _OUR_KEY = "fastssl"
 """Key of config.json that holds the options Hugging Face's model does not have."""
 _DROPOUTS = ("embedding_dropout_prob", "hidden_dropout_prob", "attention_probs_dropout_prob")
+_FOLLOWING = ("qkv_bias", "mlp_bias")
+"""Fields that follow `bias` where they are not given, and are left out where they do."""
 _SHARED = ("vocab_size", "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
 
 
@@ -66,7 +69,14 @@ _GPT2 = Family(
         "hidden_dropout_prob": "resid_pdrop",
         "attention_probs_dropout_prob": "attn_pdrop",
     },
-    fixed={"position_embedding": "learned", "norm": "layer_norm", "mlp": "plain", "bias": True, "qkv_bias": True},
+    fixed={
+        "position_embedding": "learned",
+        "norm": "layer_norm",
+        "mlp": "plain",
+        "bias": True,
+        "qkv_bias": True,
+        "mlp_bias": True,
+    },
     defaults={},
     unsupported={
         "scale_attn_weights": (True, None),
@@ -100,7 +110,10 @@ _LLAMA_OPTIONS = {
     "norm_eps": "rms_norm_eps",
     "attention_probs_dropout_prob": "attention_dropout",
 }
+_NO_BIAS = {"bias": False, "qkv_bias": False, "mlp_bias": False}
 _LLAMA_DEFAULTS = {
+    "attention_bias": False,
+    "mlp_bias": False,
     "vocab_size": 32000,
     "hidden_size": 4096,
     "num_hidden_layers": 32,
@@ -116,12 +129,18 @@ _LLAMA_DEFAULTS = {
 }
 
 
-def _llama(name: str, *, qkv_bias: bool, unsupported: Mapping[str, tuple] | None = None, **defaults: object) -> Family:
-    windowed = name == "Mistral"
+def _llama(
+    name: str,
+    *,
+    fixed: Mapping[str, bool],
+    options: Mapping[str, str] | None = None,
+    unsupported: Mapping[str, tuple] | None = None,
+    **defaults: object,
+) -> Family:
     return Family(
         classes={"GPTModel": f"{name}Model", "GPTForCausalLM": f"{name}ForCausalLM"},
-        options=_LLAMA_OPTIONS | ({"sliding_window": "sliding_window"} if windowed else {}),
-        fixed={"position_embedding": "rotary", "norm": "rms_norm", "mlp": "gated", "bias": False, "qkv_bias": qkv_bias},
+        options=_LLAMA_OPTIONS | (options or {}),
+        fixed={"position_embedding": "rotary", "norm": "rms_norm", "mlp": "gated", **fixed},
         defaults=_LLAMA_DEFAULTS | defaults,
         unsupported={"quantization_config": (None,), "partial_rotary_factor": (1.0, None), **(unsupported or {})},
         body="model.",
@@ -141,13 +160,18 @@ def _llama(name: str, *, qkv_bias: bool, unsupported: Mapping[str, tuple] | None
 
 FAMILIES: dict[str, Family] = {
     "gpt2": _GPT2,
-    "llama": _llama("Llama", qkv_bias=False, unsupported={"attention_bias": (False, None), "mlp_bias": (False, None)}),
+    "llama": _llama("Llama", fixed={}, options={"bias": "attention_bias", "mlp_bias": "mlp_bias"}),
     "mistral": _llama(
-        "Mistral", qkv_bias=False, intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072
+        "Mistral",
+        fixed=_NO_BIAS,
+        options={"sliding_window": "sliding_window"},
+        intermediate_size=14336,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
     ),
     "qwen2": _llama(
         "Qwen2",
-        qkv_bias=True,
+        fixed=_NO_BIAS | {"qkv_bias": True},
         unsupported={"use_sliding_window": (False, None)},
         vocab_size=151936,
         intermediate_size=22016,
@@ -203,14 +227,14 @@ def save(model: nn.Module, directory: str | Path) -> None:
 
 def model_type(config: GPTConfig) -> str:
     """Return Hugging Face's name for a config, or our own where they have no such model."""
-    values = asdict(config) | {"qkv_bias": config.has_qkv_bias}
+    values = asdict(config) | {"qkv_bias": config.has_qkv_bias, "mlp_bias": config.has_mlp_bias}
     if config.position_embedding == "learned":
         plain = config.sliding_window is None and config.key_value_heads == config.num_attention_heads
         candidates = ("gpt2",) if plain and config.head_width * config.num_attention_heads == config.hidden_size else ()
     elif config.sliding_window is not None:
         candidates = ("mistral",)
     else:
-        candidates = ("llama", "qwen2")
+        candidates = ("llama", "qwen2") if config.has_qkv_bias == config.bias else ("qwen2",)
     fitting = (n for n in candidates if all(values[k] == v for k, v in FAMILIES[n].fixed.items()))
     return next(fitting, OUR_MODEL_TYPE)
 
@@ -221,6 +245,7 @@ def config_to_dict(config: GPTConfig) -> dict:
     family = FAMILIES.get(name)
     if family is None:
         return {"model_type": name, **values}
+    values["mlp_bias"] = config.has_mlp_bias
     spelt = {theirs: values[ours] for ours, theirs in family.options.items()}
     spelt |= {shared: values[shared] for shared in _SHARED}
     if name != "gpt2":
@@ -228,7 +253,7 @@ def config_to_dict(config: GPTConfig) -> dict:
             "intermediate_size": config.mlp_width,
             "num_key_value_heads": config.key_value_heads,
             "rope_theta": config.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "rope_parameters": {"rope_theta": config.rope_theta, **_spelt_scaling(config.rope_scaling)},
         }
         if config.head_dim is None:
             del spelt["head_dim"]
@@ -262,9 +287,12 @@ def config_from_dict(values: dict, *, source: str) -> GPTConfig:
     spelt = {**family.defaults, **values}
     chosen = {ours: spelt[theirs] for ours, theirs in family.options.items() if theirs in spelt}
     chosen |= {shared: spelt[shared] for shared in _SHARED if shared in spelt}
-    chosen |= {key: value for key, value in family.fixed.items() if key != "qkv_bias" or name == "qwen2"}
+    chosen |= family.fixed
+    for option in _FOLLOWING:
+        if chosen.get(option) == chosen["bias"]:
+            del chosen[option]
     if name != "gpt2":
-        chosen |= {"rope_theta": _rope_theta(values, source), **dict.fromkeys(_DROPOUTS[:2], 0.0)}
+        chosen |= {**_rotary_options(values, source), **dict.fromkeys(_DROPOUTS[:2], 0.0)}
     chosen |= {key: value for key, value in values.get(_OUR_KEY, {}).items() if key in _DROPOUTS}
     return _made(chosen, source)
 
@@ -297,22 +325,42 @@ def file_layout(model: nn.Module) -> FileLayout:
 def _made(values: dict, source: str) -> GPTConfig:
     if isinstance(values.get("eos_token_id"), list):
         values["eos_token_id"] = tuple(values["eos_token_id"])
+    if isinstance(values.get("rope_scaling"), dict):
+        values["rope_scaling"] = RotaryScaling(**values["rope_scaling"])
     try:
         return GPTConfig(**values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source}: config.json does not describe a GPT that we know: {error}") from error
 
 
-def _rope_theta(values: dict, source: str) -> float:
-    """Return the base of the wavelengths, which older and newer files keep in different places."""
-    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
+def _rotary_options(values: dict, source: str) -> dict[str, object]:
+    """Return base and scaling of the wavelengths, which older and newer files keep in different places."""
+    found = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    theta = float(found.get("rope_theta", values.get("rope_theta", 10000.0)))
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind == "default":
+        return {"rope_theta": theta}
+    if kind not in ("linear", "llama3"):
         raise ValueError(
             f"{source}: config.json scales rotary positions by {kind!r}, which this GPT does not compute; "
-            "expected 'default'"
+            "expected 'default', 'linear' or 'llama3'"
         )
-    return float(scaling.get("rope_theta", values.get("rope_theta", 10000.0)))
+    names = {field.name for field in fields(RotaryScaling)}
+    try:
+        scaling = RotaryScaling(kind=kind, **{key: value for key, value in found.items() if key in names})
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{source}: config.json scales rotary positions in a way that we do not know: {error}"
+        ) from error
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _spelt_scaling(scaling: RotaryScaling | None) -> dict[str, object]:
+    if scaling is None:
+        return {"rope_type": "default"}
+    values = asdict(scaling)
+    kind = values.pop("kind")
+    return {"rope_type": kind, **(values if kind == "llama3" else {"factor": scaling.factor})}
 
 
 def _our_names(parameter: str) -> tuple[str, ...]:

@@ -1,9 +1,12 @@
 """Published sizes of BERT and GPT, by name."""
 
 import difflib
+from typing import TypeVar
 
 from fastssl.models.bert_config import BertConfig
 from fastssl.models.gpt_config import GPTConfig
+
+Config = TypeVar("Config", BertConfig, GPTConfig)
 
 
 def _bert(layers: int, width: int, vocab_size: int = 30522) -> BertConfig:
@@ -74,8 +77,17 @@ def preset(name: str) -> BertConfig | GPTConfig:
 
 def bert_preset(name: str) -> BertConfig:
     """Return the config of a preset that is a BERT; ValueError for any other name."""
+    return _preset_of(name, BertConfig, "the preset {name!r} is a GPT, and this needs a BERT")
+
+
+def gpt_preset(name: str) -> GPTConfig:
+    """Return the config of a preset that is a GPT; ValueError for any other name."""
+    return _preset_of(name, GPTConfig, "the preset {name!r} is a BERT, and this needs a GPT")
+
+
+def _preset_of(name: str, kind: type[Config], complaint: str) -> Config:
     config = preset(name)
-    if not isinstance(config, BertConfig):
-        berts = ", ".join(known for known, one in PRESETS.items() if isinstance(one, BertConfig))
-        raise ValueError(f"the preset {name!r} is a GPT, and this needs a BERT; expected one of {berts}")
+    if not isinstance(config, kind):
+        expected = ", ".join(known for known, one in PRESETS.items() if isinstance(one, kind))
+        raise ValueError(f"{complaint.format(name=name)}; expected one of {expected}")
     return config

@@ -151,8 +151,13 @@ def save_directory(directory: str | Path, config: Mapping[str, object], tensors:
     _replace(
         directory / SAFE_FILE, lambda path: safetensors.torch.save_file(contiguous, path, metadata={"format": "pt"})
     )
+    save_config(directory, config)
+
+
+def save_config(directory: str | Path, config: Mapping[str, object]) -> None:
+    """Write config.json into a directory, under a temporary name, synced, and renamed."""
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    replace_text(directory / CONFIG_FILE, text)
+    replace_text(Path(directory) / CONFIG_FILE, text)
 
 
 def replace_text(path: Path, text: str) -> None:

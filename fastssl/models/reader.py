@@ -66,7 +66,7 @@ class Reader:
         if self.cache is None:
             self._texts = [[*text, *new] for text, new in zip(self._texts, tokens, strict=True)]
             tokens = self._texts
-        with torch.inference_mode(), _evaluating(self.model):
+        with torch.inference_mode(), evaluating(self.model):
             batch = PackedBatch.from_sequences(tokens).to(self._device)
             return self.model.next_token_logits(batch, self.cache)
 
@@ -78,7 +78,8 @@ class Reader:
 
 
 @contextmanager
-def _evaluating(model: CausalModel) -> Iterator[None]:
+def evaluating(model: CausalModel) -> Iterator[None]:
+    """Drop nothing out inside of the block."""
     if not model.training:  # walking over all modules twice costs as much as a tenth of a small model's token
         yield
         return

@@ -1,5 +1,6 @@
 """The keys and values of what a causal model has read, so that a next token costs one row and not the whole text."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,15 @@ class LayerCache:
     def select(self, rows: Tensor) -> None:
         """Go on with the sequences `rows`, (B') int64, some of them left out or repeated."""
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+
+    def branch(self, rows: Tensor, used: int, capacity: int) -> "LayerCache":
+        """Return the first `used` slots of sequences `rows`, (B') int64, in a cache of `capacity` slots."""
+        caches = []
+        for own in (self.keys, self.values):
+            new = own.new_zeros(rows.numel(), own.shape[1], capacity, own.shape[3])
+            new[:, :, :used] = own[:, :, :used].index_select(0, rows)
+            caches.append(new)
+        return LayerCache(*caches)
 
     @staticmethod
     def _seen(cache: Tensor, new: Tensor, step: CacheStep) -> Tensor:
@@ -159,6 +169,26 @@ class KVCache:
         self.lengths = [self.lengths[row] for row in rows]
         for layer in self.layers:
             layer.select(indices)
+
+    def branch(self, rows: Sequence[int], capacity: int) -> "KVCache":
+        """Return a cache that goes on from the sequences `rows`, some of them left out or repeated; this one stays.
+
+        Args:
+            rows: numbers of sequences.
+            capacity: slots of each; one that slides keeps its own number.
+
+        Raises:
+            ValueError: for less room than what the sequences have.
+        """
+        lengths = [self.lengths[row] for row in rows]
+        longest = max(lengths, default=0)
+        if capacity < longest and not self.sliding:
+            raise ValueError(f"a sequence of the cache has {longest} tokens, got capacity={capacity}; make it larger")
+        branch = copy.copy(self)
+        branch.lengths, branch.capacity = lengths, self.capacity if self.sliding else capacity
+        indices = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        branch.layers = [layer.branch(indices, min(longest, self.capacity), branch.capacity) for layer in self.layers]
+        return branch
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.device)

@@ -1,13 +1,18 @@
-"""What this machine gives: the rate of its matrix product and of its memory, measured briefly and once a process."""
+"""What this machine gives: the rates of its matrix product and of its memory, measured briefly and once a process."""
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch import Tensor
+
+from fastssl import extension
 
 _MATMUL_SIZE = 1536
 _COPY_BYTES = 1 << 28
+_READ_BYTES, _PIECES = 1 << 30, 8
 
 
 def measured_matmul_flops(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> float:
@@ -33,6 +38,26 @@ def measured_copy_bandwidth(device: str | torch.device = "cpu") -> float:
     return _copy_bandwidth(str(device), torch.get_num_threads())
 
 
+def measured_read_bandwidth(device: str | torch.device = "cpu") -> float:
+    """Return the bytes per second of reading alone, of memory that no cache holds: what a decoding model is bound by.
+
+    The best of several runs within a third of a second, with the present number of threads; kept for the process. A
+    run reads an eighth of 1 GiB, each time another one.
+
+    Args:
+        device: where to measure.
+    """
+    return _read_bandwidth(str(device), torch.get_num_threads())
+
+
+def read(tensor: Tensor) -> None:
+    """Read a packed fp32 tensor once, as fast as its memory allows."""
+    if tensor.is_cpu and extension.cpu_ops_loaded():
+        torch.ops.fastssl.sum_of_words(tensor)
+    else:
+        tensor.sum()
+
+
 @cache
 def _matmul_flops(dtype: torch.dtype, device: str, num_threads: int) -> float:
     left, right = (torch.ones(_MATMUL_SIZE, _MATMUL_SIZE, dtype=dtype, device=device) for _ in range(2))
@@ -45,6 +70,13 @@ def _copy_bandwidth(device: str, num_threads: int) -> float:
     source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * _COPY_BYTES / _best_seconds(lambda: target.copy_(source), device)
+
+
+@cache
+def _read_bandwidth(device: str, num_threads: int) -> float:
+    pieces = torch.ones(_PIECES, _READ_BYTES // _PIECES // 4, device=device)
+    turn = itertools.cycle(pieces)
+    return _READ_BYTES / _PIECES / _best_seconds(lambda: read(next(turn)), device)
 
 
 def _best_seconds(work: Callable[[], object], device: str, budget_seconds: float = 0.35) -> float:

@@ -38,6 +38,8 @@ class TaskParts:
     """Measures the model; None without held-out examples."""
     main_metric: str
     """Of the evaluation: what says which checkpoint is best."""
+    settle: Callable[[], None] | None = None
+    """Called when the weights are final: settles by the held-out examples what of the model is no weight."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,5 +40,6 @@ def test_the_machine(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["fp32_matmul_flops_per_second"] > 0
     assert found["copy_bytes_per_second"] > 0
+    assert found["read_bytes_per_second"] > 0
     assert main(["bench", "machine"]) == 0
     assert "GFLOP/s in fp32" in capsys.readouterr().out

@@ -14,12 +14,27 @@ LLAMA_SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 31,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 20,
+}
 PEERS = {
     "gpt2": ("GPT2", GPT2_SIZES),
     "gpt2-inner": ("GPT2", {**GPT2_SIZES, "n_inner": 50, "activation_function": "relu", "n_head": 1}),
     "gpt2-untied": ("GPT2", {**GPT2_SIZES, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-3}),
     "llama": ("Llama", LLAMA_SIZES),
     "llama-tied": ("Llama", {**LLAMA_SIZES, "tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 6}),
+    "llama-biases": ("Llama", {**LLAMA_SIZES, "attention_bias": True}),
+    "llama-mlp-bias": ("Llama", {**LLAMA_SIZES, "mlp_bias": True, "num_key_value_heads": 1}),
+    "llama-linear": (
+        "Llama",
+        {**LLAMA_SIZES, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e3}},
+    ),
+    "llama3": ("Llama", {**LLAMA_SIZES, "rope_parameters": LLAMA3}),
     "mistral": ("Mistral", {**LLAMA_SIZES, "sliding_window": 5, "head_dim": 8}),
     "qwen2": ("Qwen2", {**LLAMA_SIZES, "num_key_value_heads": 1}),
 }

@@ -151,11 +151,11 @@ def test_bad_directories(tmp_path, changes, message):
         GPTForCausalLM.from_pretrained(tmp_path / "theirs")
 
 
-def test_scaled_rotary_positions_are_refused(tmp_path):
+def test_unknown_scalings_of_rotary_positions_are_refused(tmp_path):
     both(tmp_path, "llama")
     path = tmp_path / "theirs" / "config.json"
     values = json.loads(path.read_text())
-    values["rope_parameters"] = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0}
+    values["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 8.0}
     path.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match="scales rotary positions by 'llama3'"):
+    with pytest.raises(ValueError, match="scales rotary positions by 'yarn'"):
         GPTForCausalLM.from_pretrained(tmp_path / "theirs")

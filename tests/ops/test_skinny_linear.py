@@ -126,16 +126,19 @@ def test_neither_threads_nor_neighbours_change_a_row(capability, with_threads, w
 
 
 @pytest.mark.native
-def test_8_bit_sums_are_the_same_without_the_instructions(capability):
-    arguments = SkinnyLinearCase(shape=(11, 515), outputs=70).inputs(torch.int8)
+@pytest.mark.parametrize("inputs", [3, 63, 64, 130, 515])
+@pytest.mark.parametrize("rows", [1, 3, 8, 11, 33, 70])
+def test_8_bit_sums_are_the_same_by_any_instructions(capability, rows, inputs):
+    arguments = SkinnyLinearCase(shape=(rows, inputs), outputs=70).inputs(torch.int8)
     options = {"norm": None, "residual": None, **arguments}
-    assert torch.equal(native.forward(**options, vnni=False), native.forward(**options, vnni=True))
+    first, *others = (native.forward(**options, instructions=name) for name in native.INSTRUCTIONS)
+    assert all(torch.equal(first, other) for other in others)
 
 
 @pytest.mark.native
 def test_largest_8_bit_sums(capability):
-    x = torch.tensor([[-1.0], [1.0]]).repeat(1, 32768)
     weight = torch.tensor([[-1.0], [1.0]]).repeat(1, 32768)
+    x = weight.repeat(5, 1)
     y = skinny_linear(x, quantize_weight(weight), backend="native")
     torch.testing.assert_close(y, x @ weight.T)
 
@@ -194,7 +197,7 @@ def test_opcheck(name, weight_dtype):
     torch.library.opcheck(
         torch.ops.fastssl.skinny_linear.default,
         (arguments["x"], weight, scale, arguments["bias"], *norm[:2], 1e-5, True, activation, arguments["residual"],
-         True),
+         2),
     )  # fmt: skip
 
 

@@ -87,5 +87,5 @@ def test_falls_to_the_lowest_rate():
     )
     schedule = Schedule(config=budget, total_steps=None)
     assert [schedule.learning_rate(9, s) for s in (30, 60, 330, 600)] == pytest.approx([1.0, 2.0, 1.5, 1.0])
-    with pytest.raises(ValueError, match="min_learning_rate=3.0 is above learning_rate=2.0"):
+    with pytest.raises(ValueError, match=r"min_learning_rate=3\.0 is above learning_rate=2\.0"):
         rates(20, min_learning_rate=3.0)

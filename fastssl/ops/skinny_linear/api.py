@@ -48,8 +48,8 @@ def skinny_linear(
     Source: Shazeer 2020, "GLU Variants Improve Transformer" (arXiv 2002.05202), for swiglu.
     """
     if backend == "auto" and native.is_usual(x, weight, norm):
-        # A model calls this dozens of times a token: the kernel's own checks come first. Where they fail, the slower ones
-        # below say why, or another backend serves.
+        # A model calls this dozens of times a token: the kernel's own checks come first. Where they fail, the slower
+        # ones below say why, or another backend serves.
         try:
             return native.forward(x, weight, bias, norm=norm, activation=activation, residual=residual)
         except RuntimeError:

@@ -9,7 +9,8 @@ from fastssl.ops.quantized_linear.weight import QuantizedWeight
 from fastssl.ops.skinny_linear.norm import KINDS, RowNorm
 
 ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "swiglu": 4}
-"""As in csrc/skinny_linear/skinny_linear.h."""
+INSTRUCTIONS = {"general": 0, "vnni": 1, "amx": 2}
+"""What multiplies 8-bit weights. Both as in csrc/skinny_linear/skinny_linear.h."""
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 MAX_ROWS = 32
 """More rows of a floating weight are better left to the library's product."""
@@ -53,9 +54,9 @@ def forward(
     norm: RowNorm | None,
     activation: str,
     residual: Tensor | None,
-    vnni: bool = True,
+    instructions: str = "amx",
 ) -> Tensor:
-    """Return y of `fastssl.ops.skinny_linear`; `vnni` allows the instructions of that name, where there are any."""
+    """Return y of `fastssl.ops.skinny_linear`; `instructions` are the best that may be used, where there are any."""
     scale = None
     if isinstance(weight, QuantizedWeight):
         weight, scale = weight.packed, weight.scale
@@ -64,12 +65,12 @@ def forward(
     norm_weight, norm_bias, eps, kind = norm or (None, None, 0.0, "")
     return torch.ops.fastssl.skinny_linear(
         x, weight, scale, bias, norm_weight, norm_bias, eps, kind == "layer_norm", ACTIVATIONS.get(activation, -1),
-        residual, vnni,
+        residual, INSTRUCTIONS[instructions],
     )  # fmt: skip
 
 
 @extension.fake_kernel("fastssl::skinny_linear")
-def _forward_fake(x, weight, scale, bias, norm_weight, norm_bias, eps, centred, activation, residual, vnni):
+def _forward_fake(x, weight, scale, bias, norm_weight, norm_bias, eps, centred, activation, residual, instructions):
     outputs = weight.shape[0] if scale is None else scale.shape[0]
     if activation == ACTIVATIONS["swiglu"]:
         outputs //= 2

@@ -118,6 +118,28 @@ class TextGenerator:
         ids = self.encode(prompt)
         return self._write(ids, stream(self.model, [ids], config, stop=self._stopper(stops)), stops)
 
+    def write_on(self, prompts: Sequence[Sequence[int]], *, stop: Sequence[str] = (), **options) -> list[str]:
+        """Return the text that the model writes on from each prompt of token ids.
+
+        Args:
+            prompts: of any lengths; `prompts_at_once` of like length go together.
+            stop, options: as in a call; one sample each.
+
+        Raises:
+            ValueError: as a call, and for several samples.
+        """
+        config, stops = GenerationConfig(**options), StopStrings(stop)
+        if config.num_samples > 1:
+            raise ValueError(f"each prompt gets one text here, got num_samples={config.num_samples}; call instead")
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+        texts = [""] * len(prompts)
+        for begin in range(0, len(order), self.prompts_at_once):
+            numbers = order[begin : begin + self.prompts_at_once]
+            written = generate(self.model, [prompts[n] for n in numbers], config, stop=self._stopper(stops))
+            for number, one in zip(numbers, written, strict=True):
+                texts[number] = stops.cut(self._text(list(prompts[number]), one))
+        return texts
+
     def encode(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt; the model's first token alone for an empty one."""
         first = self.model.config.bos_token_id
