@@ -7,6 +7,7 @@ from pathlib import Path
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.tasks.demo import DemoConfig
+from fastssl.tasks.generation.text_generator import TextGenerator
 from fastssl.tasks.gpt_pretraining_config import (
     CausalCorpusConfig,
     CausalObjectiveConfig,
@@ -65,7 +66,5 @@ def write_on(
     model: GPTForCausalLM, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS, *, seed: int = 0
 ) -> list[str]:
     """Let a model write a few dozen tokens from each prompt, drawn among the likelier ones; returns what it added."""
-    bos = tokenizer.bounds.bos
-    ids = [[bos, *tokenizer.encode(prompt)] for prompt in prompts]
-    texts = model.generate(ids, max_new_tokens=48, temperature=0.7, top_p=0.9, seed=seed)
-    return [tokenizer.decode(text.tokens, skip_special_tokens=True) for text in texts]
+    texts = TextGenerator(model, tokenizer)(prompts, max_new_tokens=48, temperature=0.7, top_p=0.9, seed=seed)
+    return [text.text for text in texts]

@@ -134,7 +134,8 @@ def _ask_model(
 ) -> tuple[AskedModel, list[InContextRun]]:
     generator = TextGenerator.load(directory, dtype=config.dtype)
     model = generator.model
-    bos = model.config.bos_token_id if config.layout.begin_with_bos else None
+    wanted = config.layout.begin_with_bos
+    bos = model.config.bos_token_id if wanted or (wanted is None and generator.tokenizer.adds_bos) else None
     if config.layout.begin_with_bos and bos is None:
         raise ValueError(f"begin_with_bos: the model in {directory} has no bos_token_id; leave it out")
     room = Room(tokenizer=generator.tokenizer, positions=model.config.max_position_embeddings, bos=bos)
