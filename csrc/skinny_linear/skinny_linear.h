@@ -15,11 +15,10 @@ enum class Activation : int64_t { none, gelu, gelu_tanh, silu, swiglu };
 
 inline constexpr int64_t kRowGroup = 4;       // rows of a floating weight that are read at a time
 inline constexpr int64_t kPanelColumns = 16;  // rows of an 8-bit weight that stand side by side
+inline constexpr int64_t kRowPadding = 8;     // rows of x beside an 8-bit weight are padded to a multiple of it
 
-inline constexpr int64_t kRowPadding = 8;  // rows of x beside an 8-bit weight are padded to a multiple of it
-
-// What multiplies bytes: products of 16 bits, AVX-512's dot products (VNNI), or tiles (AMX) where rows are many enough.
-// Tiles multiply bfloat16 as well.
+// What multiplies bytes: products of 16 bits, AVX-512's dot products (VNNI), or tiles (AMX), which multiply bfloat16
+// too.
 enum class Instructions : int64_t { general, vnni, amx };
 
 // Rows of x rounded to 16 bits, x = scale (256 high + low), as the 8-bit weights want them.

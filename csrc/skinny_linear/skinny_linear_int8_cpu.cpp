@@ -171,8 +171,6 @@ FASTSSL_INLINE void for_each_panel(const Call& a, int64_t begin, int64_t end, Bo
 }
 
 #if defined(__AVX512F__)
-constexpr int64_t kFewestForTiles = 3;  // rows of x; fewer are at the memory's speed without
-
 void run_tiles(const Call& a, int64_t begin, int64_t end) {
   const TileShape whole{kTileRows, kTileBytes};
   const int64_t row_bytes = a.rounded.row_bytes, rest = row_bytes % kTileBytes;
@@ -228,7 +226,7 @@ void skinny_round(const float* x, int64_t rows, int64_t width, const RoundedRows
 
 void skinny_products_int8(const Call& a, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
-  if (a.instructions == skinny::Instructions::amx && a.rows >= kFewestForTiles) return run_tiles(a, begin, end);
+  if (a.instructions == skinny::Instructions::amx) return run_tiles(a, begin, end);
 #endif
   Sums sums;
   for_each_panel(a, begin, end, [&](const uint8_t* panel, int64_t column, int64_t columns) {
