@@ -3,6 +3,7 @@
 #include "common/amx.h"
 #include "common/bytes.h"
 #include "common/vec.h"
+#include "skinny_linear/outputs.h"
 #include "skinny_linear/skinny_linear.h"
 
 namespace fastssl {
@@ -165,9 +166,11 @@ void scale_sums(const Call& a, const Sums& sums, int64_t row, int64_t count, int
 // body(panel, its first column, how many it has) for columns [begin, end).
 template <class Body>
 FASTSSL_INLINE void for_each_panel(const Call& a, int64_t begin, int64_t end, Body body) {
-  for (int64_t column = begin; column < end; column += kPanelColumns)
+  for (int64_t column = begin; column < end; column += kPanelColumns) {
+    want_ahead(a, column);
     body(static_cast<const uint8_t*>(a.weight) + column * a.rounded.row_bytes, column,
          end - column < kPanelColumns ? end - column : kPanelColumns);
+  }
 }
 
 #if defined(__AVX512F__)
