@@ -23,13 +23,14 @@ enum class Instructions : int64_t { general, vnni, amx };
 
 // Rows of x rounded to 16 bits, x = scale (256 high + low), as the 8-bit weights want them.
 struct RoundedRows {
-  int8_t* bytes;      // (rows padded, 2, row_bytes): the high bytes of a row and its low ones
+  int8_t* bytes;      // (rows padded, 2, stride): the high bytes of a row and its low ones
   float* scales;      // (rows)
   int32_t* sums;      // (rows, 2): of the high and of the low bytes
   int64_t row_bytes;  // inputs rounded up to a multiple of 4
+  int64_t stride;     // an odd number of cache lines: sixteen rows do not meet in a few sets of the L1 cache
 
   int8_t* row(int64_t index) const {
-    return bytes + index * 2 * row_bytes;
+    return bytes + index * 2 * stride;
   }
 };
 
