@@ -1,7 +1,7 @@
 """The keys and values of what a causal model has read, so that a next token costs one row and not the whole text."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +107,8 @@ class KVCache:
         self.capacity, self.sliding, self.device = capacity, sliding, torch.device(device)
         self.lengths = [0] * num_sequences
         self.layers = [LayerCache(*torch.zeros(2, *shape, dtype=dtype, device=device)) for _ in range(num_layers)]
+        self.decoder: tuple[object, Sequence[Callable]] | None = None
+        """A model that decodes from this cache, and its blocks made ready for that."""
 
     @property
     def num_sequences(self) -> int:
