@@ -24,6 +24,7 @@ SUITES = {
     "embedding_step": "benchmarks.models.embedding_step",
     "gpt_pretraining_step": "benchmarks.models.gpt_pretraining_step",
     "generation": "benchmarks.models.generation",
+    "likelihood_scoring": "benchmarks.models.likelihood_scoring",
     "pretraining_run": "benchmarks.models.pretraining_run",
     "character_run": "benchmarks.models.character_run",
     "threads": "benchmarks.threads",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastssl.models.generated import GeneratedTokens, GenerationConfig
     from fastssl.models.gpt import GPTForCausalLM, GPTModel
     from fastssl.models.gpt_config import GPTConfig
+    from fastssl.models.likelihood import Likelihood, loglikelihoods, rolling_loglikelihoods
     from fastssl.models.presets import PRESETS, preset
     from fastssl.nn.quantized import quantize
     from fastssl.ops.attention.api import attention
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from fastssl.tasks.embedding.search import SentenceSearch
     from fastssl.tasks.fill_mask import FillMask
     from fastssl.tasks.generation.text_generator import TextGenerator
+    from fastssl.tasks.in_context.experiment import measure_in_context
     from fastssl.tasks.pipelines import pipeline
+    from fastssl.tasks.pseudo_likelihood import PseudoLikelihoodScorer, pseudo_log_likelihoods
     from fastssl.tasks.question_answering.answerer import QuestionAnswerer
     from fastssl.tasks.tagging.tagger import Tagger
 
@@ -60,10 +63,12 @@ __all__ = [
     "GPTModel",
     "GeneratedTokens",
     "GenerationConfig",
+    "Likelihood",
     "Loader",
     "ObjectiveConfig",
     "PackedBatch",
     "PretrainingData",
+    "PseudoLikelihoodScorer",
     "QuestionAnswerer",
     "SentenceEmbedder",
     "SentenceSearch",
@@ -76,9 +81,13 @@ __all__ = [
     "keep_freed_memory",
     "layer_norm",
     "linear_cross_entropy",
+    "loglikelihoods",
+    "measure_in_context",
     "pipeline",
     "preset",
+    "pseudo_log_likelihoods",
     "quantize",
+    "rolling_loglikelihoods",
 ]
 
 _HOMES = {
@@ -99,6 +108,7 @@ _HOMES = {
     "fastssl.models.generated": ("GeneratedTokens", "GenerationConfig"),
     "fastssl.models.gpt": ("GPTForCausalLM", "GPTModel"),
     "fastssl.models.gpt_config": ("GPTConfig",),
+    "fastssl.models.likelihood": ("Likelihood", "loglikelihoods", "rolling_loglikelihoods"),
     "fastssl.models.presets": ("PRESETS", "preset"),
     "fastssl.nn.quantized": ("quantize",),
     "fastssl.ops.attention.api": ("attention",),
@@ -111,6 +121,8 @@ _HOMES = {
     "fastssl.tasks.tagging.tagger": ("Tagger",),
     "fastssl.tasks.generation.text_generator": ("TextGenerator",),
     "fastssl.tasks.pipelines": ("pipeline",),
+    "fastssl.tasks.in_context.experiment": ("measure_in_context",),
+    "fastssl.tasks.pseudo_likelihood": ("PseudoLikelihoodScorer", "pseudo_log_likelihoods"),
     "fastssl.tasks.embedding.search": ("SentenceSearch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

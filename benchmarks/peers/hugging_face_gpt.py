@@ -1,6 +1,7 @@
 """Hugging Face transformers: GPT-2, its training inputs and its `generate`."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,3 +49,22 @@ def greedy(model: nn.Module, prompts: Tensor, new_tokens: int) -> tuple[Tensor, 
 def next_token_logits(model: nn.Module, prompts: Tensor) -> Tensor:
     """Return the scores (B, V) of what follows prompts (B, T), as `generate` reads a prompt: into a cache."""
     return model(prompts, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
+@torch.inference_mode()
+def loglikelihoods(
+    model: nn.Module, requests: Sequence[tuple[list[int], list[int]]], batch_size: int
+) -> list[tuple[float, bool]]:
+    """Return (log-probability, whether it is greedy) of continuations behind contexts: longest first, padded rows."""
+    order = sorted(range(len(requests)), key=lambda number: -sum(map(len, requests[number])))
+    answers = {}
+    for begin in range(0, len(order), batch_size):
+        numbers = order[begin : begin + batch_size]
+        rows = [torch.tensor(requests[n][0] + requests[n][1][:-1]) for n in numbers]
+        logits = model(nn.utils.rnn.pad_sequence(rows, batch_first=True)).logits.log_softmax(-1)
+        for number, row, own in zip(numbers, rows, logits, strict=True):
+            targets = torch.tensor(requests[number][1])
+            scores = own[len(row) - len(targets) : len(row)]
+            total = scores.gather(1, targets[:, None]).sum()
+            answers[number] = (float(total), bool((scores.argmax(-1) == targets).all()))
+    return [answers[number] for number in range(len(requests))]

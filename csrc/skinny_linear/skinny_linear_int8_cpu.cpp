@@ -1,5 +1,6 @@
 // The linear map of few rows with an 8-bit weight: x is rounded to 16 bits, a high and a low byte, and both are
 // multiplied with the bytes of the weight on their one way through the registers. All sums are exact.
+#include "common/amx.h"
 #include "common/bytes.h"
 #include "common/vec.h"
 #include "skinny_linear/skinny_linear.h"
@@ -110,84 +111,38 @@ void multiply_any(int64_t count, bool vnni, const int8_t* x, int64_t row_bytes, 
 }
 
 #if defined(__AVX512F__)
-// The same for up to four times kRows rows by the matrix unit, AMX: a tile is 16 rows of 64 bytes, or sums of 32 bits.
-// Tiles 0 to 3 hold sums, high and low bytes of eight rows of x each, 4 these bytes and 5 the weights, 16 quads of all
+// Tiles 0 to 3 hold sums, high and low bytes of eight rows of x each; 4 these bytes and 5 the weights, 16 quads of all
 // 16 columns, which stand in memory just so; 6 and 7 are their shorter selves at the end of the rows.
-class Tiles {
- public:
-  explicit Tiles(int64_t row_bytes) {
-    Shape shape{};
-    const auto tail = static_cast<uint16_t>(row_bytes % kTileBytes);
-    for (int tile = 0; tile < 8; ++tile) {
-      shape.row_bytes[tile] = kTileBytes;
-      shape.rows[tile] = kTileRows;
-    }
-    shape.row_bytes[6] = tail;
-    shape.rows[7] = static_cast<uint8_t>(tail / 4);
-    if (tail == 0) shape.row_bytes[7] = shape.rows[6] = 0;  // not used
-    asm volatile("ldtilecfg %0" ::"m"(shape));
-  }
-  ~Tiles() {
-    asm volatile("tilerelease");
-  }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
+constexpr int kInputs = 4, kEnd = 6, kGroups = 4;
 
-  // Products of kGroups times kRows rows with a panel.
-  template <int kGroups>
-  void multiply(const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums* sums) const {
-    static_assert(kRows * kHalves == kTileRows && kGroups <= 4);
-    for_each<kGroups>([&](auto group) { asm volatile("tilezero %%tmm%c0" ::"i"(group.value)); });
-    for (int64_t k = 0; k < row_bytes; k += kTileBytes) {
-      const uint8_t* weights = panel + k * kPanelColumns;
-      if (k + kTileBytes <= row_bytes) {
-        for (int64_t line = 0; line < kTileRows; ++line)
-          _mm_prefetch(reinterpret_cast<const char*>(weights + kAhead + line * kTileBytes), _MM_HINT_T0);
-        add<kGroups, 4>(x + k, row_bytes, weights);
-      } else {
-        add<kGroups, 6>(x + k, row_bytes, weights);
-      }
-    }
-    for_each<kGroups>([&](auto group) {
-      asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(group.value), "r"(sums + group.value), "r"(kTileBytes)
-                   : "memory");
+// The products of kCount times kRows rows with a panel, by the matrix unit.
+template <int kCount>
+void multiply_panel_amx(const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums* sums) {
+  static_assert(kRows * kHalves == kTileRows && sizeof(Sums) == kTileRows * kTileBytes);
+  const auto add = [&](int64_t k, auto inputs) {
+    constexpr int kLeft = decltype(inputs)::value;
+    load_tile<kLeft + 1>(panel + k * kPanelColumns, kTileBytes);
+    for_each_tile<kCount>([&](auto group) {
+      load_tile<kLeft>(x + group.value * kTileRows * row_bytes + k, row_bytes);
+      multiply_bytes<group.value, kLeft, kLeft + 1>();
     });
-  }
-
- private:
-  static constexpr int64_t kTileBytes = 64, kTileRows = 16;
-  struct alignas(64) Shape {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
   };
-
-  template <int kGroups, class Body>
-  static FASTSSL_INLINE void for_each(Body body) {
-    body(Count<0>{});
-    if constexpr (kGroups > 1) body(Count<1>{});
-    if constexpr (kGroups > 2) body(Count<2>{});
-    if constexpr (kGroups > 3) body(Count<3>{});
+  for_each_tile<kCount>([](auto group) { clear_tile<group.value>(); });
+  int64_t k = 0;
+  for (; k + kTileBytes <= row_bytes; k += kTileBytes) {
+    for (int64_t line = 0; line < kTileRows; ++line)
+      _mm_prefetch(reinterpret_cast<const char*>(panel + k * kPanelColumns + kAhead + line * kTileBytes), _MM_HINT_T0);
+    add(k, Count<kInputs>{});
   }
+  if (k < row_bytes) add(k, Count<kEnd>{});
+  for_each_tile<kCount>([&](auto group) { store_tile<group.value>(sums + group.value, kTileBytes); });
+}
 
-  // Adds products of inputs, in tile kInputs, with weights, in the next one.
-  template <int kGroups, int kInputs>
-  static FASTSSL_INLINE void add(const int8_t* x, int64_t row_bytes, const uint8_t* weights) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(weights), "r"(kTileBytes), "i"(kInputs + 1) : "memory");
-    for_each<kGroups>([&](auto group) {
-      const int8_t* rows = x + group.value * kTileRows * row_bytes;
-      asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(row_bytes), "i"(kInputs) : "memory");
-      asm volatile("tdpbsud %%tmm%c0, %%tmm%c1, %%tmm%c2" ::"i"(kInputs + 1), "i"(kInputs), "i"(group.value));
-    });
-  }
-};
-
-void multiply_groups(const Tiles& tiles, int64_t count, const int8_t* x, int64_t row_bytes, const uint8_t* panel,
-                     Sums* sums) {
-  if (count == 1) return tiles.multiply<1>(x, row_bytes, panel, sums);
-  if (count == 2) return tiles.multiply<2>(x, row_bytes, panel, sums);
-  if (count == 3) return tiles.multiply<3>(x, row_bytes, panel, sums);
-  return tiles.multiply<4>(x, row_bytes, panel, sums);
+void multiply_groups(int64_t count, const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums* sums) {
+  if (count == 1) return multiply_panel_amx<1>(x, row_bytes, panel, sums);
+  if (count == 2) return multiply_panel_amx<2>(x, row_bytes, panel, sums);
+  if (count == 3) return multiply_panel_amx<3>(x, row_bytes, panel, sums);
+  return multiply_panel_amx<kGroups>(x, row_bytes, panel, sums);
 }
 #endif
 
@@ -219,13 +174,15 @@ FASTSSL_INLINE void for_each_panel(const Call& a, int64_t begin, int64_t end, Bo
 constexpr int64_t kFewestForTiles = 3;  // rows of x; fewer are at the memory's speed without
 
 void run_tiles(const Call& a, int64_t begin, int64_t end) {
-  const Tiles tiles(a.rounded.row_bytes);
-  Sums sums[4];
+  const TileShape whole{kTileRows, kTileBytes};
+  const int64_t row_bytes = a.rounded.row_bytes, rest = row_bytes % kTileBytes;
+  const Tiles tiles({whole, whole, whole, whole, whole, whole, {kTileRows, rest}, {rest / 4, kTileBytes}});
+  Sums sums[kGroups];
   for_each_panel(a, begin, end, [&](const uint8_t* panel, int64_t column, int64_t columns) {
-    for (int64_t row = 0; row < a.rows; row += 4 * kRows) {
+    for (int64_t row = 0; row < a.rows; row += kGroups * kRows) {
       const int64_t left = a.rows - row;
-      multiply_groups(tiles, (left + kRows - 1) / kRows, a.rounded.row(row), a.rounded.row_bytes, panel, sums);
-      for (int64_t r = 0; r < left && r < 4 * kRows; r += kRows)
+      multiply_groups((left + kRows - 1) / kRows, a.rounded.row(row), row_bytes, panel, sums);
+      for (int64_t r = 0; r < left && r < kGroups * kRows; r += kRows)
         scale_sums(a, sums[r / kRows], row + r, left - r < kRows ? left - r : kRows, column, columns);
     }
   });

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.plain_table import plain_table
 from fastssl.cli.threads import use_threads
 from fastssl.tasks.in_context.config import InContextConfig
 from fastssl.tasks.in_context.experiment import SHOTS_FIGURE, SIZES_FIGURE, SUMMARY_FILE, TABLE_FILE, measure_in_context
@@ -72,9 +72,10 @@ def _print_prompt(report: InContextReport, console: Console) -> None:
 
 
 def _print_table(report: InContextReport, console: Console) -> None:
-    table = Table("task", "model", "shots", box=None, pad_edge=False, header_style="dim")
-    for column in ("accuracy (95 % interval)", "by mean\nper token", "shuffled\nanswers", "left out"):
-        table.add_column(column, justify="right")
+    numbers = ("accuracy (95 % interval)", "by mean\nper token", "shuffled\nanswers", "left out")
+    table = plain_table("task", "model", "shots", *numbers)
+    for column in table.columns[3:]:
+        column.justify = "right"
     control = {(p.task, p.model, p.shots): p for p in report.points if p.answers == "shuffled"}
     for point in (p for p in report.points if p.answers == "true"):
         shuffled = control.get((point.task, point.model, point.shots))

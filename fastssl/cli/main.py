@@ -22,6 +22,8 @@ VERBS = {
     "fill-mask": Verb("fastssl.cli.fill_mask", "the likeliest tokens for every mask of a text"),
     "generate": Verb("fastssl.cli.generate", "write on from a prompt with a causal model"),
     "in-context": Verb("fastssl.cli.in_context", "tasks solved from a few examples in the prompt, without training"),
+    "score": Verb("fastssl.cli.score", "how likely a model finds each line of a file"),
+    "lm-eval": Verb("fastssl.cli.lm_eval", "EleutherAI's evaluation harness with our causal models in it"),
     "embed": Verb("fastssl.cli.embed", "a vector for every line of a file"),
     "search": Verb("fastssl.cli.search", "the lines of a file that are nearest to a query in meaning"),
     "info": Verb("fastssl.cli.info", "parameters, FLOPs and memory of a model directory or preset"),

@@ -343,6 +343,13 @@ class Tokenizer:
         return self._backend.token_to_id(token)
 
     @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer itself, as others use it, puts a first token in front of a text, as Llama's does."""
+        bos = self.special_names.get("bos")
+        ids = self._backend.encode("a", add_special_tokens=True).ids
+        return bos is not None and ids[0] == self._backend.token_to_id(bos)
+
+    @cached_property
     def fingerprint(self) -> str:
         """The SHA-256 of the tokenizer's definition as canonical JSON: equal exactly for equal tokenizers."""
         canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True, ensure_ascii=False)

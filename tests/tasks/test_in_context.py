@@ -114,6 +114,21 @@ def test_shuffled_answers_are_those_of_others():
     assert demonstrations.draw(0, 1, shuffled=True)[0].completion != demonstrations.draw(0, 1)[0].completion
 
 
+def test_examples_are_of_the_questions_own_group():
+    pool = [Example(str(number), "even" if number % 2 == 0 else "odd") for number in range(10)]
+    groups = [example.completion for example in pool]
+    own = Demonstrations(pool, groups=groups, is_own=True, shared=False, seed=0)
+    for row in range(10):
+        drawn = own.draw(row, 4, group=groups[row])
+        assert {example.completion for example in drawn} == {groups[row]} and pool[row] not in drawn
+    with pytest.raises(
+        ValueError, match="5 shots need as many examples of the group 'odd' to draw from, and there are 4"
+    ):
+        own.draw(1, 5, group="odd")
+    with pytest.raises(ValueError, match="of the group 'neither' to draw from"):
+        Demonstrations(pool, groups=groups, is_own=False, shared=False, seed=0).draw(0, 1, group="neither")
+
+
 @pytest.mark.parametrize(("share", "number"), [(0.5, 10), (0.0, 5), (1.0, 5), (0.37, 100), (0.9, 1)])
 def test_wilson_interval_is_where_the_score_test_turns(share, number):
     from scipy import stats
@@ -162,7 +177,7 @@ def test_answers_by_generation_end_with_the_line(directory):
     written = [one.text.split("\n")[0].strip() for one in generator(texts, max_new_tokens=6)]
     right = [Example(text.removesuffix(" =>"), answer) for text, answer in zip(texts, written, strict=True)]
     right[1] = right[1]._replace(completion="something else")
-    room = Room(tokenizer=generator.tokenizer, positions=96, bos=None)
+    room = Room(tokenizer=generator.tokenizer, positions=96, bos=generator.model.config.bos_token_id)
     maker = PromptMaker(task_of(right), Layout(), room)
     asker = GenerationAsker(generator, max_new_tokens=6)
     found = asker.ask(maker, maker.make(range(3), [[]] * 3, asker.room_for_answers(maker, range(3))))
@@ -216,6 +231,11 @@ def test_columns_words_templates_and_choices(tmp_path):
     assert read_task(own, TaskColumnConfig()).choices == (("2", "3"),)
     many = write_lines(tmp_path / "many.jsonl", [{"context": str(n), "completion": n} for n in range(30)])
     assert read_task(many, TaskColumnConfig()).choices is None
+    grouped = [{"prompt": "1+1", "completion": "2", "way": "there", "instruction": "Add:"}]
+    task = read_task(write_lines(tmp_path / "grouped.jsonl", grouped), TaskColumnConfig(group_column="way"))
+    assert task.groups == ("there",) and task.instruction == "Add:"
+    assert Layout.of(LayoutConfig(), 0, task.examples, task.instruction).prompt("2+2", []) == "Add:\n2+2 =>"
+    assert Layout.of(LayoutConfig(instruction=("Sum:",)), 0, task.examples, task.instruction).instruction == "Sum:"
     tsv = tmp_path / "dev.tsv"
     tsv.write_text("sentence\tlabel\ngood film\t1\nbad film\t0\n")
     assert read_task(tsv, columns.__class__(label_words=("0=no", "1=yes"))).examples[0] == Example("good film", "yes")

@@ -25,6 +25,9 @@ class TaskColumnConfig:
     """The answers to choose among, for all rows; without them and the column, the different answers of the file."""
     label_words: tuple[str, ...] = ()
     """Words for the answers in the file, such as 0=negative 1=positive."""
+    group_column: str | None = None
+    """Column that parts the rows of a file, such as the direction of a translation: a prompt shows examples of the
+    question's own group alone."""
     template: str | None = None
     """Make the question of several columns, such as "{premise} Question: {hypothesis} True or False?"."""
 
@@ -47,8 +50,9 @@ class DemonstrationConfig:
     """Draws of examples; seeds count up from --seed."""
     seed: int = 0
     """Of the draws, and of which rows are asked."""
-    shuffled_control: bool = True
-    """Also show the examples with answers of other rows: what is left is not learnt from the pairs."""
+    skip_shuffled_control: bool = False
+    """Leave out the control that shows the examples with answers of other rows: what a model gets right then, it has
+    not learnt from the pairs."""
 
     def __post_init__(self) -> None:
         if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):

@@ -21,8 +21,8 @@ from fastssl.tasks.in_context.answers import Asker, GenerationAsker, LikelihoodA
 from fastssl.tasks.in_context.config import InContextConfig, Scoring
 from fastssl.tasks.in_context.demonstrations import Demonstrations
 from fastssl.tasks.in_context.figure import draw_shots, draw_sizes
-from fastssl.tasks.in_context.layout import Example, Layout
-from fastssl.tasks.in_context.prompts import PromptMaker, Room, draw_all
+from fastssl.tasks.in_context.layout import Layout
+from fastssl.tasks.in_context.prompts import PromptMaker, Room
 from fastssl.tasks.in_context.results import AskedModel, AskedTask, InContextReport, InContextRun
 from fastssl.tasks.in_context.task_file import InContextTask, read_task
 from fastssl.tasks.in_context.weights import weights_sha256
@@ -38,7 +38,7 @@ class _Asked:
 
     task: InContextTask
     layout: Layout
-    pool: tuple[Example, ...]
+    pool: InContextTask
     is_own: bool
     rows: tuple[int, ...]
     scoring: Scoring
@@ -46,7 +46,7 @@ class _Asked:
     def described(self) -> AskedTask:
         """Return it with what is right by chance and by the most frequent answer."""
         choices = self.task.choices if self.scoring == "likelihood" else None
-        (usual, _), *_ = Counter(example.completion for example in self.pool).most_common(1)
+        (usual, _), *_ = Counter(example.completion for example in self.pool.examples).most_common(1)
         return AskedTask(
             name=self.task.name,
             scoring=self.scoring,
@@ -108,7 +108,7 @@ def _prepare(config: InContextConfig, number: int, path: Path) -> _Asked:
     needs_choices = {"likelihood": True, "generation": False}.get(config.scoring)
     task = read_task(path, config.columns, needs_choices=needs_choices)
     files = config.demonstrations.demonstration_file
-    pool = read_task(files[number], config.columns).examples if files else task.examples
+    pool = read_task(files[number], config.columns) if files else task
     rows = np.arange(len(task.examples))
     if config.max_examples is not None and config.max_examples < len(rows):
         draw = np.random.default_rng(config.demonstrations.seed % 2**64)
@@ -116,7 +116,7 @@ def _prepare(config: InContextConfig, number: int, path: Path) -> _Asked:
     scoring = config.scoring if config.scoring != "auto" else "generation" if task.choices is None else "likelihood"
     return _Asked(
         task=task,
-        layout=Layout.of(config.layout, number, task.examples),
+        layout=Layout.of(config.layout, number, task.examples, task.instruction),
         pool=pool,
         is_own=not files,
         rows=tuple(rows.tolist()),
@@ -134,7 +134,8 @@ def _ask_model(
 ) -> tuple[AskedModel, list[InContextRun]]:
     generator = TextGenerator.load(directory, dtype=config.dtype)
     model = generator.model
-    bos = model.config.bos_token_id if config.layout.begin_with_bos else None
+    wanted = config.layout.begin_with_bos
+    bos = model.config.bos_token_id if wanted or (wanted is None and generator.tokenizer.adds_bos) else None
     if config.layout.begin_with_bos and bos is None:
         raise ValueError(f"begin_with_bos: the model in {directory} has no bos_token_id; leave it out")
     room = Room(tokenizer=generator.tokenizer, positions=model.config.max_position_embeddings, bos=bos)
@@ -168,7 +169,7 @@ def _settings(config: InContextConfig) -> list[tuple[int, bool, int]]:
     """Return (shots, shuffled, seed) of every run: without examples there is one draw, and nothing to shuffle."""
     own = config.demonstrations
     seeds = range(own.seed, own.seed + own.num_seeds)
-    kinds = (False, True) if own.shuffled_control else (False,)
+    kinds = (False,) if own.skip_shuffled_control else (False, True)
     return [
         (shots, shuffled, seed)
         for shots in sorted(own.shots)
@@ -190,8 +191,14 @@ def _ask(
     parameters: int,
 ) -> tuple[InContextRun, str]:
     shared = config.demonstrations.shared_demonstrations
-    demonstrations = Demonstrations(asked.pool, is_own=asked.is_own, shared=shared, seed=seed)
-    draws = draw_all(demonstrations, asked.rows, shots, shuffled=shuffled)
+    demonstrations = Demonstrations(
+        asked.pool.examples, groups=asked.pool.groups, is_own=asked.is_own, shared=shared, seed=seed
+    )
+    groups = asked.task.groups
+    draws = [
+        demonstrations.draw(row, shots, group=None if groups is None else groups[row], shuffled=shuffled)
+        for row in asked.rows
+    ]
     prompts = maker.make(asked.rows, draws, asker.room_for_answers(maker, asked.rows))
     answered = asker.ask(maker, prompts)
     per_token = [one.is_right_per_token for one in answered]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastssl.tasks.figure_file import write_figure
 from fastssl.tasks.in_context.results import AskedTask, InContextPoint, InContextReport
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def draw_shots(report: InContextReport, path: Path) -> None:
         _finish(axes)
     has_control = any(point.answers == "shuffled" for point in report.points)
     _title(figure, "In-context learning" + ("; dotted: examples with shuffled answers" if has_control else ""))
-    figure.savefig(path, dpi=130)
+    write_figure(figure, path)
 
 
 def draw_sizes(report: InContextReport, path: Path) -> None:
@@ -69,7 +70,7 @@ def draw_sizes(report: InContextReport, path: Path) -> None:
         axes.set(xlabel="parameters (log scale)", ylabel="accuracy")
         _finish(axes)
     _title(figure, "In-context learning and the size of the model")
-    figure.savefig(path, dpi=130)
+    write_figure(figure, path)
 
 
 def shots_word(shots: int) -> str:

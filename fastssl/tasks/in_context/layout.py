@@ -29,14 +29,15 @@ class LayoutConfig:
     r"""The texts around questions and answers; \n and \t in them are a line end and a tab."""
 
     instruction: tuple[str, ...] = ()
-    """What is asked for, a line above the examples: one for all tasks, or one a task."""
+    """What is asked for, a line above the examples: one for all tasks, or one a task; without, that of the file's
+    column "instruction", where it has one."""
     separator: str | None = None
     """Between question and answer; None: " => ", or nothing where the answers of the file begin with a space."""
     example_separator: str | None = None
     """Between an answer and the next question; None: a line end, or nothing where the questions begin with one."""
-    begin_with_bos: bool = False
-    """Put the model's first token in front of a prompt: for models that were trained on documents that begin so, such
-    as those of fastssl pretrain."""
+    begin_with_bos: bool | None = None
+    """Put the model's first token in front of a prompt; None: where the model's tokenizer does so, as those do that
+    fastssl trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +52,10 @@ class Layout:
     """Behind the instruction and behind each answer."""
 
     @classmethod
-    def of(cls, config: LayoutConfig, task: int, examples: Sequence[Example]) -> Layout:
-        """Return the layout of task number `task`, which its examples decide where the config does not."""
+    def of(cls, config: LayoutConfig, task: int, examples: Sequence[Example], instruction: str = "") -> Layout:
+        """Return the layout of task number `task`, which its examples and file decide where the config does not."""
         instructions = config.instruction
-        instruction = instructions[task if len(instructions) > 1 else 0] if instructions else ""
+        instruction = instructions[task if len(instructions) > 1 else 0] if instructions else instruction
         laid_out = all(example.completion[:1].isspace() for example in examples)
         own_lines = all(example.prompt.startswith("\n") for example in examples)
         separator = ("" if laid_out else " => ") if config.separator is None else config.separator

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from fastssl.data.continuation import encode_continuations
 from fastssl.data.tokenizer import Tokenizer
-from fastssl.tasks.in_context.demonstrations import Demonstrations
 from fastssl.tasks.in_context.layout import Example, Layout
 from fastssl.tasks.in_context.task_file import InContextTask
 
@@ -106,8 +105,3 @@ class PromptMaker:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         first = [] if self.room.bos is None else [self.room.bos]
         return [first + ids for ids in self.room.tokenizer.encode_many(texts)]
-
-
-def draw_all(demonstrations: Demonstrations, rows: Sequence[int], shots: int, *, shuffled: bool) -> list[list[Example]]:
-    """Return the examples above each of some rows."""
-    return [demonstrations.draw(row, shots, shuffled=shuffled) for row in rows]

@@ -26,6 +26,10 @@ class InContextTask:
     """The questions with their answers."""
     choices: tuple[tuple[str, ...], ...] | None
     """For each, the answers to choose among, the right one included; None: there are none."""
+    groups: tuple[str, ...] | None = None
+    """What part of the file each belongs to; None: the file has no parts."""
+    instruction: str = ""
+    """The line above the examples, where the file has a column "instruction"."""
     places: tuple[str, ...]
     """Where each stands, for errors."""
 
@@ -59,8 +63,15 @@ def read_task(path: Path, columns: TaskColumnConfig, *, needs_choices: bool | No
     for example, place, own in zip(examples, places, choices or (), strict=choices is not None):
         if example.completion not in own:
             raise ValueError(f"{place}: the answer {example.completion!r} is not among the choices {list(own)}")
-    name = path.name.split(".")[0]
-    return InContextTask(name=name, examples=examples, choices=choices, places=places)
+    grouped = columns.group_column
+    return InContextTask(
+        name=path.name.split(".")[0],
+        examples=examples,
+        choices=choices,
+        groups=None if grouped is None else tuple(_column(table, grouped, (), "group")),
+        instruction=str((table.columns.get("instruction") or [""])[0] or ""),
+        places=places,
+    )
 
 
 def _prompts(table: Table, columns: TaskColumnConfig) -> list[str]:
