@@ -48,8 +48,7 @@ class LayerCache:
         """Keep the rows (N, H_k, D) of a step, and return all keys and values that it sees, packed."""
         seen = self._seen(self.keys, k, step), self._seen(self.values, v, step)
         for cache, new in ((self.keys, k), (self.values, v)):
-            sequences, slots = step.kept
-            cache[sequences, :, slots] = new if step.kept_rows is None else new.index_select(0, step.kept_rows)
+            self._keep(cache, new, step)
         return seen
 
     def select(self, rows: Tensor) -> None:
@@ -64,6 +63,16 @@ class LayerCache:
             new[:, :, :used] = own[:, :, :used].index_select(0, rows)
             caches.append(new)
         return LayerCache(*caches)
+
+    @staticmethod
+    def _keep(cache: Tensor, new: Tensor, step: CacheStep) -> None:
+        if step.old is None and step.kept_rows is None:
+            # The beginnings of texts lie in a cache as in a pack, head by head: whole runs are copied, not tokens.
+            for sequence, rows in zip(cache, new.split(step.new_lengths), strict=True):
+                sequence[:, : len(rows)] = rows.transpose(0, 1)
+            return
+        sequences, slots = step.kept
+        cache[sequences, :, slots] = new if step.kept_rows is None else new.index_select(0, step.kept_rows)
 
     @staticmethod
     def _seen(cache: Tensor, new: Tensor, step: CacheStep) -> Tensor:
