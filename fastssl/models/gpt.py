@@ -26,7 +26,7 @@ from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.losses import LossSum
 from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
 from fastssl.nn.causal_block import CausalBlock
-from fastssl.nn.decoding import MAX_ROWS, decode_block, linear
+from fastssl.nn.decoding import MAX_ROWS, DecodingBlock, RowMap, rotary_tables
 from fastssl.nn.encoder import DropoutSeeds, Trace
 from fastssl.nn.init import grow_rows, initialize
 from fastssl.nn.kv_cache import KVCache
@@ -167,11 +167,13 @@ class GPTModel(nn.Module):
         one_each = [1] * cache.num_sequences
         cache.check(one_each)
         lengths = torch.tensor(cache.lengths, dtype=torch.int32, device=input_ids.device)
-        turns = self._rotation(lengths)
+        rotary = rotary_tables(self._rotation(lengths))
+        if cache.decoder is None or cache.decoder[0] is not self:
+            cache.decoder = (self, [DecodingBlock(block) for block in self.blocks])
         stream = self.word(input_ids) if self.position is None else self.word(input_ids) + self.position(lengths)
         stream = stream.float()
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
-            stream = decode_block(block, stream, layer, lengths, turns)
+        for block, layer in zip(cache.decoder[1], cache.layers, strict=True):
+            stream = block(stream, layer, lengths, rotary)
         cache.advance(one_each)
         return stream
 
@@ -335,7 +337,7 @@ class GPTForCausalLM(nn.Module):
         if self.gpt.decodes(batch, cache):
             stream = self.gpt.decode(batch.input_ids, cache)
             head = self.gpt.word if self.head is None else self.head
-            return linear(head, stream, norm=self.gpt.final_norm)
+            return RowMap(head, self.gpt.final_norm)(stream)
         return self.logits(self.gpt.encode(batch, cache=cache, rows=batch.cu_seqlens[1:].long() - 1))
 
     def new_cache(self, num_sequences: int, capacity: int) -> KVCache:

@@ -122,6 +122,21 @@ def test_selected_rows_of_a_cache_go_on_alone():
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_cache_decodes_by_the_weights_of_the_model_that_asks():
+    model, texts = small_model("llama").eval(), PackedBatch.from_sequences(sequences((5, 9)))
+    other = small_model("llama").eval()
+    with torch.no_grad():
+        other.gpt.blocks[1].mlp.down.weight.mul_(2)
+        caches = [model.new_cache(2, 40) for _ in range(2)]
+        for cache in caches:
+            model.next_token_logits(texts, cache)
+        step = PackedBatch.from_sequences([[1], [2]])
+        model.next_token_logits(step, caches[0])
+        caches[0].lengths = list(caches[1].lengths)  # one step back: the slot is written again
+        got, expected = (other.next_token_logits(step, cache) for cache in caches)
+    torch.testing.assert_close(got, expected)
+
+
 def test_a_full_cache_and_a_wrong_number_of_sequences():
     model = small_model().eval()
     cache = model.new_cache(2, 8)
