@@ -40,7 +40,12 @@ class LinearShape:
     @property
     def flops(self) -> float:
         """FLOPs of the three products of all such maps."""
-        return 6.0 * self.rows * self.inputs * self.outputs * self.count
+        return 3.0 * self.forward_flops
+
+    @property
+    def forward_flops(self) -> float:
+        """FLOPs of the forward product of all such maps."""
+        return 2.0 * self.rows * self.inputs * self.outputs * self.count
 
 
 def square_sgemm(size: int = 1024) -> Limit:
@@ -71,6 +76,24 @@ def sgemm_of(shapes: Sequence[LinearShape]) -> Limit:
         return seconds
 
     return Limit(work=sum(shape.flops for shape in shapes), launch=launch)
+
+
+def forward_sgemm_of(shapes: Sequence[LinearShape]) -> Limit:
+    """Return the limit of a model that reads and does not learn: as `sgemm_of`, its forward products alone."""
+    operands = [
+        (shape.count, torch.rand(shape.rows, shape.inputs), torch.rand(shape.outputs, shape.inputs)) for shape in shapes
+    ]
+    outs = [torch.empty(x.shape[0], weight.shape[0]) for _, x, weight in operands]
+
+    def launch() -> float:
+        seconds = 0.0
+        for (count, x, weight), y in zip(operands, outs, strict=True):
+            start = time.perf_counter()
+            torch.mm(x, weight.T, out=y)
+            seconds += count * (time.perf_counter() - start)
+        return seconds
+
+    return Limit(work=sum(shape.forward_flops for shape in shapes), launch=launch)
 
 
 def copy_of(num_bytes: int) -> Limit:

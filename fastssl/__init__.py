@@ -1,4 +1,4 @@
-"""fastssl: pretrain, adapt, serve and explain BERT-style language models, fast, on the machine you have.
+"""fastssl: pretrain, adapt, serve and explain BERT- and GPT-style language models, fast, on the machine you have.
 
 Everything public can be had from here, as ``from fastssl import BertForPreTraining``. Names are looked up when they are
 first used, so importing fastssl costs nothing, and never builds, downloads or probes a device.
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastssl.allocator import keep_freed_memory
     from fastssl.data.batch import PackedBatch
+    from fastssl.data.causal import CausalData, CausalObjectiveConfig
     from fastssl.data.dataset import PretrainingData
     from fastssl.data.loader import Loader
     from fastssl.data.objectives import ObjectiveConfig
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from fastssl.models.bert_embedder import BertForSentenceEmbedding
     from fastssl.models.bert_question_answering import BertForQuestionAnswering
     from fastssl.models.bert_tagger import BertForTokenClassification
+    from fastssl.models.generated import GeneratedTokens, GenerationConfig
+    from fastssl.models.gpt import GPTForCausalLM, GPTModel
+    from fastssl.models.gpt_config import GPTConfig
+    from fastssl.models.likelihood import Likelihood, loglikelihoods, rolling_loglikelihoods
     from fastssl.models.presets import PRESETS, preset
     from fastssl.nn.quantized import quantize
     from fastssl.ops.attention.api import attention
@@ -30,7 +35,10 @@ if TYPE_CHECKING:
     from fastssl.tasks.embedding.embedder import SentenceEmbedder, embed
     from fastssl.tasks.embedding.search import SentenceSearch
     from fastssl.tasks.fill_mask import FillMask
+    from fastssl.tasks.generation.text_generator import TextGenerator
+    from fastssl.tasks.in_context.experiment import measure_in_context
     from fastssl.tasks.pipelines import pipeline
+    from fastssl.tasks.pseudo_likelihood import PseudoLikelihoodScorer, pseudo_log_likelihoods
     from fastssl.tasks.question_answering.answerer import QuestionAnswerer
     from fastssl.tasks.tagging.tagger import Tagger
 
@@ -46,16 +54,26 @@ __all__ = [
     "BertForSequenceClassification",
     "BertForTokenClassification",
     "BertModel",
+    "CausalData",
+    "CausalObjectiveConfig",
     "Classifier",
     "FillMask",
+    "GPTConfig",
+    "GPTForCausalLM",
+    "GPTModel",
+    "GeneratedTokens",
+    "GenerationConfig",
+    "Likelihood",
     "Loader",
     "ObjectiveConfig",
     "PackedBatch",
     "PretrainingData",
+    "PseudoLikelihoodScorer",
     "QuestionAnswerer",
     "SentenceEmbedder",
     "SentenceSearch",
     "Tagger",
+    "TextGenerator",
     "TokenShards",
     "Tokenizer",
     "attention",
@@ -63,14 +81,19 @@ __all__ = [
     "keep_freed_memory",
     "layer_norm",
     "linear_cross_entropy",
+    "loglikelihoods",
+    "measure_in_context",
     "pipeline",
     "preset",
+    "pseudo_log_likelihoods",
     "quantize",
+    "rolling_loglikelihoods",
 ]
 
 _HOMES = {
     "fastssl.allocator": ("keep_freed_memory",),
     "fastssl.data.batch": ("PackedBatch",),
+    "fastssl.data.causal": ("CausalData", "CausalObjectiveConfig"),
     "fastssl.data.dataset": ("PretrainingData",),
     "fastssl.data.loader": ("Loader",),
     "fastssl.data.objectives": ("ObjectiveConfig",),
@@ -82,6 +105,10 @@ _HOMES = {
     "fastssl.models.bert_question_answering": ("BertForQuestionAnswering",),
     "fastssl.models.bert_tagger": ("BertForTokenClassification",),
     "fastssl.models.bert_embedder": ("BertForSentenceEmbedding",),
+    "fastssl.models.generated": ("GeneratedTokens", "GenerationConfig"),
+    "fastssl.models.gpt": ("GPTForCausalLM", "GPTModel"),
+    "fastssl.models.gpt_config": ("GPTConfig",),
+    "fastssl.models.likelihood": ("Likelihood", "loglikelihoods", "rolling_loglikelihoods"),
     "fastssl.models.presets": ("PRESETS", "preset"),
     "fastssl.nn.quantized": ("quantize",),
     "fastssl.ops.attention.api": ("attention",),
@@ -92,7 +119,10 @@ _HOMES = {
     "fastssl.tasks.fill_mask": ("FillMask",),
     "fastssl.tasks.question_answering.answerer": ("QuestionAnswerer",),
     "fastssl.tasks.tagging.tagger": ("Tagger",),
+    "fastssl.tasks.generation.text_generator": ("TextGenerator",),
     "fastssl.tasks.pipelines": ("pipeline",),
+    "fastssl.tasks.in_context.experiment": ("measure_in_context",),
+    "fastssl.tasks.pseudo_likelihood": ("PseudoLikelihoodScorer", "pseudo_log_likelihoods"),
     "fastssl.tasks.embedding.search": ("SentenceSearch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -77,7 +77,7 @@ def loss_of_fastssl(model: nn.Module, batch: PackedBatch) -> Tensor:
 
 
 @contextmanager
-def saved(model: BertForMaskedLM) -> Iterator[Path]:
+def saved(model: nn.Module) -> Iterator[Path]:
     """Hold a model in a Hugging Face directory, from which peers take the same weights."""
     with tempfile.TemporaryDirectory(prefix="fastssl-benchmark-") as name:
         model.save_pretrained(name)
@@ -97,8 +97,8 @@ def assert_same_step(
     padded, batch = hugging_face.inputs(batch.to(device)), batch.to(device)
     precision = autocast(torch.device(device), dtype)
     with precision:
-        same = _loss_and_gradients(hugging_face.load(directory).to(device), padded)
-    exact = _loss_and_gradients(hugging_face.load(directory, torch.float64).to(device), padded)
+        same = loss_and_gradients(hugging_face.load(directory).to(device), padded)
+    exact = loss_and_gradients(hugging_face.load(directory, torch.float64).to(device), padded)
     model = BertForMaskedLM.from_pretrained(directory).to(device).eval()
     with precision:
         loss = loss_of_fastssl(model, batch)
@@ -111,7 +111,8 @@ def assert_same_step(
         assert_within_budget(name, value, same[name], exact[name], dtype)
 
 
-def _loss_and_gradients(model: nn.Module, padded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def loss_and_gradients(model: nn.Module, padded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return "loss" and each weight's gradient, by name, of a Hugging Face model without dropout."""
     loss = hugging_face.loss(model.eval(), padded)
     loss.backward()
     return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastssl.cli.flags import parse_flags
-from fastssl.models.presets import preset
+from fastssl.models.presets import bert_preset
 from fastssl.tasks.step_benchmark import StepConfig, StepSpeed, TrainingStep, measure_step, seconds_of
 from fastssl.tasks.step_profile import StepPart, draw_profile, profile_step
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("output_dir is where a profile goes; add --profile")
     if flags.num_threads is not None:
         torch.set_num_threads(flags.num_threads)
-    config = preset(flags.model)
+    config = bert_preset(flags.model)
     speed = measure_step(config, flags)
     parts = _profile(flags) if flags.profile else []
     if flags.output_dir is not None:
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _profile(flags: BenchStepFlags) -> list[StepPart]:
-    config = preset(flags.model)
+    config = bert_preset(flags.model)
     step = TrainingStep(config, flags)
     seconds_of(step)
     return profile_step(step, config, steps=min(flags.steps, 3))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.plain_table import plain_table
 from fastssl.tasks.comparison.compare_init import FIGURE_FILE, SUMMARY_FILE, TABLE_FILE, Comparison, compare_init
 from fastssl.tasks.comparison.config import STARTS, CompareInitConfig
 from fastssl.tasks.comparison.label_budget import FIGURE_FILE as BUDGET_FIGURE
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 def _print_comparison(found: Comparison, console: Console) -> None:
     score = found.metric.replace("_", " ")
-    table = Table("epoch", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("epoch")
     for column in (f"{what},\n{start.replace('-', ' ')}" for what in ("training loss", score) for start in STARTS):
         table.add_column(column, justify="right")
     for row in found.summary()["epochs"]:
@@ -86,7 +86,7 @@ def _print_comparison(found: Comparison, console: Console) -> None:
 
 
 def _print_label_budgets(found: LabelBudgets, directory: Path, console: Console) -> None:
-    table = Table("labels", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("labels")
     for start in STARTS:
         table.add_column(f"{found.metric.replace('_', ' ')},\n{start.replace('-', ' ')}", justify="right")
     table.add_column("steps", justify="right")

@@ -8,6 +8,9 @@ VERBS = {
     "encode": Verb("fastssl.cli.data_encode", "turn text files into token shards, once, with all cores"),
     "show": Verb("fastssl.cli.data_show", "print (input, target) pairs of an objective in words"),
     "stats": Verb("fastssl.cli.data_stats", "count documents, sentences, tokens; what padding would waste"),
+    "in-context-corpus": Verb(
+        "fastssl.cli.data_in_context_corpus", "write made-up tasks that teach a small model to learn from its prompt"
+    ),
 }
 
 _DESCRIPTION = """\

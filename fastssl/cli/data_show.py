@@ -12,9 +12,12 @@ from rich.text import Text
 from fastssl.cli.flags import parse_flags
 from fastssl.cli.shards_of import open_shards
 from fastssl.cli.text_flags import TextFlags
+from fastssl.data.causal import CausalData, CausalObjectiveConfig
 from fastssl.data.dataset import PretrainingData
 from fastssl.data.objectives import ObjectiveConfig
-from fastssl.data.restore import ExampleDescription, Target, describe_example
+from fastssl.data.restore import ExampleDescription, Target, describe_causal, describe_example
+from fastssl.data.shards import TokenShards
+from fastssl.data.tokenizer import Tokenizer
 
 _PROGRAM = "fastssl data show"
 _SAMPLE_CHARACTERS = 4_000_000
@@ -27,7 +30,8 @@ class ShowFlags:
 
     Self-supervision makes both from the text itself: putting the targets back into the input restores it, and the last
     line of each example shows that. A target is masked (the model sees [MASK]), random (it sees another token) or kept
-    (it sees the token itself, and does not know that this one counts).
+    (it sees the token itself, and does not know that this one counts). Of shards that were encoded with --text-form
+    exact, examples are of next-token prediction: a target below each token.
 
     Examples:
       fastssl data show shards --mask-strategy word --sentence-objective sop
@@ -58,16 +62,32 @@ def main(arguments: list[str]) -> int:
         shards,
         tokenizer,
     ):
-        data = PretrainingData(
-            shards, tokenizer.special, flags.objective, seed=flags.seed, batch_size=flags.num_examples
-        )
-        batch = data.batch(flags.epoch, 0)
-        for index in range(batch.num_sequences):
-            example = describe_example(batch, index, tokenizer, flags.objective.sentence_objective)
-            console.print(_title(index, example), style="bold")
-            for name, line in _lines(example):
-                console.print(Text(f"  {name:8}  ").append_text(line))
+        (_show_causal if shards.is_exact else _show_masked)(shards, tokenizer, flags, console)
     return 0
+
+
+def _show_masked(shards: TokenShards, tokenizer: Tokenizer, flags: ShowFlags, console: Console) -> None:
+    data = PretrainingData(shards, tokenizer.special, flags.objective, seed=flags.seed, batch_size=flags.num_examples)
+    batch = data.batch(flags.epoch, 0)
+    for index in range(batch.num_sequences):
+        example = describe_example(batch, index, tokenizer, flags.objective.sentence_objective)
+        console.print(_title(index, example), style="bold")
+        for name, line in _lines(example):
+            console.print(Text(f"  {name:8}  ").append_text(line))
+
+
+def _show_causal(shards: TokenShards, tokenizer: Tokenizer, flags: ShowFlags, console: Console) -> None:
+    objective = CausalObjectiveConfig(max_seq_length=flags.objective.max_seq_length)
+    data = CausalData(shards, tokenizer.bounds, objective, seed=flags.seed, batch_size=flags.num_examples)
+    batch = data.batch(flags.epoch, 0)
+    for index in range(batch.num_sequences):
+        example = describe_causal(batch, index, tokenizer)
+        console.print(f"example {index + 1}: {len(example.input_tokens)} tokens, each predicts the next", style="bold")
+        columns = zip(example.input_tokens, example.next_tokens, strict=True)
+        padded = [(a.ljust(len(b)), b.ljust(len(a))) for a, b in columns]
+        for name, tokens in zip(("input", "target"), zip(*padded, strict=True), strict=True):
+            console.print(Text(f"  {name:8}  " + " ".join(tokens)))
+        console.print(Text(f"  restored  {example.restored!r}"))
 
 
 def _title(index: int, example: ExampleDescription) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastssl.cli import demo_tasks
+from fastssl.cli import demo_gpt, demo_tasks
 from fastssl.cli.flags import parse_flags
 from fastssl.cli.pretrain import print_cost, print_next_steps
 from fastssl.tasks.demo import SENTENCES, DemoConfig, demo_pretraining, fill_sentences, write_corpus
@@ -25,11 +25,13 @@ class DemoFlags(DemoConfig):
     The text is what every Python installation carries: the language reference and the docstrings of the standard
     library. A tokenizer and a BERT are trained on it, with whole-word masking and sentence order.
 
-    Then `fastssl demo tasks` fine-tunes it on four tasks, on examples that every Python carries as well.
+    Then `fastssl demo tasks` fine-tunes it on four tasks, on examples that every Python carries as well, and
+    `fastssl demo gpt` pretrains a small GPT, which writes.
 
     Examples:
       fastssl demo --time-budget-minutes 2 --output-dir runs/demo
       fastssl demo tasks
+      fastssl demo gpt
     """
 
 
@@ -37,6 +39,8 @@ def main(arguments: list[str]) -> int:
     """Run the demonstration; returns 0, or 130 or 143 after a signal."""
     if arguments[:1] == ["tasks"]:
         return demo_tasks.main(arguments[1:])
+    if arguments[:1] == ["gpt"]:
+        return demo_gpt.main(arguments[1:])
     flags = parse_flags(DemoFlags, arguments, program="fastssl demo")
     console = Console(highlight=False)
     corpus = write_corpus(flags.output_dir / "corpus.txt")

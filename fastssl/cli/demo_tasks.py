@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.plain_table import plain_table
 from fastssl.tasks.demo_tasks import DEMO_TASKS, DemoResult, DemoTasksConfig, run_demo_task
 
 
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _table(results: list[DemoResult]) -> Table:
-    table = Table("held-out examples", "figure", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("held-out examples", "figure")
     for column in ("a guess", "from random weights", "pretrained"):
         table.add_column(column, justify="right")
     for result in results:

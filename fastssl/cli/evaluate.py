@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.plain_table import plain_table
 from fastssl.data.squad import read_squad
+from fastssl.models.bert_files import note_no_answer_threshold
 from fastssl.tasks.classification.classifier import Classifier
 from fastssl.tasks.embedding.embedder import SentenceEmbedder
 from fastssl.tasks.finetuning_config import TaskName
 from fastssl.tasks.labelled_texts import ColumnConfig, read_labelled_texts
 from fastssl.tasks.question_answering.answerer import QuestionAnswerer
-from fastssl.tasks.question_answering.evaluation import answer_logits
+from fastssl.tasks.question_answering.evaluation import answer_logits, can_settle_threshold
 from fastssl.tasks.question_answering.spans import SpanConfig
 from fastssl.tasks.question_answering.windows import WindowConfig
 from fastssl.tasks.tagging.tagged_sentences import read_tagged_sentences
@@ -43,7 +44,7 @@ class EvaluateFlags:
       fastssl evaluate --model runs/sentiment --eval-file dev.tsv
       fastssl evaluate --model runs/sentiment --eval-file test.csv --text-column review --label-column stars --json
       fastssl evaluate --model runs/parts-of-speech --eval-file en_ewt-ud-test.conllu
-      fastssl evaluate --model runs/answers --eval-file dev-v2.0.json --no-answer-threshold 1.5
+      fastssl evaluate --model runs/answers --eval-file dev-v2.0.json --no-answer-threshold 0 --keep-threshold
     """
 
     model: Path
@@ -59,6 +60,9 @@ class EvaluateFlags:
     """How long documents are cut."""
     spans: SpanConfig = field(default_factory=SpanConfig)
     """Which answers count."""
+    keep_threshold: bool = False
+    """Of question answering: note the threshold for "no answer" that gives the best F1 on this file in the model's
+    config.json, for predict and evaluate to use; for a model that has none yet, with --no-answer-threshold 0."""
     max_seq_length: int | None = None
     """Longer texts are cut, in tokens; None: where they were cut in training."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
@@ -82,13 +86,16 @@ class Measured:
 def main(arguments: list[str]) -> int:
     """Print the figures of a model on a file."""
     flags = parse_flags(EvaluateFlags, arguments, program="fastssl evaluate")
-    measured = MEASURE[flags.task or task_of(flags.model)](flags)
+    task = flags.task or task_of(flags.model)
+    if flags.keep_threshold and task != "question_answering":
+        raise ValueError(f"--keep-threshold is for question_answering, but {flags.model} is evaluated for {task}")
+    measured = MEASURE[task](flags)
     if flags.json:
         f1_of = {} if measured.f1_of is None else {"f1_of": measured.f1_of}
         shown = {"examples": measured.num_examples, **measured.figures, **f1_of}
         print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
-    table = Table("figure", "value", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("figure", "value")
     table.columns[1].justify = "right"
     table.add_row("examples", f"{measured.num_examples:,}")
     for name, value in measured.figures.items():
@@ -123,7 +130,18 @@ def _measure_answers(flags: EvaluateFlags) -> Measured:
     remarks = Console(stderr=True, highlight=False)
     evaluation = answerer.evaluation(file, say=lambda text: remarks.print(text, markup=False, soft_wrap=True))
     figures = evaluation.figures(answer_logits(answerer.model, evaluation.windows))
+    if flags.keep_threshold:
+        _keep_threshold(flags, figures)
     return Measured(num_examples=len(evaluation.questions), figures=figures)
+
+
+def _keep_threshold(flags: EvaluateFlags, figures: Mapping[str, float]) -> None:
+    if not can_settle_threshold(figures):
+        raise ValueError(
+            f"--keep-threshold needs questions with and without an answer in {flags.eval_file}, and a model that may "
+            "say that there is none (one that was not trained to does with --no-answer-threshold 0)"
+        )
+    note_no_answer_threshold(flags.model, figures["best_f1_threshold"])
 
 
 def _measure_embeddings(flags: EvaluateFlags) -> Measured:

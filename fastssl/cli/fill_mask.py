@@ -9,10 +9,10 @@ from typing import Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.plain_table import plain_table
 from fastssl.tasks.fill_mask import FilledText, FillMask
 
 
@@ -62,7 +62,7 @@ def _print(console: Console, result: FilledText) -> None:
     columns = [
         Text(f"mask {number}" if len(result.masks) > 1 else "token") for number in range(1, len(result.masks) + 1)
     ]
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = plain_table()
     for column in columns:
         table.add_column(column)
         table.add_column("")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.plain_table import plain_table
 from fastssl.tasks.glue.benchmark import FIGURE_FILE, SUMMARY_FILE, TABLE_FILE, GlueConfig, GlueReport, run_glue
 
 
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _print_report(report: GlueReport, console: Console) -> None:
-    table = Table("task", "figures", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("task", "figures")
     for column in ("", "score", "people", "training examples"):
         table.add_column(column, justify="right")
     for result in report.results:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,12 +13,14 @@ from rich.table import Table
 from torch import nn
 
 from fastssl.cli.flags import parse_flags
+from fastssl.models import bert_files, gpt_files
 from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
 from fastssl.models.bert_classifier import BertForSequenceClassification
-from fastssl.models.bert_files import config_from_dict, config_to_dict
+from fastssl.models.bert_config import BertConfig
 from fastssl.models.bert_question_answering import BertForQuestionAnswering
 from fastssl.models.bert_tagger import BertForTokenClassification
 from fastssl.models.cost import ParameterRow, flops_per_token, parameter_table, training_memory
+from fastssl.models.gpt import GPTForCausalLM, GPTModel
 from fastssl.models.presets import PRESETS, preset
 from fastssl.models.pretrained import read_config
 
@@ -47,11 +49,12 @@ class InfoFlags:
     """
 
     model: tyro.conf.Positional[str]
-    """A model directory, or the name of a preset such as bert-base."""
-    max_seq_length: int = 128
-    """Tokens per sequence: attention costs more per token in longer ones."""
+    """A model directory, or the name of a preset such as bert-base or gpt2."""
+    max_seq_length: int | None = None
+    """Tokens per sequence: attention costs more per token in longer ones; None: 128, where the model has so many
+    positions."""
     masked_fraction: float = 0.15
-    """Share of the tokens that are predicted: the masked-LM head computes these alone."""
+    """Share of the tokens that a BERT predicts: the masked-LM head computes these alone. A GPT predicts all."""
     tokens_per_batch: int = 4096
     """Tokens that go through the model at once, for the memory."""
     json: bool = False
@@ -62,7 +65,10 @@ def main(arguments: list[str]) -> int:
     """Print what a model is made of and what it costs."""
     flags = parse_flags(InfoFlags, arguments, program="fastssl info")
     model = _model(flags.model)
-    _check(flags, model.config.max_position_embeddings)
+    positions = model.config.max_position_embeddings
+    if flags.max_seq_length is None:
+        flags = replace(flags, max_seq_length=min(128, positions))
+    _check(flags, positions)
     rows = parameter_table(model)
     costs = _costs(model, flags)
     if flags.json:
@@ -75,17 +81,26 @@ def main(arguments: list[str]) -> int:
 def _model(name: str) -> nn.Module:
     """Return the model without its weights: on the meta device nothing is allocated."""
     if Path(name).is_dir():
-        values = read_config(name)
-        config = config_from_dict(values, source=name)
-        architecture = next(iter(values.get("architectures") or ()), None)
-        # Other architectures are a body with a head that pretraining does not know.
-        model_class = _CLASSES.get(architecture, BertModel)
+        config, model_class = _of_directory(name)
     elif "/" in name:
         raise FileNotFoundError(f"{name} is not a directory; give a model directory, or one of {', '.join(PRESETS)}")
     else:
-        config, model_class = preset(name), BertForPreTraining
+        config = preset(name)
+        model_class = BertForPreTraining if isinstance(config, BertConfig) else GPTForCausalLM
     with torch.device("meta"):
         return model_class(config)
+
+
+def _of_directory(name: str) -> tuple[object, type[nn.Module]]:
+    """Return the config and the class of a directory's model."""
+    values = read_config(name)
+    architecture = next(iter(values.get("architectures") or ()), None)
+    kind = values.get("model_type")
+    if kind in gpt_files.FAMILIES or kind == gpt_files.OUR_MODEL_TYPE:
+        is_body = architecture is not None and "LM" not in architecture
+        return gpt_files.config_from_dict(values, source=name), GPTModel if is_body else GPTForCausalLM
+    # Other architectures are a body with a head that pretraining does not know.
+    return bert_files.config_from_dict(values, source=name), _CLASSES.get(architecture, BertModel)
 
 
 def _check(flags: InfoFlags, positions: int) -> None:
@@ -100,24 +115,30 @@ def _check(flags: InfoFlags, positions: int) -> None:
 
 
 def _costs(model: nn.Module, flags: InfoFlags) -> dict:
-    num_masked = round(flags.masked_fraction * flags.tokens_per_batch)
-    sizes = {"num_tokens": flags.tokens_per_batch, "num_masked": num_masked}
+    predicted = _predicted_fraction(model, flags)
+    num_predicted = round(predicted * flags.tokens_per_batch)
+    sizes = {"num_tokens": flags.tokens_per_batch, "num_predicted": num_predicted}
     memory = training_memory(model.config, **sizes)
     checkpointed = training_memory(model.config, **sizes, gradient_checkpointing=True)
     return {
         "max_seq_length": flags.max_seq_length,
-        "masked_fraction": flags.masked_fraction,
+        "masked_fraction": predicted,
         "tokens_per_batch": flags.tokens_per_batch,
-        "flops_per_token": flops_per_token(model.config, flags.max_seq_length, flags.masked_fraction),
+        "flops_per_token": flops_per_token(model.config, flags.max_seq_length, predicted),
         "training_memory_bytes": {**asdict(memory), "total": memory.total},
         "training_memory_bytes_with_gradient_checkpointing": checkpointed.total,
     }
 
 
+def _predicted_fraction(model: nn.Module, flags: InfoFlags) -> float:
+    return flags.masked_fraction if isinstance(model.config, BertConfig) else 1.0
+
+
 def _as_json(model: nn.Module, rows: list[ParameterRow], costs: dict) -> dict:
+    files = bert_files if isinstance(model.config, BertConfig) else gpt_files
     return {
         "class": type(model).__name__,
-        "config": config_to_dict(model.config),
+        "config": files.config_to_dict(model.config),
         "parameters": sum(row.total for row in rows),
         "parameters_by_part": [{**asdict(row), "total": row.total} for row in rows],
         **costs,
@@ -129,7 +150,7 @@ def _print(console: Console, flags: InfoFlags, model: nn.Module, rows: list[Para
     console.print(
         f"{flags.model}: {type(model).__name__}, {config.num_hidden_layers} layers, width {config.hidden_size}, "
         f"{config.num_attention_heads} heads, vocabulary {config.vocab_size:,}, "
-        f"{config.max_position_embeddings} positions, {config.norm_position}-norm",
+        f"{config.max_position_embeddings:,} positions, {getattr(config, 'norm_position', 'pre')}-norm",
         soft_wrap=True,
     )
     total = sum(row.total for row in rows)
@@ -143,7 +164,7 @@ def _print(console: Console, flags: InfoFlags, model: nn.Module, rows: list[Para
     memory = costs["training_memory_bytes"]
     console.print(
         f"\ntraining: {costs['flops_per_token'] / 1e6:,.1f} MFLOPs per token, forward and backward, at "
-        f"{flags.max_seq_length} tokens per sequence with {flags.masked_fraction:.0%} predicted",
+        f"{flags.max_seq_length} tokens per sequence with {costs['masked_fraction']:.0%} predicted",
         soft_wrap=True,
     )
     console.print(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import fastssl
 from fastssl.cli.verbs import Verb, dispatch
@@ -18,6 +20,10 @@ VERBS = {
     "compare-init": Verb("fastssl.cli.compare_init", "what pretraining was worth: a task learnt from two starts"),
     "glue": Verb("fastssl.cli.glue", "fine-tune on the tasks of GLUE, with their official scores and a chart"),
     "fill-mask": Verb("fastssl.cli.fill_mask", "the likeliest tokens for every mask of a text"),
+    "generate": Verb("fastssl.cli.generate", "write on from a prompt with a causal model"),
+    "in-context": Verb("fastssl.cli.in_context", "tasks solved from a few examples in the prompt, without training"),
+    "score": Verb("fastssl.cli.score", "how likely a model finds each line of a file"),
+    "lm-eval": Verb("fastssl.cli.lm_eval", "EleutherAI's evaluation harness with our causal models in it"),
     "embed": Verb("fastssl.cli.embed", "a vector for every line of a file"),
     "search": Verb("fastssl.cli.search", "the lines of a file that are nearest to a query in meaning"),
     "info": Verb("fastssl.cli.info", "parameters, FLOPs and memory of a model directory or preset"),
@@ -30,6 +36,8 @@ Pretrain, adapt, serve and explain language models, fast, on the machine you hav
 `fastssl VERB --help` explains a verb and all its flags."""
 
 _INTERRUPTED = 128 + 2
+_PACKAGE = Path(fastssl.__file__).parent
+_usual_form = warnings.formatwarning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         line itself is wrong; 130 interrupted; or what the verb returns.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = _warning_in_one_line
     if arguments[:1] == ["--version"]:
         print(f"fastssl {fastssl.__version__}")
         return 0
@@ -61,3 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fastssl: interrupted", file=sys.stderr)
         return _INTERRUPTED
+
+
+def _warning_in_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Show what fastssl warns of as its errors are shown, and all other warnings as Python does."""
+    if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+        return f"fastssl: warning: {message}\n"
+    return _usual_form(message, category, filename, lineno, line)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastssl.cli.plain_table import plain_table
 from fastssl.cli.predict_flags import PredictFlags
 from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
 from fastssl.data.squad import read_squad
@@ -89,7 +90,7 @@ def _as_json(name: str | None, answer: Answer, row: AnswerProbabilities | None) 
 
 
 def _table(answers: Sequence[Answer]) -> Table:
-    table = Table("answer", "probability", "question", "other answers", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("answer", "probability", "question", "other answers")
     for one in answers:
         others = [span for span in one.candidates if span.start != one.start or span.end != one.end]
         shown = "  ".join(f"{span.text} {span.probability:.1%}" for span in others)
@@ -100,7 +101,7 @@ def _table(answers: Sequence[Answer]) -> Table:
 
 def _rows(row: AnswerProbabilities) -> Table:
     """Show the two softmax rows, one token a line; of tokens that are nowhere likely only their number."""
-    table = Table("", "token", "P(start)", "", "P(end)", "", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("", "token", "P(start)", "", "P(end)", "")
     likely = [max(pair) >= _SHOWN_FROM for pair in zip(row.start.tolist(), row.end.tolist(), strict=True)]
     for shown, group in itertools.groupby(range(len(row.tokens)), key=likely.__getitem__):
         numbers = list(group)

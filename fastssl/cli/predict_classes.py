@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastssl.cli.plain_table import plain_table
 from fastssl.cli.predict_flags import PredictFlags
 from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
 from fastssl.tasks.classification.classifier import Classifier, Prediction
@@ -43,6 +45,8 @@ def _examples(flags: PredictFlags) -> Iterator[tuple[str, str | None]]:
         yield flags.texts[0], flags.texts[1] if len(flags.texts) == 2 else None
     elif flags.file is not None:
         found = read_labelled_texts(flags.file, flags.columns, needs_labels=False)
+        if found.num_empty:
+            warnings.warn(f"{found.remark_on_empty}; what the model makes of them means nothing", stacklevel=1)
         yield from zip(found.texts, found.pairs or itertools.repeat(None), strict=False)
     else:
         yield from _standard_input()
@@ -63,7 +67,7 @@ def _standard_input() -> Iterator[tuple[str, str | None]]:
 
 
 def _table(predictions: list[Prediction]) -> Table:
-    table = Table("label", "probabilities", "text", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("label", "probabilities", "text")
     for one in predictions:
         label = f"{one.label:.4f}" if isinstance(one.label, float) else one.label
         label = ", ".join(label) if isinstance(label, tuple) else label

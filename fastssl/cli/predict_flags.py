@@ -18,9 +18,9 @@ class PredictFlags:
     """Classify texts, tag their words, or answer questions from them, with a fine-tuned model, with probabilities.
 
     One text, or two that belong together; or --file; or the lines of standard input, a pair with a tab between its
-    texts. Results come in the order given. A model that tags words takes any number of sentences, and a file of words
-    (.conllu, .conll, .jsonl), or of one sentence a line (.txt). A model that answers questions takes a --document with
-    one --question or several, also one a line on standard input; or a --file in SQuAD's format.
+    texts. Results come in the order given. A model that tags words takes any number of sentences, also one a line on
+    standard input; its --file is one of words, as for `fastssl finetune`. A model that answers questions takes a
+    --document with one --question or several, also one a line on standard input; or a --file in SQuAD's format.
 
     Examples:
       fastssl predict --model runs/sentiment "this is good"
@@ -28,6 +28,7 @@ class PredictFlags:
       fastssl predict --model runs/sentiment --file reviews.jsonl --text-column review --json > predictions.jsonl
       cat reviews.txt | fastssl predict --model runs/sentiment --json
       fastssl predict --model runs/parts-of-speech "I saw a saw"
+      fastssl predict --model runs/parts-of-speech --json < sentences.txt
       fastssl predict --model runs/answers --document weather.txt --question "What causes precipitation to fall?"
           --show-probabilities --figure rows.png
     """
@@ -37,8 +38,9 @@ class PredictFlags:
     model: Path
     """Directory of a fine-tuned model."""
     file: Path | None = None
-    """Instead: a .tsv, .csv or .jsonl file; for tagging .conllu, .conll, .jsonl or .txt; for question answering .json
-    or .jsonl, in SQuAD's format."""
+    """Instead: a file as for `fastssl finetune`, labels not needed: .tsv, .csv or .jsonl; for tagging CoNLL-U, a word a
+    line, or lists of words in .jsonl (plain sentences: on standard input); for question answering .json or .jsonl, in
+    SQuAD's format."""
     document: Path | None = None
     """Text file in which the answers are to be found."""
     question: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

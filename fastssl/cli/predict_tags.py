@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from fastssl.cli.plain_table import plain_table
 from fastssl.cli.predict_flags import PredictFlags
 from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
 from fastssl.data.table import ending_of
+from fastssl.tasks.labelled_texts import ColumnConfig
 from fastssl.tasks.tagging.tagged_sentences import read_tagged_sentences
 from fastssl.tasks.tagging.tagger import TaggedSentence, Tagger
 
@@ -32,17 +34,26 @@ def predict_tags(flags: PredictFlags) -> None:
 
 
 def _sentences(flags: PredictFlags) -> Iterator[str | list[str]]:
-    """Yield plain sentences, or their words."""
+    """Yield plain sentences, or their words: a file is read as `finetune` and `evaluate` read it."""
     if flags.texts and flags.texts != (str(STANDARD_INPUT),):
         yield from flags.texts
-    elif flags.file is not None and ending_of(flags.file) != ".txt":
-        yield from read_tagged_sentences(flags.file, flags.columns, needs_tags=False).words
+    elif flags.file is not None:
+        yield from _words_of(flags.file, flags.columns)
     else:
-        lines = text_lines(flags.file or STANDARD_INPUT)
+        lines = text_lines(STANDARD_INPUT)
         first = next(lines, None)
         if first is None:
             raise ValueError('there is no text; give one in quotes: fastssl predict --model DIR "a text"')
         yield from itertools.chain((first,), lines)
+
+
+def _words_of(file: Path, columns: ColumnConfig) -> list[list[str]]:
+    try:
+        return read_tagged_sentences(file, columns, needs_tags=False).words
+    except ValueError as error:
+        if ending_of(file) != ".txt":
+            raise
+        raise ValueError(f"{error}; sentences, one a line, are read from standard input: < {file}") from error
 
 
 def _as_json(sentence: TaggedSentence) -> dict:
@@ -51,7 +62,7 @@ def _as_json(sentence: TaggedSentence) -> dict:
 
 
 def _print(console: Console, sentence: TaggedSentence) -> None:
-    table = Table("word", "tag", "probabilities", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("word", "tag", "probabilities")
     for word in sentence.words:
         ranked = list(word.probabilities.items())
         shown = "  ".join(f"{name} {p:.1%}" for name, p in ranked[:_SHOWN]) + (" ..." if ranked[_SHOWN:] else "")

@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from fastssl.allocator import keep_freed_memory
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.plain_table import plain_table
 from fastssl.cli.text_lines import STANDARD_INPUT, text_lines
 from fastssl.cli.threads import use_threads
 from fastssl.tasks.embedding.embedder import SentenceEmbedder
@@ -146,7 +146,7 @@ def _warn_of_other_texts(
 def _print(console: Console, query: str | None, found: list[dict]) -> None:
     if query is not None:
         console.print(Text(query, style="bold"), soft_wrap=True)
-    table = Table("score", "line", "text", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("score", "line", "text")
     table.columns[1].justify = "right"
     for match in found:
         table.add_row(f"{match['score']:.4f}", f"{match['line']:,}", Text(match["text"]))

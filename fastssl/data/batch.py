@@ -43,6 +43,8 @@ class PackedBatch:
     """(M) int64: indices into N of the tokens that carry a label, ascending; another M than that of masked LM."""
     token_labels: Tensor | None = None
     """(M) int64: the classes of the tokens at `token_positions`."""
+    next_tokens: Tensor | None = None
+    """(N) int64: the id that follows each token in its sequence; -100 where none is to be predicted."""
     num_pairs: int | None = None
     """P: the first P sequences are anchors, the next P the texts that belong to them, in the same order, and any others
     belong to none; None where sequences are no pairs."""
@@ -58,7 +60,7 @@ class PackedBatch:
         if self.cu_seqlens.dtype != torch.int32:
             raise ValueError(f"cu_seqlens must be int32, got {self.cu_seqlens.dtype}; convert it with .int()")
         lengths = {"position_ids": n, "token_type_ids": n, "sentence_labels": b}
-        lengths |= {"answer_mask": n, "answer_starts": b, "answer_ends": b}
+        lengths |= {"answer_mask": n, "answer_starts": b, "answer_ends": b, "next_tokens": n}
         for name, length in lengths.items():
             if getattr(self, name) is not None:
                 _expect_1d(name, getattr(self, name), length)
@@ -94,7 +96,8 @@ class PackedBatch:
     def target_counts(self) -> dict[str, int]:
         """Return the number of targets of each kind present.
 
-        "masked_lm", "token" -> M, "sentence", "sequence" -> B, "answer" -> the sequences that have one, "pair" -> P.
+        "masked_lm", "token" -> M, "sentence", "sequence" -> B, "answer" -> the sequences that have one, "pair" -> P,
+        "causal_lm" -> the tokens whose next one is to be predicted.
         """
         counts = {}
         if self.masked_labels is not None:
@@ -107,6 +110,8 @@ class PackedBatch:
             counts["answer"] = int((self.answer_starts >= 0).sum())
         if self.token_labels is not None:
             counts["token"] = self.token_labels.numel()
+        if self.next_tokens is not None:
+            counts["causal_lm"] = int((self.next_tokens != IGNORED_LABEL).sum())
         if self.num_pairs is not None:
             counts["pair"] = self.num_pairs
         return counts
@@ -159,6 +164,7 @@ class PackedBatch:
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         token_labels: Tensor | None = None,
+        causal_labels: Tensor | None = None,
     ) -> "PackedBatch":
         """Pack a padded batch: keep the tokens where `attention_mask` is not 0.
 
@@ -177,6 +183,8 @@ class PackedBatch:
             start_positions, end_positions: (B) int64: columns of the first and the last token of each row's answer; a
                 row has none where one of them is negative, or T and more.
             token_labels: (B, T) int64, -100 where a token has no class; those of padding are ignored.
+            causal_labels: (B, T) int64, the id of each token, or -100 where it is not to be predicted: it becomes the
+                next token of the one in front of it.
 
         Raises:
             ValueError: for a wrong shape, a row without any token, or an answer that begins or ends at padding.
@@ -193,6 +201,7 @@ class PackedBatch:
             "labels": labels,
             "answer_mask": answer_mask,
             "token_labels": token_labels,
+            "causal_labels": causal_labels,
         }.items():
             if value is not None and value.shape != shape:
                 raise ValueError(
@@ -217,6 +226,8 @@ class PackedBatch:
         targets = {} if labels is None else _targets("masked", pick(labels))
         if token_labels is not None:
             targets |= _targets("token", pick(token_labels))
+        if causal_labels is not None:
+            targets["next_tokens"] = following(pick(causal_labels), _cu_seqlens(lengths))
         if start_positions is not None or end_positions is not None:
             targets |= _answers(start_positions, end_positions, real)
         return cls(
@@ -243,6 +254,7 @@ class PackedBatch:
         sentence_labels: Sequence[int] | None = None,
         sequence_labels: Tensor | None = None,
         token_labels: Sequence[Sequence[int]] | None = None,
+        predict_next: bool = False,
     ) -> "PackedBatch":
         """Pack sequences of token ids, special tokens included.
 
@@ -253,6 +265,7 @@ class PackedBatch:
             sentence_labels: B labels.
             sequence_labels: (B) or (B, C).
             token_labels: one sequence of classes per sequence, -100 where a token has none.
+            predict_next: make each token's next one its target.
 
         Raises:
             ValueError: for no sequence, an empty one, or companions of another length.
@@ -271,9 +284,12 @@ class PackedBatch:
         targets = {} if labels is None else _targets("masked", _concatenate(labels))
         if token_labels is not None:
             targets |= _targets("token", _concatenate(token_labels))
+        cu_seqlens = _cu_seqlens(torch.tensor(lengths))
+        if predict_next:
+            targets["next_tokens"] = following(input_ids, cu_seqlens)
         return cls(
             input_ids=input_ids,
-            cu_seqlens=_cu_seqlens(torch.tensor(lengths)),
+            cu_seqlens=cu_seqlens,
             max_seqlen=max(lengths),
             position_ids=torch.cat([torch.arange(length) for length in lengths]),
             token_type_ids=torch.zeros_like(input_ids) if token_type_ids is None else _concatenate(token_type_ids),
@@ -292,6 +308,13 @@ class PackedBatch:
         shift = rows * self.max_seqlen - starts
         token = torch.arange(self.num_tokens, device=starts.device)
         return token + torch.repeat_interleave(shift, self.cu_seqlens.diff().long(), output_size=self.num_tokens)
+
+
+def following(values: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Return what stands behind each of the (N) values in its sequence; -100 behind the last."""
+    shifted = values.roll(-1)
+    shifted[cu_seqlens[1:].long() - 1] = IGNORED_LABEL
+    return shifted
 
 
 def _expect_1d(name: str, tensor: Tensor, length: int) -> None:

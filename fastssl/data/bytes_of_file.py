@@ -38,12 +38,13 @@ class BinaryFileError(ValueError):
         super().__init__(f"{path} is not text: expected UTF-8, found {finding}")
 
 
-def read_lines(path: Path, on_read: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path, on_read: Callable[[int], None], *, keep_ends: bool = False) -> Iterator[tuple[int, bytes]]:
     r"""Iterate over a file's lines, without their ``\n``, each behind the offset of its first byte.
 
     Args:
         path: Decompressed while reading if its name ends in ``.gz`` or ``.zst``; offsets then count decompressed bytes.
         on_read: Called with the number of bytes of the file itself read since its last call.
+        keep_ends: Leave each line its ``\n``: the lines are then the file, but for a byte order mark.
 
     Raises:
         BinaryFileError: It starts like a well-known kind of file that is not text.
@@ -55,6 +56,7 @@ def read_lines(path: Path, on_read: Callable[[int], None]) -> Iterator[tuple[int
         if first.startswith(magic):
             raise BinaryFileError(path, finding)
     offset = len(_BYTE_ORDER_MARK) if first.startswith(_BYTE_ORDER_MARK) else 0
+    end = b"\n" if keep_ends else b""
     pending: list[bytes] = []
     for chunk in itertools.chain((first[offset:],), chunks):
         head, newline, tail = chunk.partition(b"\n")
@@ -63,7 +65,7 @@ def read_lines(path: Path, on_read: Callable[[int], None]) -> Iterator[tuple[int
             *lines, rest = b"".join(pending), *tail.split(b"\n")
             pending = [rest]
             for line in lines:
-                yield offset, line
+                yield offset, line + end
                 offset += len(line) + 1
     if last := b"".join(pending):
         yield offset, last

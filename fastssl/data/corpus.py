@@ -15,11 +15,31 @@ MAX_DOCUMENT_CHARACTERS = 1 << 24
 ENCODING_ERRORS = ("strict", "replace", "ignore")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextForm:
+    """What a document is, and what becomes of its white space."""
+
+    exact: bool = False
+    """False, for masked language models: blank lines part the documents of a text file, and documents are cut into
+    sentences, which loses line ends. True, for causal ones: a document stays as it is, to the last line end."""
+    document_separator: str | None = None
+    """Of exact text: the line that parts two documents of a text file, such as <|endoftext|>; "" is an empty line;
+    None: a text file is one document."""
+
+    def __post_init__(self) -> None:
+        if not self.exact and self.document_separator is not None:
+            raise ValueError("document_separator is of exact text; sentences are of documents that blank lines part")
+
+
+SENTENCES, EXACT = TextForm(), TextForm(exact=True)
+
+
 def read_documents(
     path: str | Path,
     *,
     text_field: str = "text",
     encoding_errors: str = "strict",
+    form: TextForm = SENTENCES,
     on_read: Callable[[int], None] | None = None,
 ) -> Iterator[str]:
     """Iterate over the documents of a file, in memory bounded by the largest of them.
@@ -28,17 +48,18 @@ def read_documents(
 
     * ``.jsonl``, ``.ndjson``, ``.json``: one JSON object a line; its ``text_field`` is a document;
     * ``.parquet``: the column ``text_field`` holds a document a row;
-    * anything else: UTF-8 text with a blank line between documents. A document of more than 16 Mi characters is
-      cut at a line end, so that a file without any blank line does not fill the memory.
+    * anything else: UTF-8 text with a blank line between documents, or what ``form`` says. A document of more than
+      16 Mi characters is cut at a line end, so that a file without any blank line does not fill the memory.
 
-    Documents without a visible character are left out. Carriage returns before line ends and a leading byte order
-    mark are dropped.
+    Documents without a visible character are left out. A leading byte order mark is dropped; so are, unless ``form``
+    is exact, carriage returns before line ends, and blank lines.
 
     Args:
         path: The file.
         text_field: Key or column of the text in JSON lines and Parquet.
         encoding_errors: What to do with bytes that are not UTF-8: "strict" stops, "replace" puts U+FFFD, "ignore"
             drops them.
+        form: What a document of a text file is.
         on_read: Called with the number of bytes of the file read since its last call.
 
     Raises:
@@ -54,8 +75,14 @@ def read_documents(
     if kind == "parquet":
         documents = _parquet_documents(path, text_field, on_read)
     else:
-        lines = _decoded_lines(path, encoding_errors, on_read)
-        documents = _json_documents(path, lines, text_field) if kind == "json" else _text_documents(lines)
+        is_exact_text = form.exact and kind == "text"
+        lines = _decoded_lines(path, encoding_errors, on_read, keep_ends=is_exact_text)
+        if kind == "json":
+            documents = _json_documents(path, lines, text_field)
+        elif is_exact_text:
+            documents = _exact_documents(lines, form.document_separator)
+        else:
+            documents = _text_documents(lines)
     found = False
     for document in documents:
         if document and not document.isspace():
@@ -75,6 +102,8 @@ class Corpus:
     """Key or column of the text in JSON lines and Parquet."""
     encoding_errors: str = "strict"
     """What to do with bytes that are not UTF-8, as in ``read_documents``."""
+    form: TextForm = SENTENCES
+    """What a document is, as in ``read_documents``."""
     max_characters: int | None = None
     """Read no more than this, taking the beginning of each file, in equal shares; None reads everything."""
 
@@ -83,7 +112,9 @@ class Corpus:
         share = None if self.max_characters is None else self.max_characters // len(self.paths)
         for path in self.paths:
             num_characters = 0
-            for document in read_documents(path, text_field=self.text_field, encoding_errors=self.encoding_errors):
+            for document in read_documents(
+                path, text_field=self.text_field, encoding_errors=self.encoding_errors, form=self.form
+            ):
                 yield document
                 num_characters += len(document)
                 if share is not None and num_characters >= share:
@@ -114,8 +145,10 @@ def _kind(path: Path) -> str:
     return "json" if last in (".jsonl", ".ndjson", ".json") else "text"
 
 
-def _decoded_lines(path: Path, encoding_errors: str, on_read: Callable[[int], None]) -> Iterator[str]:
-    for offset, line in read_lines(path, on_read):
+def _decoded_lines(
+    path: Path, encoding_errors: str, on_read: Callable[[int], None], *, keep_ends: bool
+) -> Iterator[str]:
+    for offset, line in read_lines(path, on_read, keep_ends=keep_ends):
         if b"\0" in line:
             raise BinaryFileError(path, f"a NUL byte at byte {offset + line.index(0)}")
         try:
@@ -126,7 +159,7 @@ def _decoded_lines(path: Path, encoding_errors: str, on_read: Callable[[int], No
                 f"({error.reason}); convert it, as in `iconv -f LATIN1 -t UTF-8`, or go on with "
                 "`--encoding-errors replace`"
             ) from error
-        yield text.removesuffix("\r")
+        yield text if keep_ends else text.removesuffix("\r")
 
 
 def _text_documents(lines: Iterator[str]) -> Iterator[str]:
@@ -140,6 +173,20 @@ def _text_documents(lines: Iterator[str]) -> Iterator[str]:
             yield "\n".join(document)
             document, num_characters = [], 0
     yield "\n".join(document)
+
+
+def _exact_documents(lines: Iterator[str], separator: str | None) -> Iterator[str]:
+    document: list[str] = []
+    num_characters = 0
+    for line in lines:
+        is_separator = separator is not None and line.rstrip("\r\n") == separator
+        if is_separator or num_characters > MAX_DOCUMENT_CHARACTERS:
+            yield "".join(document)
+            document, num_characters = [], 0
+        if not is_separator:
+            document.append(line)
+            num_characters += len(line)
+    yield "".join(document)
 
 
 def _json_documents(path: Path, lines: Iterator[str], text_field: str) -> Iterator[str]:

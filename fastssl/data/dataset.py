@@ -1,13 +1,12 @@
 """Batches by number: what step k sees is a pure function of (seed, epoch, k)."""
 
-import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from fastssl.data.batch import PackedBatch
+from fastssl.data.epoch_plans import EpochPlans
 from fastssl.data.host import host_code
 from fastssl.data.objectives import ObjectiveConfig, masking_rules
 from fastssl.data.packing import check_batch_size
@@ -16,9 +15,6 @@ from fastssl.data.tokenizer import SpecialTokens
 
 if TYPE_CHECKING:
     from fastssl.data.shards import TokenShards
-
-_PLANS_KEPT = 2
-_MAX_EPOCHS = 1 << 32
 
 
 class PretrainingData:
@@ -64,28 +60,15 @@ class PretrainingData:
         self._tokens = [part.tokens for part in shards.parts]
         self._word_starts = [part.word_starts for part in shards.parts]
         self._part_offsets = np.cumsum([0] + [len(tokens) for tokens in self._tokens], dtype=np.int64)
-        self._plans: OrderedDict[int, EpochPlan] = OrderedDict()
-        self._num_batches: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._plans = EpochPlans(self._make_plan)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return the plan of an epoch; the last ones used are kept."""
-        if not 0 <= epoch < _MAX_EPOCHS:
-            raise ValueError(f"epoch must be between 0 and 2^32 - 1, got {epoch}")
-        with self._lock:
-            if epoch not in self._plans:
-                self._plans[epoch] = self._make_plan(epoch)
-                self._num_batches[epoch] = self._plans[epoch].num_batches
-            self._plans.move_to_end(epoch)
-            while len(self._plans) > _PLANS_KEPT:
-                self._plans.popitem(last=False)
-            return self._plans[epoch]
+        return self._plans[epoch]
 
     def num_batches(self, epoch: int) -> int:
         """Return the number of batches of an epoch; it varies a little between epochs, as examples do."""
-        if epoch not in self._num_batches:
-            self.plan(epoch)
-        return self._num_batches[epoch]
+        return self._plans.num_batches(epoch)
 
     def batch(self, epoch: int, index: int) -> PackedBatch:
         """Draw batch `index` of `epoch`.
@@ -93,10 +76,7 @@ class PretrainingData:
         Raises:
             ValueError: if the epoch has no such batch.
         """
-        plan = self.plan(epoch)
-        if not 0 <= index < plan.num_batches:
-            raise ValueError(f"epoch {epoch} has batches 0 to {plan.num_batches - 1}, got index {index}")
-        return self.examples(epoch, plan.examples_of_batch(index))
+        return self.examples(epoch, self._plans.examples_of_batch(epoch, index))
 
     def examples(self, epoch: int, numbers: np.ndarray) -> PackedBatch:
         """Draw examples of an epoch by their numbers in its plan, (B) int64, as one batch."""

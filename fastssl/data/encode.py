@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastssl.data.corpus import check_file, read_documents
+from fastssl.data.corpus import SENTENCES, TextForm, check_file, read_documents
 from fastssl.data.encoding_pool import EncodingPool, available_cpus
 from fastssl.data.encoding_worker import EncodedText
 from fastssl.data.files import sha256_of_file
@@ -39,6 +39,7 @@ def encode_files(
     num_processes: int | None = None,
     text_field: str = "text",
     encoding_errors: str = "strict",
+    form: TextForm = SENTENCES,
     progress: bool = True,
     overwrite: bool = False,
     tokens_per_part: int = TOKENS_PER_PART,
@@ -56,6 +57,7 @@ def encode_files(
         output_dir: Made where missing.
         num_processes: Worker processes; None takes one per CPU, and none for less than 8 MiB.
         text_field, encoding_errors: As in ``read_documents``.
+        form: Whether documents are cut into sentences, or stay as they are.
         progress: Show a bar on standard error.
         overwrite: Replace shards of other files, settings or tokenizers in ``output_dir`` instead of raising.
         tokens_per_part: Begin a new part file once one holds as many tokens.
@@ -71,7 +73,7 @@ def encode_files(
     sources = _describe_sources(paths)
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"num_processes must be at least 1, but is {num_processes}; leave it out for one per CPU")
-    options = {"text_field": text_field, "encoding_errors": encoding_errors, "sentence_rules": RULES_VERSION}
+    options = {"text_field": text_field, "encoding_errors": encoding_errors, **_form_options(form)}
     wanted = ShardIndex(
         vocab_size=tokenizer.vocab_size, tokenizer_fingerprint=tokenizer.fingerprint, options=options, sources=sources
     )
@@ -85,9 +87,15 @@ def encode_files(
         if num_processes is None:
             total_bytes = sum(source.size_bytes for source in sources)
             num_processes = available_cpus() if total_bytes >= _WORTH_A_POOL_BYTES else 1
-        with EncodingPool(tokenizer, num_processes) as pool, _progress_bar(progress) as bar:
-            _Encoding(directory, index, tokens_per_part, bar).run(pool)
+        with EncodingPool(tokenizer, num_processes, form=form) as pool, _progress_bar(progress) as bar:
+            _Encoding(directory, index, form, tokens_per_part, bar).run(pool)
     return TokenShards.open(directory)
+
+
+def _form_options(form: TextForm) -> dict[str, object]:
+    if form.exact:
+        return {"text_form": "exact", "document_separator": form.document_separator}
+    return {"sentence_rules": RULES_VERSION}
 
 
 def _describe_sources(paths: Sequence[str | Path]) -> tuple[SourceInfo, ...]:
@@ -192,9 +200,10 @@ class _Task:
 class _Encoding:
     """One run: reads the rest of the sources, and writes parts and the index after each of them."""
 
-    def __init__(self, directory: Path, index: ShardIndex, tokens_per_part: int, bar: Progress):
+    def __init__(self, directory: Path, index: ShardIndex, form: TextForm, tokens_per_part: int, bar: Progress):
         self._directory = directory
         self._index = index
+        self._form = form
         self._tokens_per_part = tokens_per_part
         self._bar = bar
         self._num_tokens = sum(part.num_tokens for part in index.parts)
@@ -221,6 +230,7 @@ class _Encoding:
                 self._index.sources[number].path,
                 text_field=self._index.options["text_field"],
                 encoding_errors=self._index.options["encoding_errors"],
+                form=self._form,
                 on_read=lambda num_bytes: self._bar.advance(self._bar_task, num_bytes),
             )
             for chunk in _chunks(itertools.islice(documents, skip, None)):

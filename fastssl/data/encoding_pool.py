@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+from fastssl.data.corpus import SENTENCES, TextForm
 from fastssl.data.encoding_worker import EncodedText, encode_documents
 from fastssl.data.tokenizer import Tokenizer
 
@@ -36,14 +37,14 @@ class EncodingPool:
     again, and so ask every script for ``if __name__ == "__main__":``, or inherit locks of running threads by a fork.
     """
 
-    def __init__(self, tokenizer: Tokenizer, num_processes: int):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, num_processes: int, *, form: TextForm = SENTENCES):
+        self._tokenizer, self._form = tokenizer, form
         self._workers = [_Worker() for _ in range(num_processes)] if num_processes > 1 else []
 
     def __enter__(self) -> EncodingPool:
         try:
             for worker in self._workers:
-                worker.send(self._tokenizer)
+                worker.send((self._tokenizer, self._form))
         except OSError:
             self.__exit__()
             raise
@@ -61,7 +62,7 @@ class EncodingPool:
         """
         if not self._workers:
             for task in tasks:
-                yield task, encode_documents(task.documents, self._tokenizer, parallel=True)
+                yield task, encode_documents(task.documents, self._tokenizer, form=self._form, parallel=True)
             return
         idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:

@@ -49,8 +49,7 @@ def hold_out(
     Raises:
         ValueError: for a fraction out of range, or a corpus of one document, which cannot be split.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"the held-out fraction must be above 0 and below 1, got {fraction}")
+    _check_fraction(fraction)
     if shards.num_documents < 2:
         raise ValueError(
             "the corpus has one document, which cannot be split into a part to train on and a part to measure on; "
@@ -69,6 +68,59 @@ def hold_out(
     return (
         _view(shards, [(begin, end) for begin, end, is_held in runs if not is_held]),
         _view(shards, [(begin, end) for begin, end, is_held in runs if is_held]),
+    )
+
+
+def hold_out_end(shards: TokenShards, fraction: float, *, max_tokens: int = 500_000) -> tuple[ShardsView, ShardsView]:
+    """Split a corpus at one token, where need be inside a document, whose two parts are then documents.
+
+    It is for corpora of few documents, such as one book, of which `hold_out` would take too much or nothing.
+
+    Args:
+        shards: the corpus.
+        fraction: share of the tokens to hold out, at the end of the corpus; above 0 and below 1.
+        max_tokens: hold out no more than as many tokens, however large the corpus.
+
+    Returns:
+        What comes before the token, to train on, and what is held out; neither is empty.
+
+    Raises:
+        ValueError: for a fraction out of range, or a corpus of fewer than two tokens.
+    """
+    _check_fraction(fraction)
+    total = sum(part.num_tokens for part in shards.parts)
+    if total < 2:
+        raise ValueError(f"the corpus has {total} tokens, of which nothing can be held out; give more text")
+    held = min(max(1, total - int((1 - fraction) * total)), max_tokens, total - 1)
+    cut = total - held
+    return _token_view(shards, 0, cut), _token_view(shards, cut, total)
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ValueError(f"the held-out fraction must be above 0 and below 1, got {fraction}")
+
+
+def _token_view(shards: TokenShards, begin: int, end: int) -> ShardsView:
+    """Return the tokens from begin to end, numbered over all parts, with the documents and sentences that they cut."""
+    parts, first = [], 0
+    for part in shards.parts:
+        low, high = max(begin - first, 0), min(end - first, part.num_tokens)
+        if low < high:
+            parts.append(_cut(part, low, high))
+        first += part.num_tokens
+    return ShardsView(parts=parts, vocab_size=shards.vocab_size)
+
+
+def _cut(part: ShardPart, begin: int, end: int) -> ShardPart:
+    sentences = np.unique(np.clip(part.sentence_offsets, begin, end)) - begin
+    documents = np.unique(np.clip(part.sentence_offsets[part.document_offsets], begin, end)) - begin
+    return replace(
+        part,
+        tokens=part.tokens[begin:end],
+        word_starts=part.word_starts[begin:end],
+        sentence_offsets=sentences,
+        document_offsets=np.searchsorted(sentences, documents),
     )
 
 

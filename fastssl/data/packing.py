@@ -2,6 +2,34 @@
 
 import numpy as np
 
+from fastssl.data.host import host_code
+from fastssl.data.numpy_host import philox
+
+
+def shuffled_batches(
+    lengths: np.ndarray, *, seed: int, epoch: int, batch_size: int | None, tokens_per_batch: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put an epoch's examples into batches, in a random order that follows from (seed, epoch).
+
+    Args:
+        lengths: (X) int64: tokens of each example.
+        seed: 64-bit key.
+        epoch: number of the pass over the corpus, below 2^32.
+        batch_size: examples per batch; the last batch has what is left.
+        tokens_per_batch: instead: most tokens per batch, filled by best fit.
+
+    Returns:
+        batch offsets (G + 1) int64; examples (X) int64, batch after batch.
+    """
+    code = host_code()
+    order = code.shuffled(len(lengths), seed=seed, epoch=epoch, purpose=philox.EXAMPLE_ORDER)
+    if batch_size is not None:
+        return consecutive_batches(len(order), batch_size), order
+    bins = code.pack_best_fit(lengths, order, tokens_per_batch)
+    num_bins = int(bins.max(initial=-1)) + 1
+    bin_order = code.shuffled(num_bins, seed=seed, epoch=epoch, purpose=philox.BATCH_ORDER)
+    return packed_batches(bins, bin_order, order)
+
 
 def consecutive_batches(num_examples: int, batch_size: int) -> np.ndarray:
     """Return batch offsets (G + 1) int64: `batch_size` examples each, the rest in the last one."""

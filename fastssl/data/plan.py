@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastssl.data.host import host_code
-from fastssl.data.numpy_host import philox
 from fastssl.data.objectives import SENTENCE_OBJECTIVE_CODES, ObjectiveConfig, probability_threshold
-from fastssl.data.packing import check_batch_size, consecutive_batches, packed_batches
+from fastssl.data.packing import check_batch_size, shuffled_batches
 
 if TYPE_CHECKING:
     from fastssl.data.shards import ShardPart, TokenShards
@@ -125,8 +124,7 @@ class EpochPlan:
             ValueError: for no batch size or two, or a budget below the longest sequence.
         """
         check_batch_size(batch_size, tokens_per_batch, objective.max_seq_length)
-        code = host_code()
-        segments, labels = code.plan_examples(
+        segments, labels = host_code().plan_examples(
             lengths.piece_offsets,
             lengths.document_offsets,
             seed=seed,
@@ -135,14 +133,13 @@ class EpochPlan:
             room=lengths.room,
             short_threshold=probability_threshold(objective.short_sequence_rate),
         )
-        order = code.shuffled(len(segments), seed=seed, epoch=epoch, purpose=philox.EXAMPLE_ORDER)
-        if batch_size is not None:
-            offsets = consecutive_batches(len(order), batch_size)
-        else:
-            bins = code.pack_best_fit(example_lengths(segments), order, tokens_per_batch)
-            num_bins = int(bins.max(initial=-1)) + 1
-            bin_order = code.shuffled(num_bins, seed=seed, epoch=epoch, purpose=philox.BATCH_ORDER)
-            offsets, order = packed_batches(bins, bin_order, order)
+        offsets, order = shuffled_batches(
+            example_lengths(segments),
+            seed=seed,
+            epoch=epoch,
+            batch_size=batch_size,
+            tokens_per_batch=tokens_per_batch,
+        )
         return cls(
             segments=segments,
             labels=None if objective.sentence_objective == "none" else labels,

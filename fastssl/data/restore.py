@@ -47,6 +47,35 @@ class ExampleDescription:
     """The text with the targets put back, in its own order (a swap undone), one string per segment."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CausalDescription:
+    """A sequence of next-token prediction as a person reads it."""
+
+    input_tokens: list[str]
+    """What the model reads."""
+    next_tokens: list[str]
+    """What it is to predict at each of them."""
+    restored: str
+    """The text, put together from the predictions; without what marks the end of a document."""
+
+
+def describe_causal(batch: PackedBatch, index: int, tokenizer: "Tokenizer") -> CausalDescription:
+    """Put a sequence of a causal batch into words.
+
+    Args:
+        batch: as drawn by `CausalData`.
+        index: number of the sequence in the batch.
+        tokenizer: the one that made the ids.
+    """
+    begin, end = batch.cu_seqlens[index : index + 2].tolist()
+    following = batch.next_tokens[begin:end].tolist()
+    return CausalDescription(
+        input_tokens=[tokenizer.id_to_token(token) for token in batch.input_ids[begin:end].tolist()],
+        next_tokens=[tokenizer.id_to_token(token) for token in following],
+        restored=tokenizer.decode(following, skip_special_tokens=True),
+    )
+
+
 def restore_input_ids(batch: PackedBatch) -> np.ndarray:
     """Return (N) int64: the input ids with every target put back."""
     input_ids = batch.input_ids.numpy().copy()

@@ -150,6 +150,11 @@ class TokenShards:
                     "encode again to make it anew"
                 )
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether documents are text as it was, and not cut into sentences."""
+        return self.index.options.get("text_form") == "exact"
+
     @cached_property
     def fingerprint(self) -> str:
         """One checksum over all parts: equal exactly for the same ids in the same order."""

@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models
 
-from fastssl.data import tokenizer_files, wordpiece
+from fastssl.data import lossless, tokenizer_files, wordpiece
 from fastssl.data.tokenizer_files import KNOWN_NAMES
 
 _TEXTS_AT_ONCE = 256
@@ -24,7 +24,7 @@ _TEXTS_AT_ONCE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialTokens:
-    """Ids of the tokens that are no words."""
+    """Ids of the tokens that are no words, of a tokenizer for masked language models."""
 
     pad: int
     """Fills the rest of a padded row."""
@@ -43,12 +43,22 @@ class SpecialTokens:
         return tuple(sorted(getattr(self, field.name) for field in fields(self)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextBounds:
+    """Ids of the tokens around a document, of a tokenizer for causal language models; GPT-2 has one for both."""
+
+    bos: int
+    """Begins a document: what the first token is predicted from."""
+    eos: int
+    """Ends it."""
+
+
 class Tokenizer:
     """Turns text into token ids with word boundaries, and ids into text.
 
     Attributes:
-        special: Ids of the special tokens.
-        special_names: Their spelling, by the names of ``SpecialTokens``' fields.
+        special_names: Spelling of those special tokens that it has, by the names of the fields of ``SpecialTokens`` and
+            ``TextBounds``.
         vocab_size: One more than the largest id.
     """
 
@@ -57,30 +67,30 @@ class Tokenizer:
 
         Args:
             backend: Copied; its padding and truncation are switched off in the copy.
-            special_names: Spelling of "pad", "unk", "cls", "sep" and "mask"; what is left out is looked for
-                under BERT's and RoBERTa's names.
-
-        Raises:
-            ValueError: One of the five special tokens is not in the vocabulary.
+            special_names: Spelling of "pad", "unk", "cls", "sep", "mask", "bos" and "eos"; what is left out is looked
+                for under BERT's, RoBERTa's and GPT-2's names. Which of them there must be depends on what the tokenizer
+                is for: ``special`` and ``bounds`` say so.
         """
         self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
         # Published tokenizer files often carry the padding of some application, which would end up in the corpus.
         self._backend.no_padding()
         self._backend.no_truncation()
-        self.special_names = {kind: self._find_special(kind, special_names or {}) for kind in KNOWN_NAMES}
-        self.special = SpecialTokens(**{k: self._backend.token_to_id(v) for k, v in self.special_names.items()})
+        found = {kind: self._find_special(kind, special_names or {}) for kind in KNOWN_NAMES}
+        self.special_names = {kind: name for kind, name in found.items() if name is not None}
         self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Load a tokenizer from a Hugging Face directory, a ``tokenizer.json`` or a BERT ``vocab.txt``.
 
-        A directory is read from its ``tokenizer.json``, else from its ``vocab.txt``, with the options of its
-        ``tokenizer_config.json``. A vocabulary without options folds case exactly if no token has an upper-case letter.
+        A directory is read from its ``tokenizer.json``, else from its ``vocab.txt``, else from GPT-2's two files
+        (``vocab.json`` and ``merges.txt``, or ``encoder.json`` and ``vocab.bpe``), with the options of its
+        ``tokenizer_config.json``. A ``vocab.txt`` without options folds case exactly if no token has an upper-case
+        letter.
 
         Raises:
-            FileNotFoundError: There is no such file, or the directory holds neither of the two files.
-            ValueError: A file is damaged, or a special token is missing.
+            FileNotFoundError: There is no such file, or the directory holds none of these files.
+            ValueError: A file is damaged, or a ``vocab.txt`` lacks a special token.
         """
         backend, special_names = tokenizer_files.read(Path(path))
         return cls(backend, special_names=special_names)
@@ -126,6 +136,41 @@ class Tokenizer:
             limit_alphabet=max(1, vocab_size // 3) if limit_alphabet is None else limit_alphabet,
         )
         return cls(wordpiece.bert_tokenizer(wordpiece.numbered(vocabulary), **options))
+
+    @classmethod
+    def train_byte_pairs(cls, texts: Iterable[str], *, vocab_size: int, min_frequency: int = 2) -> Tokenizer:
+        """Train byte-level BPE, GPT-2's kind, which spells every text and gives it back; `lossless` says how."""
+        return cls(lossless.train_byte_pairs(texts, vocab_size=vocab_size, min_frequency=min_frequency))
+
+    @classmethod
+    def train_characters(cls, texts: Iterable[str], *, vocab_size: int | None = None) -> Tokenizer:
+        """Take the characters of texts as tokens, for small corpora; `lossless` says how."""
+        return cls(lossless.train_characters(texts, vocab_size=vocab_size))
+
+    @classmethod
+    def of_bytes(cls) -> Tokenizer:
+        """Take the 256 bytes of UTF-8 as tokens."""
+        return cls(lossless.byte_tokenizer())
+
+    @cached_property
+    def special(self) -> SpecialTokens:
+        """Ids of the special tokens of a masked language model.
+
+        Raises:
+            ValueError: One of the five is not in the vocabulary, as in GPT-2's.
+        """
+        ids = self._ids_of(SpecialTokens, "choose a tokenizer made for masked language models, such as BERT's")
+        return SpecialTokens(**ids)
+
+    @cached_property
+    def bounds(self) -> TextBounds:
+        """Ids of the tokens around a document, of a causal language model.
+
+        Raises:
+            ValueError: One of the two is not in the vocabulary, as in BERT's.
+        """
+        ids = self._ids_of(TextBounds, "choose a tokenizer made for causal language models, such as GPT-2's")
+        return TextBounds(**ids)
 
     def extend(self, texts: Iterable[str], new_tokens: int) -> Tokenizer:
         """Return a tokenizer with tokens learnt from new text behind the old ones, whose ids stay.
@@ -298,6 +343,13 @@ class Tokenizer:
         return self._backend.token_to_id(token)
 
     @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer itself, as others use it, puts a first token in front of a text, as Llama's does."""
+        bos = self.special_names.get("bos")
+        ids = self._backend.encode("a", add_special_tokens=True).ids
+        return bos is not None and ids[0] == self._backend.token_to_id(bos)
+
+    @cached_property
     def fingerprint(self) -> str:
         """The SHA-256 of the tokenizer's definition as canonical JSON: equal exactly for equal tokenizers."""
         canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True, ensure_ascii=False)
@@ -315,15 +367,18 @@ class Tokenizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(tokenizers.Tokenizer.from_str(state["definition"]), special_names=state["special_names"])
 
-    def _find_special(self, kind: str, names: Mapping[str, str]) -> str:
+    def _find_special(self, kind: str, names: Mapping[str, str]) -> str | None:
         candidates = (names[kind],) if kind in names else KNOWN_NAMES[kind]
-        for name in candidates:
-            if self._backend.token_to_id(name) is not None:
-                return name
-        raise ValueError(
-            f"the tokenizer has no {kind} token: expected one of {', '.join(candidates)} in its vocabulary; "
-            f'name it as "{kind}_token" in tokenizer_config.json, or choose a tokenizer made for masked language models'
-        )
+        return next((name for name in candidates if self._backend.token_to_id(name) is not None), None)
+
+    def _ids_of(self, tokens: type, otherwise: str) -> dict[str, int]:
+        kinds = [field.name for field in fields(tokens)]
+        if missing := next((kind for kind in kinds if kind not in self.special_names), None):
+            raise ValueError(
+                f"the tokenizer has no {missing} token: expected one of {', '.join(KNOWN_NAMES[missing])} in its "
+                f'vocabulary; name it as "{missing}_token" in tokenizer_config.json, or {otherwise}'
+            )
+        return {kind: self._backend.token_to_id(self.special_names[kind]) for kind in kinds}
 
 
 def _several(texts: Sequence[str], name: str = "texts", kind: str = "strings") -> list[str]:

@@ -1,4 +1,4 @@
-"""The files of a tokenizer: a Hugging Face directory, a ``tokenizer.json``, a BERT ``vocab.txt``."""
+"""The files of a tokenizer: a Hugging Face directory, a ``tokenizer.json``, a BERT ``vocab.txt``, GPT-2's two files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
-from fastssl.data import wordpiece
+from fastssl.data import lossless, wordpiece
 from fastssl.data.files import make_directory
 
 KNOWN_NAMES = {
@@ -18,23 +18,30 @@ KNOWN_NAMES = {
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
+    "bos": (lossless.END_OF_TEXT, "<s>", "<|begin_of_text|>"),
+    "eos": (lossless.END_OF_TEXT, "</s>", "<|end_of_text|>"),
 }
-"""The special tokens by kind, as BERT and as RoBERTa spell them."""
+"""The special tokens by kind, as BERT, RoBERTa, GPT-2 and Llama spell them."""
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "encoder.json")
+_MERGES_BESIDE = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+"""The two names of GPT-2's pair of files: Hugging Face's and its own."""
 
 
 def read(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     """Read a tokenizer and the spelling of those special tokens that its files name.
 
     Args:
-        path: A directory with ``tokenizer.json`` or else ``vocab.txt``, or one of these files.
+        path: A directory with ``tokenizer.json``, or else ``vocab.txt``, or else GPT-2's two files; or one of these.
 
     Raises:
-        FileNotFoundError: There is no such file, or the directory holds neither of the two.
+        FileNotFoundError: There is no such file, or the directory holds none of them.
         ValueError: A file is damaged.
     """
     file = path if path.is_file() else _tokenizer_file(path)
     options = _read_options(file.parent)
     names = {kind: _spelling(options[f"{kind}_token"]) for kind in KNOWN_NAMES if options.get(f"{kind}_token")}
+    if file.name in _MERGES_BESIDE:
+        return _from_byte_pairs(file, options, names), names
     if file.suffix == ".json":
         return _from_json(file), names
     return _from_vocabulary(file, options, names), names
@@ -60,12 +67,11 @@ def write(
 
 
 def _tokenizer_file(directory: Path) -> Path:
-    for name in ("tokenizer.json", "vocab.txt"):
+    for name in _FILES:
         if (directory / name).is_file():
             return directory / name
-    reason = (
-        "the directory has neither tokenizer.json nor vocab.txt" if directory.is_dir() else "there is nothing there"
-    )
+    missing = "the directory has neither tokenizer.json nor vocab.txt nor GPT-2's vocab.json and merges.txt"
+    reason = missing if directory.is_dir() else "there is nothing there"
     raise FileNotFoundError(f"no tokenizer at {directory}: {reason}; give the directory that a tokenizer was saved to")
 
 
@@ -107,6 +113,23 @@ def _from_json(file: Path) -> Tokenizer:
         raise ValueError(f"{file} is damaged: {error}; fetch or save the tokenizer again") from error
 
 
+def _from_byte_pairs(file: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> Tokenizer:
+    merges_file = file.with_name(_MERGES_BESIDE[file.name])
+    if not merges_file.is_file():
+        raise FileNotFoundError(f"{merges_file} is missing, which {file.name} needs; fetch the tokenizer again")
+    try:
+        vocabulary, merges = models.BPE.read_file(str(file), str(merges_file))
+        known = {name for spellings in KNOWN_NAMES.values() for name in spellings} | set(names.values())
+        return lossless.byte_pair_tokenizer(
+            vocabulary,
+            merges,
+            special_tokens=sorted(known & vocabulary.keys(), key=vocabulary.__getitem__),
+            add_prefix_space=config.get("add_prefix_space", False),
+        )
+    except Exception as error:  # the library raises nothing more specific
+        raise ValueError(f"{file} or {merges_file.name} is damaged: {error}; fetch the tokenizer again") from error
+
+
 def _from_vocabulary(file: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> Tokenizer:
     try:
         rows = file.read_text(encoding="utf-8").split("\n")
@@ -117,7 +140,7 @@ def _from_vocabulary(file: Path, config: Mapping[str, Any], names: Mapping[str, 
     if len(vocabulary) != len(tokens):
         repeated = next(token for i, token in enumerate(tokens) if vocabulary[token] != i)
         raise ValueError(f"{file} is damaged: the token {repeated!r} is there twice; fetch the vocabulary again")
-    specials = tuple(names.get(kind, known[0]) for kind, known in KNOWN_NAMES.items())
+    specials = tuple(names.get(kind, KNOWN_NAMES[kind][0]) for kind in ("pad", "unk", "cls", "sep", "mask"))
     missing = [name for name in specials if name not in vocabulary]
     if missing:
         raise ValueError(f"{file} is no BERT vocabulary: it lacks {', '.join(missing)}; add them, or give another file")

@@ -120,11 +120,8 @@ class BertModel(nn.Module):
             output_attentions: return every layer's attention probabilities (quadratic memory, slow).
         """
         view = View(batch is None, output_hidden_states, output_attentions)
-        batch = pack(
+        batch = self.pack(
             batch,
-            vocab_size=self.config.vocab_size,
-            max_positions=self.config.max_position_embeddings,
-            num_token_types=self.config.type_vocab_size,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -134,6 +131,16 @@ class BertModel(nn.Module):
         pooled = None if self.pooler is None else self.pooler(hidden_states, batch.cu_seqlens)
         return BertOutput(
             last_hidden_state=view.tokens(batch, hidden_states), pooler_output=pooled, **view.traced(batch)
+        )
+
+    def pack(self, batch: PackedBatch | None, **padded: Tensor | None) -> PackedBatch:
+        """Return a packed batch as it is, or padded tensors packed, once they fit this body; see `door.pack`."""
+        return pack(
+            batch,
+            vocab_size=self.config.vocab_size,
+            max_positions=self.config.max_position_embeddings,
+            num_token_types=self.config.type_vocab_size,
+            **padded,
         )
 
     def encode(
@@ -251,11 +258,8 @@ class BertForMaskedLM(nn.Module):
             output_attentions: return every layer's attention probabilities (quadratic memory, slow).
         """
         view = View(batch is None, output_hidden_states, output_attentions)
-        batch = pack(
+        batch = self.bert.pack(
             batch,
-            vocab_size=self.config.vocab_size,
-            max_positions=self.config.max_position_embeddings,
-            num_token_types=self.config.type_vocab_size,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -358,11 +362,8 @@ class BertForPreTraining(BertForMaskedLM):
             loss_denominators: with "sentence" beside "masked_lm".
         """
         view = View(batch is None, output_hidden_states, output_attentions)
-        batch = pack(
+        batch = self.bert.pack(
             batch,
-            vocab_size=self.config.vocab_size,
-            max_positions=self.config.max_position_embeddings,
-            num_token_types=self.config.type_vocab_size,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,

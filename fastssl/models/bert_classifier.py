@@ -15,7 +15,7 @@ from fastssl.data.batch import PackedBatch
 from fastssl.models import bert_files
 from fastssl.models.bert_config import BertConfig, ProblemType
 from fastssl.models.bert_with_classifier import BertWithClassifier, expect_classes
-from fastssl.models.door import View, pack
+from fastssl.models.door import View
 from fastssl.models.losses import LossSum
 from fastssl.ops.philox import resolve_seed
 
@@ -79,11 +79,8 @@ class BertForSequenceClassification(BertWithClassifier):
             ValueError: for labels that do not fit the head (CPU), and as `BertModel.forward`.
         """
         view = View(batch is None, output_hidden_states, output_attentions)
-        batch = pack(
+        batch = self.bert.pack(
             batch,
-            vocab_size=self.config.vocab_size,
-            max_positions=self.config.max_position_embeddings,
-            num_token_types=self.config.type_vocab_size,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,

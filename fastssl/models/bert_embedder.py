@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastssl.data.batch import PackedBatch
 from fastssl.models import bert_files
 from fastssl.models.bert import BertModel
 from fastssl.models.bert_config import BertConfig
-from fastssl.models.door import pack
+from fastssl.models.bert_with_head import BertWithHead
 from fastssl.models.embedding_files import EmbeddingConfig, read_embedding_config, write_embedding_config
 from fastssl.models.losses import LossSum
 from fastssl.nn.pooling import POOLINGS
@@ -39,7 +39,7 @@ class BertEmbeddingOutput:
     """(B, W) fp32."""
 
 
-class BertForSentenceEmbedding(nn.Module):
+class BertForSentenceEmbedding(BertWithHead):
     """``pooling(h)``: one vector for each sequence, divided by its length where the embedding's config says so.
 
     The loss of P pairs (a_i, b_i), with texts b_(P+1) ... b_C that belong to none of them (hard negatives), is
@@ -65,18 +65,12 @@ class BertForSentenceEmbedding(nn.Module):
         *,
         temperature: float = DEFAULT_TEMPERATURE,
     ) -> None:
-        super().__init__()
+        super().__init__(config)
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.bert = BertModel(config)
         self.bert.pooler.requires_grad_(False)
         self.embedding = embedding or EmbeddingConfig(max_length=config.max_position_embeddings)
         self.temperature = temperature
-
-    @property
-    def config(self) -> BertConfig:
-        """Sizes of the body."""
-        return self.bert.config
 
     @property
     def width(self) -> int:
@@ -105,11 +99,8 @@ class BertForSentenceEmbedding(nn.Module):
         Raises:
             ValueError: as `BertModel.forward`.
         """
-        batch = pack(
+        batch = self.bert.pack(
             batch,
-            vocab_size=self.config.vocab_size,
-            max_positions=self.config.max_position_embeddings,
-            num_token_types=self.config.type_vocab_size,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -121,26 +112,6 @@ class BertForSentenceEmbedding(nn.Module):
             loss_sum, num_correct = in_batch_loss(embeddings, batch.num_pairs, self.temperature)
             losses.add("pair", loss_sum, num_correct, batch.num_pairs)
         return BertEmbeddingOutput(loss=losses.loss, metrics=losses.metrics, embeddings=embeddings)
-
-    def use_sparse_word_gradients(self) -> None:
-        """Have the word embedding's gradient as the rows that were read; see `BertForSequenceClassification`."""
-        self.bert.embeddings.word.sparse = True
-
-    def gradient_checkpointing_enable(self) -> None:
-        """Keep only each block's input for the backward, and compute the rest again there."""
-        self.bert.gradient_checkpointing_enable()
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep everything that the backward needs."""
-        self.bert.gradient_checkpointing_disable()
-
-    def set_dropout(self, p: float) -> None:
-        """Use the dropout probability `p` at every site from now on."""
-        self.bert.set_dropout(p)
-
-    def resize_token_embeddings(self, new_size: int) -> None:
-        """Grow the vocabulary to `new_size`, in place; see `Embeddings.grow`."""
-        self.bert.resize_token_embeddings(new_size)
 
     @classmethod
     def from_pretrained(

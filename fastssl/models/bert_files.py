@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastssl.models.bert_config import BertConfig, default_label_names
-from fastssl.models.pretrained import FileLayout, file_tensors, load_weights, read_config, save_directory
+from fastssl.models.pretrained import FileLayout, file_tensors, load_weights, read_config, save_config, save_directory
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -106,6 +106,13 @@ def save(model: nn.Module, directory: str | Path) -> None:
     config["architectures"] = [type(model).__name__]
     config["torch_dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     save_directory(directory, config, file_tensors(model, layout))
+
+
+def note_no_answer_threshold(directory: str | Path, threshold: float) -> None:
+    """Write `BertConfig.no_answer_threshold` into the config.json of a directory, and leave all else in it."""
+    values = read_config(directory)
+    values[_OUR_KEY] = values.get(_OUR_KEY, {}) | {"no_answer_threshold": threshold}
+    save_config(directory, values)
 
 
 def config_to_dict(config: BertConfig) -> dict:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fastssl.data.batch import PackedBatch
 from fastssl.models import bert_files
-from fastssl.models.bert import BertModel
 from fastssl.models.bert_config import BertConfig
-from fastssl.models.door import View, pack
+from fastssl.models.bert_with_head import BertWithHead
+from fastssl.models.door import View
 from fastssl.models.losses import LossSum
 from fastssl.nn.init import initialize
 
@@ -38,7 +38,7 @@ class BertQuestionAnsweringOutput:
     """As in `BertOutput`."""
 
 
-class BertForQuestionAnswering(nn.Module):
+class BertForQuestionAnswering(BertWithHead):
     """Two vectors, the only new parameters: their dot products with the hidden states score starts and ends.
 
     Softmax turns the scores into probabilities over the tokens of `answer_mask`: those of the document, and [CLS] where
@@ -54,16 +54,10 @@ class BertForQuestionAnswering(nn.Module):
     """
 
     def __init__(self, config: BertConfig) -> None:
-        super().__init__()
         config = replace(config, labels=None, problem_type=None, trained_on_pairs=None)
-        self.bert = BertModel(config, add_pooling_layer=False)
+        super().__init__(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2, bias=False)
         initialize(self.qa_outputs, config.initializer_range)
-
-    @property
-    def config(self) -> BertConfig:
-        """Sizes of the model."""
-        return self.bert.config
 
     def forward(
         self,
@@ -97,11 +91,8 @@ class BertForQuestionAnswering(nn.Module):
             ValueError: for an answer that begins or ends outside of `answer_mask` (CPU), and as `BertModel.forward`.
         """
         view = View(batch is None, output_hidden_states, output_attentions)
-        batch = pack(
+        batch = self.bert.pack(
             batch,
-            vocab_size=self.config.vocab_size,
-            max_positions=self.config.max_position_embeddings,
-            num_token_types=self.config.type_vocab_size,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -123,30 +114,6 @@ class BertForQuestionAnswering(nn.Module):
             **view.traced(batch),
         )
 
-    def use_sparse_word_gradients(self) -> None:
-        """Have the word embedding's gradient as the rows that were read, as ``nn.Embedding(sparse=True)`` does.
-
-        `fastssl.training.Trainer` takes such gradients, in one process, and spends no time on the other rows but for
-        AdamW itself; an optimizer of your own must know them.
-        """
-        self.bert.embeddings.word.sparse = True
-
-    def gradient_checkpointing_enable(self) -> None:
-        """Keep only each block's input for the backward, and compute the rest again there."""
-        self.bert.gradient_checkpointing_enable()
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep everything that the backward needs."""
-        self.bert.gradient_checkpointing_disable()
-
-    def set_dropout(self, p: float) -> None:
-        """Use the dropout probability `p` at every site from now on; the head has none."""
-        self.bert.set_dropout(p)
-
-    def resize_token_embeddings(self, new_size: int) -> None:
-        """Grow the vocabulary to `new_size`, in place; see `Embeddings.grow`."""
-        self.bert.resize_token_embeddings(new_size)
-
     @classmethod
     def from_pretrained(
         cls, directory: str | Path, *, fresh_head: bool = False, dtype: torch.dtype = torch.float32
@@ -159,10 +126,6 @@ class BertForQuestionAnswering(nn.Module):
             dtype: of the parameters, whatever the file's.
         """
         return bert_files.load(cls, directory, dtype, anew=("qa_outputs.",) if fresh_head else ())
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write a directory that `transformers` loads; see `fastssl.models.bert_files.save`."""
-        bert_files.save(self, directory)
 
 
 def _add_answer_loss(losses: LossSum, logits: Tensor, batch: PackedBatch) -> None:

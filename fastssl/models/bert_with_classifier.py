@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.models import bert_files
-from fastssl.models.bert import BertModel
 from fastssl.models.bert_config import BertConfig
+from fastssl.models.bert_with_head import BertWithHead
 from fastssl.models.pretrained import read_config
 from fastssl.nn.dropout import dropout, site_seeds
 from fastssl.nn.init import initialize
 
 
-class BertWithClassifier(nn.Module):
+class BertWithClassifier(BertWithHead):
     """A body `bert` and a head ``classifier(dropout(rows))``; what the rows are, and the loss, is the subclass's.
 
     Args:
@@ -26,16 +26,10 @@ class BertWithClassifier(nn.Module):
     class_weights: Tensor | None
 
     def __init__(self, config: BertConfig, *, add_pooling_layer: bool) -> None:
-        super().__init__()
-        self.bert = BertModel(config, add_pooling_layer)
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.register_buffer("class_weights", None, persistent=False)
         initialize(self.classifier, config.initializer_range)
-
-    @property
-    def config(self) -> BertConfig:
-        """Sizes of the model."""
-        return self.bert.config
 
     def set_class_weights(self, weights: Sequence[float] | Tensor | None) -> None:
         """Multiply the loss of each target by the weight of its class from now on; C numbers, or None for ones.
@@ -52,34 +46,10 @@ class BertWithClassifier(nn.Module):
                 )
         self.class_weights = weights
 
-    def use_sparse_word_gradients(self) -> None:
-        """Have the word embedding's gradient as the rows that were read, as ``nn.Embedding(sparse=True)`` does.
-
-        `fastssl.training.Trainer` takes such gradients, in one process, and spends no time on the other rows but for
-        AdamW itself; an optimizer of your own must know them.
-        """
-        self.bert.embeddings.word.sparse = True
-
-    def gradient_checkpointing_enable(self) -> None:
-        """Keep only each block's input for the backward, and compute the rest again there."""
-        self.bert.gradient_checkpointing_enable()
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep everything that the backward needs."""
-        self.bert.gradient_checkpointing_disable()
-
     def set_dropout(self, p: float) -> None:
         """Use the dropout probability `p` at every site from now on."""
-        self.bert.set_dropout(p)
+        super().set_dropout(p)
         self.bert.config = replace(self.config, classifier_dropout=None)
-
-    def resize_token_embeddings(self, new_size: int) -> None:
-        """Grow the vocabulary to `new_size`, in place; see `Embeddings.grow`."""
-        self.bert.resize_token_embeddings(new_size)
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write a directory that `transformers` loads; see `fastssl.models.bert_files.save`."""
-        bert_files.save(self, directory)
 
     def _classify(self, rows: Tensor, seed: Tensor | None) -> Tensor:
         """Return the numbers (R, C) of rows (R, E) of the body's outputs; `seed` is of the step's dropout, if any."""

@@ -42,7 +42,7 @@ def pack(
         raise ValueError(f"the model got a PackedBatch and also {', '.join(surplus)}; give one or the other")
     for name, value in {"input_ids": input_ids, **padded}.items():
         if value is not None and not isinstance(value, Tensor):
-            argument = "labels" if name in ("sequence_labels", "token_labels") else name
+            argument = "labels" if name in ("sequence_labels", "token_labels", "causal_labels") else name
             raise ValueError(f"{argument} must be a tensor, got {type(value).__name__}; make one with torch.tensor")
     packed = PackedBatch.from_padded(input_ids, **padded) if batch is None else batch
     if packed.max_seqlen > max_positions:

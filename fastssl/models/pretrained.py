@@ -30,6 +30,10 @@ class FileLayout:
 
     tensors: Mapping[str, tuple[str, ...]]
     """Parameter name -> canonical names of the tensors that stand in it one above the other (one, or three for QKV)."""
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Parameter name -> rows of each of its tensors, where they have not all the same number."""
+    transposed: frozenset[str] = frozenset()
+    """Canonical names of the matrices that files hold the other way round."""
     canonical: Callable[[str], str]
     """Name in a file -> canonical name."""
     heads: tuple[str, ...] = ()
@@ -113,7 +117,9 @@ def load_weights(
     }
     _check_names(found, expected, layout, directory)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    _check_shapes(found, expected, shapes, directory)
+    _check_shapes(found, expected, shapes, layout, directory)
+    for name in layout.transposed & found.keys():
+        found[name] = found[name].T
     # Concatenation copies: tensors of a pickle may share their memory, which parameters must not.
     state = {parameter: torch.cat([found[n] for n in names]).to(dtype) for parameter, names in expected.items()}
     model.load_state_dict(state, strict=False, assign=True)
@@ -145,8 +151,13 @@ def save_directory(directory: str | Path, config: Mapping[str, object], tensors:
     _replace(
         directory / SAFE_FILE, lambda path: safetensors.torch.save_file(contiguous, path, metadata={"format": "pt"})
     )
+    save_config(directory, config)
+
+
+def save_config(directory: str | Path, config: Mapping[str, object]) -> None:
+    """Write config.json into a directory, under a temporary name, synced, and renamed."""
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    replace_text(directory / CONFIG_FILE, text)
+    replace_text(Path(directory) / CONFIG_FILE, text)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -159,7 +170,9 @@ def file_tensors(model: nn.Module, layout: FileLayout) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
     tensors = {}
     for parameter, names in layout.tensors.items():
-        tensors.update(zip(names, parameters[parameter].chunk(len(names)), strict=True))
+        parts = parameters[parameter].split(_rows(layout, parameter, names, parameters[parameter].shape))
+        tensors.update(zip(names, parts, strict=True))
+    tensors.update({name: tensors[name].T for name in layout.transposed})
     tensors.update({name: tensors[source].clone() for name, source in layout.saved_copies.items()})
     dtype = next(model.parameters()).dtype
     tensors.update({name: torch.zeros(count, dtype=dtype) for name, count in layout.saved_zeros.items()})
@@ -266,15 +279,23 @@ def _check_shapes(
     found: Mapping[str, Tensor],
     expected: Mapping[str, tuple[str, ...]],
     shapes: Mapping[str, torch.Size],
+    layout: FileLayout,
     directory: str | Path,
 ) -> None:
     wrong = []
     for parameter, names in expected.items():
-        rows, *rest = shapes[parameter]
-        shape = (rows // len(names), *rest)
-        wrong += [f"{n} {tuple(found[n].shape)}, expected {shape}" for n in names if found[n].shape != shape]
+        for name, rows in zip(names, _rows(layout, parameter, names, shapes[parameter]), strict=True):
+            shape = (rows, *shapes[parameter][1:])
+            shape = shape[::-1] if name in layout.transposed else shape
+            if found[name].shape != shape:
+                wrong.append(f"{name} {tuple(found[name].shape)}, expected {shape}")
     if wrong:
         raise ValueError(f"tensors in {directory} have shapes that do not fit its config.json: {_listed(wrong)}")
+
+
+def _rows(layout: FileLayout, parameter: str, names: tuple[str, ...], shape: torch.Size) -> tuple[int, ...]:
+    """Return how many rows each of a parameter's tensors has."""
+    return layout.rows.get(parameter, (shape[0] // len(names),) * len(names))
 
 
 def _draw_fresh(model: nn.Module, fresh: Iterable[str], dtype: torch.dtype, std: float) -> None:

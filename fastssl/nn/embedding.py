@@ -1,8 +1,8 @@
 """The sum of word, position and token-type embeddings, normalised."""
 
-import torch
 from torch import Tensor, nn
 
+from fastssl.nn.init import grow_rows
 from fastssl.nn.norm import LayerNorm
 from fastssl.nn.tied_embedding import TiedEmbedding
 
@@ -50,20 +50,7 @@ class Embeddings(nn.Module):
         """Return the word embedding for one forward pass whose decoder uses it too."""
         return TiedEmbedding(self.word.weight, self.word.padding_idx)
 
-    @torch.no_grad()
     def grow(self, vocab_size: int, std: float) -> None:
-        """Add word vectors, in place: the mean of the old ones, plus normal(0, `std`).
-
-        Starting at the mean bounds how much the old predictions change (Hewitt 2021, "Initializing New Word Embeddings
-        for Pretrained Language Models").
-
-        Args:
-            vocab_size: the new V, not below the old one.
-            std: standard deviation of the noise that tells the new vectors apart.
-        """
-        old = self.word.weight
-        if vocab_size < old.shape[0]:
-            raise ValueError(f"vocab_size must be at least the {old.shape[0]} tokens there are, got {vocab_size}")
-        new = old.mean(0) + std * torch.randn_like(old.new_empty(vocab_size - old.shape[0], old.shape[1]))
-        grown = torch.cat((old, new))
+        """Add word vectors, in place, to a new V of `vocab_size`; see `grow_rows`."""
+        grown = grow_rows(self.word.weight, vocab_size, std)
         self.word = nn.Embedding.from_pretrained(grown, freeze=False, padding_idx=self.word.padding_idx)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,12 @@ class Trace:
     attentions: list[tuple[Tensor, ...]] | None = None
     """L tuples of B tensors (H, T, T): the attention probabilities of each sequence, before dropout."""
 
-    def record(self, hidden_states: Tensor, block: Block, attention_input: Tensor, cu_seqlens: Tensor) -> None:
-        """Note what enters a block; `attention_input` is what its attention will see."""
+    def record(self, hidden_states: Tensor, attention: Callable[[], tuple[Tensor, ...]]) -> None:
+        """Note what enters a block; `attention` gives its probabilities, where they are asked for."""
         if self.hidden_states is not None:
             self.hidden_states.append(hidden_states)
         if self.attentions is not None:
-            self.attentions.append(block.attention.probabilities(attention_input, cu_seqlens))
+            self.attentions.append(attention())
 
     def finish(self, hidden_states: Tensor) -> None:
         """Note what leaves the encoder."""
@@ -113,7 +114,7 @@ class PostNormEncoder(Encoder):
         """
         hidden_states = dropout(embedded, self.hidden_dropout_p, seeds.embeddings, backend=self.backend)
         for block, block_seeds in zip(self.blocks, seeds.blocks, strict=True):
-            trace.record(hidden_states, block, hidden_states, cu_seqlens)
+            trace.record(hidden_states, partial(block.attention.probabilities, hidden_states, cu_seqlens))
             hidden_states = self.run(block, hidden_states, cu_seqlens, max_seqlen, block_seeds)
         trace.finish(hidden_states)
         return hidden_states
@@ -154,7 +155,7 @@ class PreNormEncoder(Encoder):
             normed, stream = block.attention_norm(
                 addend, residual=stream, dropout_p=p, seed=addend_seed, return_sum=True
             )
-            trace.record(stream, block, normed, cu_seqlens)
+            trace.record(stream, partial(block.attention.probabilities, normed, cu_seqlens))
             addend, stream = self.run(block, normed, stream, cu_seqlens, max_seqlen, block_seeds)
             addend_seed = block_seeds.mlp_output
         hidden_states = self.final_norm(addend, residual=stream, dropout_p=p, seed=addend_seed)

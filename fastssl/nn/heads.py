@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastssl.nn.init import grow_rows
 from fastssl.nn.mlp import ACTIVATIONS, activated
 from fastssl.nn.norm import LayerNorm
 from fastssl.ops.linear_cross_entropy.api import LinearCrossEntropyStats, linear_cross_entropy
@@ -82,16 +83,14 @@ class MaskedLMHead(nn.Module):
 
     @torch.no_grad()
     def grow(self, vocab_size: int, std: float) -> None:
-        """Add scores for new tokens, in place: bias and, where untied, weights as in `Embeddings.grow`."""
+        """Add scores for new tokens, in place: bias and, where untied, weights as in `grow_rows`."""
         num_new = vocab_size - self.bias.numel()
         if num_new < 0:
             raise ValueError(f"vocab_size must be at least the {self.bias.numel()} tokens there are, got {vocab_size}")
         self.bias = nn.Parameter(torch.cat((self.bias, self.bias.mean().expand(num_new))))
         if self.decoder is not None:
-            old = self.decoder.weight
-            new = old.mean(0) + std * torch.randn_like(old.new_empty(num_new, old.shape[1]))
-            self.decoder = nn.Linear(old.shape[1], vocab_size, bias=False, device="meta")
-            self.decoder.weight = nn.Parameter(torch.cat((old, new)))
+            self.decoder.weight = nn.Parameter(grow_rows(self.decoder.weight, vocab_size, std))
+            self.decoder.out_features = vocab_size
 
     def _transform(self, hidden_states: Tensor) -> Tensor:
         return self.norm(activated(self.dense, self.activation, hidden_states, self.backend))

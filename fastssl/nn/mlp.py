@@ -29,7 +29,7 @@ def activated(linear: nn.Module, activation: Callable[[Tensor], Tensor], x: Tens
         x: (N, E).
         backend: of the fused operator.
     """
-    if type(linear) is nn.Linear and activation in _APPROXIMATIONS:
+    if type(linear) is nn.Linear and linear.bias is not None and activation in _APPROXIMATIONS:
         product = F.linear(x, linear.weight)
         return bias_gelu(product, linear.bias, approximate=_APPROXIMATIONS[activation], backend=backend)
     return activation(linear(x))
@@ -42,17 +42,42 @@ class MLP(nn.Module):
         hidden_size: E.
         intermediate_size: F, the width in between.
         activation: a key of `ACTIVATIONS`.
+        bias: whether its two maps have biases.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762) §3.3; GELU: Hendrycks and Gimpel 2016 (arXiv 1606.08415).
     """
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: str) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str, *, bias: bool = True) -> None:
         super().__init__()
-        self.up = nn.Linear(hidden_size, intermediate_size)
-        self.down = nn.Linear(intermediate_size, hidden_size)
+        self.up = nn.Linear(hidden_size, intermediate_size, bias)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias)
         self.activation = ACTIVATIONS[activation]
         self.backend = "auto"
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map each row by itself, (N, E) to (N, E)."""
         return self.down(activated(self.up, self.activation, hidden_states, self.backend))
+
+
+class GatedMLP(nn.Module):
+    """``down(activation(gate(x)) * up(x))``, gate and up in one matrix product.
+
+    Args:
+        hidden_size: E.
+        intermediate_size: F, the width in between.
+        activation: a key of `ACTIVATIONS`; "silu" makes it SwiGLU.
+        bias: whether its maps have biases.
+
+    Source: Shazeer 2020 (arXiv 2002.05202) §2.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str, *, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(hidden_size, 2 * intermediate_size, bias)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map each row by itself, (N, E) to (N, E)."""
+        gate, up = self.gate_up(hidden_states).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * up)

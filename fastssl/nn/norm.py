@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from fastssl.nn.dropout import dropout
 from fastssl.ops.layer_norm.api import layer_norm
 
 
@@ -55,3 +57,36 @@ class LayerNorm(nn.Module):
             return_sum=return_sum,
             backend=self.backend,
         )
+
+
+class RMSNorm(nn.Module):
+    """``y = s / sqrt(mean(s^2) + eps) * weight`` over the last dimension, where ``s = residual + dropout(x)``.
+
+    Args:
+        width: E, size of the last dimension.
+        eps: added to the mean square.
+
+    Source: Zhang and Sennrich 2019 (arXiv 1910.07467) §4.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.backend = "auto"
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        residual: Tensor | None = None,
+        dropout_p: float = 0.0,
+        seed: Tensor | None = None,
+        return_sum: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalise the rows of ``residual + dropout(x)``; arguments and results as in `LayerNorm.forward`."""
+        total = dropout(x, dropout_p, seed, backend=self.backend)
+        if residual is not None:
+            total = residual + total
+        y = F.rms_norm(total, total.shape[-1:], self.weight.to(total.dtype), self.eps).to(x.dtype)
+        return (y, total) if return_sum else y

@@ -79,6 +79,8 @@ class FinetuningRun:
         if result.exit_code == 0 and self.is_main:
             if result.best_checkpoint is not None:
                 load_weights(self.parts.model, result.best_checkpoint)
+            if self.parts.settle is not None:
+                self.parts.settle()
             self.parts.model.save_pretrained(self.config.training.output_dir)
             self._save_tokenizer(Path(self.config.training.output_dir))
         return result
@@ -141,10 +143,10 @@ def layerwise_lr_scales(model: nn.Module, decay: float) -> dict[str, float]:
 def _cost(parts: TaskParts) -> ModelCost:
     batch, config = parts.train_data.batch(0, 0), parts.model.config
     parameters = num_parameters(parts.model)
-    activations = training_memory(config, num_tokens=batch.num_tokens, num_masked=0).activations
+    activations = training_memory(config, num_tokens=batch.num_tokens, num_predicted=0).activations
     return ModelCost(
         parameters=parameters,
-        flops_per_token=flops_per_token(config, batch.num_tokens / batch.num_sequences, masked_fraction=0.0),
+        flops_per_token=flops_per_token(config, batch.num_tokens / batch.num_sequences, predicted_fraction=0.0),
         memory_bytes=16 * parameters + activations,
     )
 

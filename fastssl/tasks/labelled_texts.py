@@ -57,6 +57,20 @@ class LabelledTexts:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def is_empty(self, row: int) -> bool:
+        """Whether an example has no text at all."""
+        return not self.texts[row].strip() and not (self.pairs and self.pairs[row].strip())
+
+    @property
+    def num_empty(self) -> int:
+        """How many of the examples are empty."""
+        return sum(map(self.is_empty, range(len(self))))
+
+    @property
+    def remark_on_empty(self) -> str:
+        """What is to be said where there are such."""
+        return f"{self.table.path}: {self.num_empty:,} of {len(self):,} examples have no text"
+
     def select(self, rows: Sequence[int]) -> LabelledTexts:
         """Return some of the examples."""
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from fastssl.tasks.classification.classifier import Classifier
 from fastssl.tasks.embedding.embedder import SentenceEmbedder
 from fastssl.tasks.fill_mask import FillMask
+from fastssl.tasks.generation.text_generator import TextGenerator
 from fastssl.tasks.question_answering.answerer import QuestionAnswerer
 from fastssl.tasks.tagging.tagger import Tagger
 
@@ -40,6 +41,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "question-answering": QuestionAnswerer,
     "sentence-embedding": SentenceEmbedder,
     "feature-extraction": SentenceEmbedder,
+    "text-generation": TextGenerator,
 }
 """Task, as Hugging Face names it where it does -> what serves its models."""
 
@@ -54,6 +56,7 @@ def pipeline(task: str, model: str | Path, *, dtype: str = "fp32", **options: ob
     | token-classification | `fastssl.Tagger` | a `TaggedSentence` for each text, or list of words |
     | question-answering | `fastssl.QuestionAnswerer` | an `Answer` for each question and document |
     | sentence-embedding, feature-extraction | `fastssl.SentenceEmbedder` | a row of float32 for each text |
+    | text-generation | `fastssl.TextGenerator` | a `GeneratedText` for each prompt and sample |
 
     Call it with a list of texts, or give any iterable to its method `stream`, which yields answers in order (rows of
     embeddings some at a time) and reads but a bounded number of texts ahead. Several threads may use it at once.

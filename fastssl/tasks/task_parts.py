@@ -12,7 +12,7 @@ from torch import nn
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models import bert_files
 from fastssl.models.bert_config import BertConfig
-from fastssl.models.presets import PUBLISHED_CHECKPOINTS, preset
+from fastssl.models.presets import PUBLISHED_CHECKPOINTS, bert_preset
 from fastssl.tasks.finetuning_config import StartConfig
 from fastssl.training.evaluation import Evaluation
 from fastssl.training.source import BatchSource
@@ -38,6 +38,8 @@ class TaskParts:
     """Measures the model; None without held-out examples."""
     main_metric: str
     """Of the evaluation: what says which checkpoint is best."""
+    settle: Callable[[], None] | None = None
+    """Called when the weights are final: settles by the held-out examples what of the model is no weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def find_start(wanted: StartConfig, texts: Sequence[str], say: Callable[[str], N
 def _preset(wanted: StartConfig) -> BertConfig:
     """Return the sizes of a preset, unless published weights seem to be meant."""
     try:
-        config = preset(wanted.model)
+        config = bert_preset(wanted.model)
     except ValueError as error:
         raise ValueError(f"there is no directory {wanted.model!r}, and {error}") from error
     if wanted.model in PUBLISHED_CHECKPOINTS and not wanted.from_scratch:

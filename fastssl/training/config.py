@@ -28,6 +28,8 @@ class TrainingConfig:
     """Stop after this many minutes of training; time used before an interruption counts."""
     learning_rate: float = 5e-4
     """Peak learning rate."""
+    min_learning_rate: float = 0.0
+    """Learning rate at the end of a schedule that falls: it falls from the peak to this, and not to zero."""
     lr_scheduler_type: SchedulerName = "auto"
     """linear, cosine, constant, wsd (stable, then decay), time_budget (by the clock); auto suits how the run ends."""
     warmup_steps: int = 0
@@ -123,7 +125,7 @@ class TrainingConfig:
         """Whether more of metric_for_best_model is better."""
         if self.greater_is_better is not None:
             return self.greater_is_better
-        return not (self.metric_for_best_model or "").endswith(("loss", "perplexity"))
+        return not (self.metric_for_best_model or "").endswith(("loss", "perplexity", "bits_per_byte"))
 
     def _check_evaluation(self) -> None:
         if self.eval_strategy == "steps" and self.eval_steps is None:
@@ -140,6 +142,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise ValueError(f"{name}={value!r}; expected {words}")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}; lower it"
+            )
 
 
 _POSITIVE = ("a number above zero", lambda value: value > 0)
@@ -151,6 +157,7 @@ _RANGES = {
     "num_train_epochs": _POSITIVE,
     "time_budget_minutes": _POSITIVE,
     "learning_rate": _NOT_NEGATIVE,
+    "min_learning_rate": _NOT_NEGATIVE,
     "warmup_steps": _NOT_NEGATIVE,
     "warmup_ratio": _SHARE,
     "decay_ratio": _SHARE,

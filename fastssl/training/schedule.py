@@ -64,8 +64,18 @@ class Schedule:
         return math.ceil(self.config.warmup_ratio * self.total_steps)
 
     def learning_rate(self, step: int, elapsed_seconds: float = 0.0) -> float:
-        """Return the learning rate of the update that follows `step` finished ones."""
-        return self.config.learning_rate * self._factor(step, elapsed_seconds)
+        """Return the learning rate of the update that follows `step` finished ones.
+
+        In warm-up it rises from zero to the peak; then the factor f of the schedule gives min + f (peak - min).
+        """
+        peak, lowest = self.config.learning_rate, self.config.min_learning_rate
+        factor = self._factor(step, elapsed_seconds)
+        return peak * factor if self._warms_up(step, elapsed_seconds) else lowest + factor * (peak - lowest)
+
+    def _warms_up(self, step: int, elapsed_seconds: float) -> bool:
+        if self.config.scheduler != "time_budget" or self.config.warmup_steps:
+            return step < self.warmup_steps
+        return self._used_fraction(elapsed_seconds) < self.config.warmup_ratio
 
     def _factor(self, step: int, elapsed_seconds: float) -> float:
         warmup = self.warmup_steps
@@ -79,7 +89,10 @@ class Schedule:
             case "wsd":
                 decay_steps = math.ceil(self.config.decay_ratio * self.total_steps)
                 return warmup_stable_decay_factor(step, warmup, decay_steps, self.total_steps)
-        fraction = elapsed_seconds / (60.0 * self.config.time_budget_minutes)
+        fraction = self._used_fraction(elapsed_seconds)
         if self.config.warmup_steps:
             return min(constant_factor(step, warmup), time_budget_factor(fraction, 0.0))
         return time_budget_factor(fraction, self.config.warmup_ratio)
+
+    def _used_fraction(self, elapsed_seconds: float) -> float:
+        return elapsed_seconds / (60.0 * self.config.time_budget_minutes)

@@ -164,7 +164,8 @@ class Trainer:
                 raise
             loop.finish_sinks()
             saved = f"saved {loop.last_checkpoint}" if loop.last_checkpoint else "no checkpoint was wanted"
-            loop.reporter.say(f"ended by {ended} at step {loop.state.step}; {saved}")
+            why = "done" if ended == "max_steps" else f"ended by {ended}"
+            loop.reporter.say(f"{why} at step {loop.state.step}; {saved}")
         return TrainingResult(
             step=loop.state.step,
             stopped_by=ended,

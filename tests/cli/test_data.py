@@ -189,3 +189,19 @@ def test_stats_of_real_text(test_data: Path, capsys: pytest.CaptureFixture[str])
 def test_stats_with_a_budget_below_one_sequence(shards_directory: Path, capsys: pytest.CaptureFixture[str]):
     shown = error_of(["data", "stats", str(shards_directory), "--tokens-per-batch", "100"], capsys)
     assert "tokens_per_batch must hold the longest sequence, max_seq_length=128, but is 100" in shown
+
+
+def test_exact_text_is_encoded_for_causal_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    stories = tmp_path / "stories.txt"
+    stories.write_text("Once.\n\n  Twice upon.\n<|end|>\nThe end\n")
+    out = tmp_path / "shards"
+    flags = ["--tokenizer-type", "bytes", "--text-form", "exact", "--document-separator", "<|end|>"]
+    assert main(["data", "encode", str(stories), *flags, "--output-dir", str(out)]) == 0
+    assert "pretrain --arch gpt" in capsys.readouterr().out
+    texts = [bytes(ids.tolist()).decode() for (ids,) in TokenShards.open(out).documents()]
+    assert texts == ["Once.\n\n  Twice upon.\n", "The end\n"]
+    assert main(["data", "show", str(out), "--num-examples", "1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    read, predicted = (line.split()[1:] for line in shown[1:3])
+    assert read[1:] == predicted[:-1]
+    assert shown[3].split(maxsplit=1)[1] in (repr(text) for text in texts)

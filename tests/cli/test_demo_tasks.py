@@ -73,6 +73,5 @@ def test_what_a_guess_would_score(name, train, held_out, expected):
 def test_mistakes_are_told(tmp_path, capsys):
     assert main(["demo", "tasks", "--model", str(tmp_path / "nowhere")]) == 1
     assert "run `fastssl demo` first" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["demo", "tasks", "--max-examples", "3"])
+    assert main(["demo", "tasks", "--max-examples", "3"]) == 1
     assert "max_examples must be at least 20, got 3" in capsys.readouterr().err

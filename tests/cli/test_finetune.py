@@ -115,6 +115,17 @@ def test_mistakes_are_told_in_one_line(run, pretrained, capsys, monkeypatch, arg
     assert len(error) == 1 and message in error[0]
 
 
+def test_empty_texts_are_told(run, tmp_path, capsys):
+    file = tmp_path / "some.tsv"
+    file.write_text("text\tlabel\n\tpositive\nthis is good\tpositive\n  \tnegative\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match="some.tsv: 2 of 3 examples have no text; what the model makes of them"):
+        assert main(["predict", "--model", str(run), "--file", str(file), "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    with pytest.warns(UserWarning, match="some.tsv: 2 of 3 examples have no text; they count all the same"):
+        assert main(["evaluate", "--model", str(run), "--eval-file", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == 3
+
+
 @pytest.fixture(scope="module")
 def embedder(pretrained, tmp_path_factory) -> Path:  # noqa: F811
     """A directory of trained sentence embeddings, with its held-out pairs beside it."""

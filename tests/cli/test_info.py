@@ -9,6 +9,8 @@ from fastssl.cli.main import main
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_config import BertConfig
 from fastssl.models.bert_tagger import BertForTokenClassification
+from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_config import GPTConfig
 from tests.models.peers import ODD_SIZES
 
 
@@ -72,3 +74,18 @@ def test_a_tagger(capsys, tmp_path):
     found = json.loads(shown(capsys, str(tmp_path), "--json", "--max-seq-length", "20"))
     assert found["class"] == "BertForTokenClassification"
     assert {"classifier": 3 * 36 + 3}.items() <= {r["part"]: r["total"] for r in found["parameters_by_part"]}.items()
+
+
+def test_a_gpt(capsys, tmp_path):
+    out = shown(capsys, "gpt2", "--max-seq-length", "1024")
+    assert "GPTForCausalLM, 12 layers, width 768, 12 heads, vocabulary 50,257, 1,024 positions" in out
+    assert out.split("total")[1].split()[0] == "124,439,808"
+    assert "854.4 MFLOPs per token" in out
+    assert "100% predicted" in out
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
+    model = GPTForCausalLM(GPTConfig(**sizes, vocab_size=50, bos_token_id=0, eos_token_id=0))
+    model.save_pretrained(tmp_path)
+    found = json.loads(shown(capsys, str(tmp_path), "--json"))
+    assert (found["class"], found["max_seq_length"], found["masked_fraction"]) == ("GPTForCausalLM", 16, 1.0)
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert found["config"]["model_type"] == "gpt2"

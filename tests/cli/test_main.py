@@ -10,6 +10,7 @@ import fastssl
 from fastssl.cli import main as main_module
 from fastssl.cli.main import VERBS, main
 
+GIVEN = ["--model", "a", "--train-file", "b", "--output-dir", "c"]
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -76,6 +77,42 @@ def test_unknown_flag_suggests_the_nearest(capsys: pytest.CaptureFixture[str]):
     assert "--mask-rate" in shown
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train-file", "a", "--output-dir", "b"], "missing: --model;"),
+        (["--model", "a", "--output-dir", "b"], "missing: --train-file;"),
+        ([*GIVEN, "--max-steps", "many"], "--max-steps takes INT, got 'many';"),
+        ([*GIVEN, "--learning-rate", "high"], "--learning-rate takes FLOAT, got 'high';"),
+        ([*GIVEN, "--class-weights", "heavy"], "'heavy'"),
+        ([*GIVEN, "--seed"], "--seed"),
+        ([*GIVEN, "surplus"], "surplus"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(capsys, arguments: list[str], message: str):
+    with pytest.raises(SystemExit) as end:
+        main(["finetune", *arguments])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastssl: error: ") and message in line and "│" not in line
+    assert line.endswith("`fastssl finetune --help` explains the flags")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-steps", "0"], "max_steps=0; expected a number above zero"),
+        (["--layerwise-lr-decay", "2"], "layerwise_lr_decay must be above 0 and at most 1, got 2.0"),
+        (["--metric-for-best-model", "loss"], "need held-out examples; give an eval_file"),
+        (["--doc-stride", "-1"], "doc_stride must be at least 0, got -1"),
+    ],
+)
+def test_a_wrong_value_is_told_as_any_other_mistake(capsys, arguments: list[str], message: str):
+    assert main(["finetune", *GIVEN, *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastssl: error: ") and line.endswith(message)
+
+
 def test_user_error_is_one_line_without_traceback(tmp_path: Path):
     result = run("data", "encode", str(tmp_path / "absent.txt"), "--output-dir", str(tmp_path))
     assert result.returncode == 1
@@ -110,6 +147,16 @@ def test_exit_codes(
     monkeypatch.setattr(main_module, "dispatch", failing)
     assert main(["data"]) == code
     assert capsys.readouterr().err == line
+
+
+def test_warnings_of_the_package_are_one_line():
+    program = (
+        "import warnings; from fastssl.cli import main; main.main(['--version']); "
+        "warnings.warn_explicit('so it is', UserWarning, main.__file__, 1); "
+        "warnings.warn_explicit('and so', UserWarning, 'elsewhere.py', 7)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=True)
+    assert result.stderr == "fastssl: warning: so it is\nelsewhere.py:7: UserWarning: and so\n"
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):

@@ -100,3 +100,67 @@ def test_demo_needs_nothing(tmp_path: Path):
     for expected in ("before", "after", "filled correctly", "curves.png", "fastssl fill-mask --model demo"):
         assert expected in done.stdout
     assert (tmp_path / "demo" / "model.safetensors").exists()
+
+
+GPT_SIZES = ["--hidden-size", "32", "--num-hidden-layers", "2", "--num-attention-heads", "2", "--max-seq-length", "32"]
+
+
+def test_pretrain_gpt(text: Path, tmp_path: Path, capsys):
+    run = str(tmp_path / "run")
+    flags = ["--tokenizer-type", "characters", "--max-steps", "2", "--eval-fraction", "0.1", "--output-dir", run]
+    assert main(["pretrain", "--arch", "gpt", "--train-files", str(text), *GPT_SIZES, *flags]) == 0
+    printed = capsys.readouterr()
+    assert "fastssl generate --model" in printed.out
+    assert "bits per byte" in printed.err
+    more = ["--model", run, "--max-seq-length", "32", "--max-steps", "1", "--output-dir", str(tmp_path / "more")]
+    assert main(["pretrain", "--train-files", str(text), *more]) == 0
+    assert "perplexity" in capsys.readouterr().err
+
+
+def test_dry_run_of_gpt_prints_the_cost(text: Path, tmp_path: Path, capsys):
+    run = ["--vocab-size", "300", "--max-steps", "3", "--output-dir", str(tmp_path / "run"), "--dry-run"]
+    assert main(["pretrain", "--preset", "gpt2-nano", "--train-files", str(text), *GPT_SIZES, *run]) == 0
+    printed = capsys.readouterr().err
+    for word in ("embeddings: position", "block: attention", "parameters", "FLOPs", "memory", "time"):
+        assert word in printed
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        (b"", [], "is empty"),
+        (b" \n\n", [], "document"),
+        (b"some text", ["--vocab-size", "100"], "at least 257"),
+        (b"some text", ["--max-position-embeddings", "8"], "positions"),
+        (b"some text", ["--num-attention-heads", "3"], "a multiple of num_attention_heads=3"),
+        (b"some text", ["--preset", "gpt2-nona"], "gpt2-nano"),
+        (b"some text", ["--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_to_gpt_is_told_in_one_line(tmp_path: Path, capsys, content: bytes, flags: list[str], message: str):
+    text = tmp_path / "bad.txt"
+    text.write_bytes(content)
+    run = ["--arch", "gpt", "--max-steps", "1", "--output-dir", str(tmp_path / "run")]
+    assert main(["pretrain", "--train-files", str(text), *run, *flags]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastssl: error:")]
+    assert len(error) == 1
+    assert message in error[0]
+
+
+def test_each_architecture_has_its_own_flags(capsys):
+    for arch, flag in (("gpt", "--mask-rate"), ("bert", "--document-separator")):
+        with pytest.raises(SystemExit) as stopped:
+            main(["pretrain", f"--arch={arch}", "--train-files", "a.txt", "--output-dir", "x", flag, "1"])
+        assert stopped.value.code == 2
+        assert f"has no flag {flag}" in capsys.readouterr().err
+    assert main(["pretrain", "--arch", "gtp", "--train-files", "a.txt", "--output-dir", "x"]) == 1
+    assert "--arch must be bert or gpt, got 'gtp'" in capsys.readouterr().err
+
+
+def test_demo_of_gpt_writes(tmp_path: Path):
+    command = [sys.executable, "-m", "fastssl", "demo", "gpt", "--max-steps", "2", "--output-dir", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    for expected in ("before training", "after training", "bits that held-out text costs", "generate --model demo"):
+        assert expected in done.stdout
+    assert (tmp_path / "demo" / "model.safetensors").exists()

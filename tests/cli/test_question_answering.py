@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,24 @@ def test_evaluate_counts_what_was_measured_and_tells_of_the_rest(run, tmp_path, 
     assert main(["evaluate", "--model", str(run), "--eval-file", str(dev), "--json"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["examples"] == 4 and "left out 1 of 5 questions: no answer is given" in told.err
+
+
+def test_evaluate_keeps_the_best_threshold(run, tmp_path, capsys):
+    model = shutil.copytree(run, tmp_path / "model")
+    dev = str(write_questions(tmp_path / "dev.json", 60, seed=1, unanswerable=0.5))
+    arguments = ["evaluate", "--model", str(model), "--eval-file", dev, "--json"]
+    assert main([*arguments, "--keep-threshold"]) == 1  # it was trained on questions that all have an answer
+    assert "--no-answer-threshold 0" in capsys.readouterr().err
+    assert main([*arguments, "--no-answer-threshold", "0", "--keep-threshold"]) == 0
+    best = json.loads(capsys.readouterr().out)
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["f1"] == pytest.approx(best["best_f1"]) and found["no_answer_accuracy"] > 0
+    config = json.loads((model / "config.json").read_text())
+    assert config["fastssl"]["no_answer_threshold"] == best["best_f1_threshold"] and "vocab_size" in config
+    answered = str(write_questions(tmp_path / "answered.json", 5))
+    assert main(["evaluate", "--model", str(model), "--eval-file", answered, "--keep-threshold"]) == 1
+    assert "needs questions with and without an answer" in capsys.readouterr().err
 
 
 def test_predict_several_questions(run, capsys):

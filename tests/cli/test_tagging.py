@@ -55,8 +55,8 @@ def test_predict_files_and_standard_input_in_order(run, tmp_path, capsys, monkey
     assert len(of_words) == 300 and of_words[0]["text"] is None
     lines = [" ".join(word["word"] for word in one["words"]) for one in of_words]
     lines.insert(1, "")
-    (tmp_path / "a.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    of_lines = predicted(capsys, "--model", str(run), "--file", str(tmp_path / "a.txt"))
+    monkeypatch.setattr("sys.stdin", standard_input("\n".join(lines) + "\n"))
+    of_lines = predicted(capsys, "--model", str(run))
     assert of_lines.pop(1)["words"] == []
     assert list(map(tags, of_lines)) == list(map(tags, of_words))
     monkeypatch.setattr("sys.stdin", standard_input("\n".join(lines[2:]) + "\n"))
@@ -64,6 +64,18 @@ def test_predict_files_and_standard_input_in_order(run, tmp_path, capsys, monkey
     (tmp_path / "a.jsonl").write_text('{"tokens": ["I", "saw", "a", "saw"]}\n', encoding="utf-8")
     (found,) = predicted(capsys, "--model", str(run), "--file", str(tmp_path / "a.jsonl"))
     assert tags(found) == ["N", "V", "DET", "N"]
+
+
+def test_a_file_is_read_as_finetune_reads_it(run, tmp_path, capsys):
+    words, sentences = tmp_path / "words.txt", tmp_path / "sentences.txt"
+    words.write_text("I N\nsaw V\na DET\nsaw N\n\nwe N\n", encoding="utf-8")
+    first, second = predicted(capsys, "--model", str(run), "--file", str(words))
+    assert tags(first) == ["N", "V", "DET", "N"] and [word["word"] for word in second["words"]] == ["we"]
+    assert main(["evaluate", "--model", str(run), "--eval-file", str(words), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == 2
+    sentences.write_text("I saw a saw\nwe saw\n", encoding="utf-8")
+    assert main(["predict", "--model", str(run), "--file", str(sentences)]) == 1
+    assert f"sentences, one a line, are read from standard input: < {sentences}" in capsys.readouterr().err
 
 
 def test_evaluate(run, capsys):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from fastssl.data import bytes_of_file, corpus
-from fastssl.data.corpus import Corpus, read_documents
+from fastssl.data.corpus import EXACT, Corpus, TextForm, read_documents
 
 Compress = Callable[[bytes], bytes]
 
@@ -217,3 +217,41 @@ def test_corpus_can_be_read_twice_and_in_part(tmp_path: Path):
     files = Corpus(paths=paths)
     assert list(files) == list(files) == ["aaaa", "bbbb", "cccc"] * 2
     assert list(Corpus(paths=paths, max_characters=10)) == ["aaaa", "bbbb"] * 2
+
+
+_EXACT_TEXT = "\ufeffone\r\n\n  two \n\n\n<|endoftext|>\nthree\n \n<|endoftext|>\r\n<|endoftext|>\nfour <|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("separator", "documents"),
+    [
+        (None, [_EXACT_TEXT[1:]]),
+        ("<|endoftext|>", ["one\r\n\n  two \n\n\n", "three\n \n", "four <|endoftext|>"]),
+        ("", ["one\r\n", "  two \n", _EXACT_TEXT[_EXACT_TEXT.index("<") :]]),
+    ],
+)
+@pytest.mark.parametrize("ending", COMPRESSIONS)
+def test_exact_text_stays_as_it_is(tmp_path: Path, separator: str | None, documents: list[str], ending: str):
+    path = write(tmp_path / f"a.txt{ending}", COMPRESSIONS[ending](_EXACT_TEXT.encode()))
+    form = TextForm(exact=True, document_separator=separator)
+    assert list(read_documents(path, form=form)) == documents
+    assert list(Corpus(paths=[path], form=form)) == documents
+
+
+def test_exact_records_stay_as_they_are(tmp_path: Path):
+    texts = ["a\r\n\n b\n", "\n\nc"]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+    assert list(read_documents(path, form=EXACT)) == texts
+
+
+def test_a_long_exact_document_is_cut_at_a_line_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corpus, "MAX_DOCUMENT_CHARACTERS", 10)
+    text = "".join(f"line {i}\n\n" for i in range(9))
+    found = list(read_documents(write(tmp_path / "a.txt", text.encode()), form=EXACT))
+    assert "".join(found) == text
+    assert max(map(len, found)) <= 10 + len("line 0\n")
+
+
+def test_a_separator_is_of_exact_text():
+    with pytest.raises(ValueError, match="document_separator is of exact text"):
+        TextForm(document_separator="x")

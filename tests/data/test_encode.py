@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from fastssl.data import encode, encoding_pool, shard_writer
-from fastssl.data.corpus import read_documents
+from fastssl.data.corpus import EXACT, read_documents
 from fastssl.data.encode import encode_files
 from fastssl.data.encoding_pool import EncodingPool
 from fastssl.data.encoding_worker import encode_documents
@@ -303,3 +304,19 @@ def test_killed_at_any_moment(words: Tokenizer, tmp_path: Path):
     shards = encode_files([path], words, output, progress=False)
     assert contents(shards) == expected_contents([path], words)
     assert not list(output.glob(".*"))
+
+
+def test_exact_text_is_one_sentence_a_document(tmp_path: Path):
+    texts = {"a.txt": "One.  Two!\n\nThree\r\n" * 9000, "b.jsonl": json.dumps({"text": "\n x"})}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    paths = [tmp_path / name for name in texts]
+    tokenizer = Tokenizer.of_bytes()
+    alone = encode_files(paths, tokenizer, tmp_path / "alone", form=EXACT, num_processes=1, progress=False)
+    assert alone.is_exact
+    assert [bytes(ids) for (ids,) in contents(alone)] == [texts["a.txt"].encode(), b"\n x"]
+    pool = encode_files(paths, tokenizer, tmp_path / "pool", form=EXACT, num_processes=2, progress=False)
+    assert pool.fingerprint == alone.fingerprint
+    with pytest.raises(ShardError, match="other settings"):
+        encode_files(paths, tokenizer, tmp_path / "pool", progress=False)
+    assert not encode_files(paths, tokenizer, tmp_path / "sentences", progress=False).is_exact

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastssl.data.held_out import ShardsView, hold_out
+from fastssl.data.held_out import ShardsView, hold_out, hold_out_end
 from fastssl.data.shards import ShardPart, TokenShards
 
 
@@ -75,3 +75,30 @@ def test_one_document_cannot_be_split():
         hold_out(shards_of([[[5, 5]]]), 0.1, seed=0)
     with pytest.raises(ValueError, match="above 0 and below 1"):
         hold_out(shards_of([[[5], [5]], [[5]]]), 0.0, seed=0)
+
+
+def tokens_of(view: ShardsView | TokenShards) -> list[int]:
+    return [token for document in documents_of(view) for sentence in document for token in sentence]
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts=corpora, fraction=st.floats(0.01, 0.99))
+def test_the_end_of_the_text_is_held_out(parts, fraction):
+    shards = shards_of(parts)
+    total = sum(part.num_tokens for part in shards.parts)
+    train, held_out = hold_out_end(shards, fraction)
+    assert tokens_of(train) + tokens_of(held_out) == list(range(total))
+    assert train.num_tokens == min(max(int(total * (1 - fraction)), 1), total - 1)
+    whole = set(documents_of(shards))
+    assert len(set(documents_of(train)) - whole) <= 1
+    assert len(set(documents_of(held_out)) - whole) <= 1
+
+
+def test_one_document_is_cut_in_two():
+    train, held_out = hold_out_end(shards_of([[[7, 3]]]), 0.5)
+    assert (documents_of(train), documents_of(held_out)) == ([((0, 1, 2, 3, 4),)], [((5, 6), (7, 8, 9))])
+    assert hold_out_end(shards_of([[[100]]]), 0.5, max_tokens=9)[1].num_tokens == 9
+    with pytest.raises(ValueError, match="1 tokens, of which nothing can be held out"):
+        hold_out_end(shards_of([[[1]]]), 0.5)
+    with pytest.raises(ValueError, match="above 0 and below 1"):
+        hold_out_end(shards_of([[[5]]]), 1.0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from fastssl.data.tokenizer import Tokenizer
+from fastssl.data.tokenizer import TextBounds, Tokenizer
 from fastssl.data.wordpiece import BERT_SPECIAL_TOKENS
 
 MIXED = [
@@ -276,8 +276,15 @@ def test_damaged_files(tmp_path: Path, name: str, content: str, message: str):
 def test_tokenizer_without_a_mask():
     backend = tokenizers.Tokenizer(models.BPE())
     backend.add_special_tokens(["<pad>", "<unk>", "<s>", "</s>"])
-    with pytest.raises(ValueError, match="has no mask token"):
-        Tokenizer(backend)
+    tokenizer = Tokenizer(backend)
+    with pytest.raises(ValueError, match=r"has no mask token.*made for masked language models"):
+        _ = tokenizer.special
+    assert tokenizer.bounds == TextBounds(bos=2, eos=3)
+
+
+def test_tokenizer_without_an_end_of_text(trained: Tokenizer):
+    with pytest.raises(ValueError, match=r"has no bos token: expected one of <\|endoftext\|>.*causal language models"):
+        _ = trained.bounds
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 
 from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
 from fastssl.models.cost import num_parameters
+from fastssl.models.gpt import GPTForCausalLM
 from fastssl.models.presets import PRESETS, preset
 
 BODIES = {
@@ -20,6 +21,9 @@ BODIES = {
     "bert-large": 335_141_888,
     "bert-large-uncased": 335_141_888,
 }
+
+
+GPTS = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
 
 
 def parameters(model_class, name: str) -> int:
@@ -39,13 +43,19 @@ def test_heads_of_bert_base():
     assert num_parameters(preset("bert-base-uncased")) == 110_106_428
 
 
+@pytest.mark.parametrize("name", GPTS)
+def test_gpts_with_their_tied_head(name):
+    assert parameters(GPTForCausalLM, name) == GPTS[name]
+
+
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
     [
         ("bert-minni", "bert-mini"),
         ("BERT-Tiny", "bert-tiny"),
         ("bert-base-uncasd", "bert-base-uncased"),
-        ("large", "bert-large"),
+        ("bertlarge", "bert-large"),
+        ("gpt-medium", "gpt2-medium"),
     ],
 )
 def test_an_unknown_preset_names_the_nearest(wrong, nearest):
@@ -54,4 +64,5 @@ def test_an_unknown_preset_names_the_nearest(wrong, nearest):
 
 
 def test_heads_are_64_wide():
-    assert all(config.hidden_size == 64 * config.num_attention_heads for config in PRESETS.values())
+    published = [config for name, config in PRESETS.items() if name != "gpt2-nano"]
+    assert all(config.hidden_size == 64 * config.num_attention_heads for config in published)

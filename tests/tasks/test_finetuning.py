@@ -248,7 +248,7 @@ def test_empty_texts_are_left_out_and_counted(pretrained, files, tmp_path):
     files.train_file.write_text(files.train_file.read_text() + "   \tpositive\n\tnegative\n", encoding="utf-8")
     said = []
     run = prepare_finetuning(make_config(pretrained, files, tmp_path / "run"), say=said.append)
-    assert said[0] == "left out 2 of 402 training examples: their texts are empty"
+    assert said[0] == f"{files.train_file}: 2 of 402 examples have no text: left out"
     assert len(run.parts.train_data.examples) == 400
 
 

@@ -12,6 +12,7 @@ import torch
 
 from fastssl import BertConfig, BertForMaskedLM, BertForQuestionAnswering, QuestionAnswerer, Tokenizer
 from fastssl.data.squad import read_squad
+from fastssl.models.pretrained import read_config
 from fastssl.tasks.finetuning import prepare_finetuning
 from fastssl.tasks.finetuning_config import (
     ExamplesConfig,
@@ -150,6 +151,30 @@ def test_the_figures_are_those_of_the_answers(trained):
     assert figures["no_answer_accuracy"] == pytest.approx(np.mean(silent))
     always = QuestionAnswerer.load(trained, spans=SpanConfig(no_answer_threshold=1e9)).evaluate(file)
     assert always["no_answer_accuracy"] == 0.0 and always["best_f1"] == pytest.approx(figures["best_f1"])
+
+
+def test_the_best_threshold_on_the_held_out_questions_is_kept(body, tmp_path):
+    train, dev = (write_questions(tmp_path / f"{i}.json", 60, seed=i, unanswerable=0.5) for i in range(2))
+    said = []
+    run = prepare_finetuning(
+        make_config(body, train, tmp_path / "run", dev, training={"max_steps": 2}), say=said.append
+    )
+    best = run.run().evaluation
+    threshold = read_config(tmp_path / "run")["fastssl"]["no_answer_threshold"]
+    assert threshold == pytest.approx(best["eval_best_f1_threshold"]) and threshold != 0
+    assert f"from a difference of {threshold:.2f} on" in said[-1] and f"{best['eval_best_f1']:.4f}" in said[-1]
+    answerer = QuestionAnswerer.load(tmp_path / "run")
+    assert answerer.threshold == threshold
+    assert answerer.evaluate(read_squad(dev))["f1"] == pytest.approx(best["eval_best_f1"])
+
+
+def test_questions_of_one_kind_settle_no_threshold(body, tmp_path):
+    train = write_questions(tmp_path / "train.json", 30, unanswerable=0.5)
+    for share in (0.0, 1.0):
+        dev = write_questions(tmp_path / "dev.json", 10, seed=1, unanswerable=share)
+        config = make_config(body, train, tmp_path / f"run-{share}", dev, training={"max_steps": 1})
+        prepare_finetuning(config).run()
+        assert QuestionAnswerer.load(tmp_path / f"run-{share}").threshold == 0.0
 
 
 def test_the_loss_of_the_evaluation_is_that_of_training(body):

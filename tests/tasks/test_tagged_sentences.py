@@ -44,6 +44,13 @@ def test_columns(tmp_path, name, content, options, column, tags):
     assert read(tmp_path / name, content, needs_tags=False, **options).tags is None
 
 
+def test_texts_are_not_words(tmp_path):
+    with pytest.raises(ValueError, match=r"a.tsv, column '1': expected a word a line, .*--task classification"):
+        read(tmp_path / "a.tsv", "sentence\tlabel\nthis is good\t1\nthis was bad\t0\nbad\t0\nso so\t0\n")
+    # Some words have a blank in them.
+    assert read(tmp_path / "b.tsv", "1 000\tNUM\nNew York\tPROPN\na\tDET\nb\tDET\n").num_words == 4
+
+
 def test_other_words_than_the_first_column(tmp_path):
     numbered = "# http://example.org [2009]\n1\tAnn\tB-PER\tO\n2\tsaw\tO\tO\n\n1\tRome\tB-LOC\tO\n"
     found = read(tmp_path / "a.tsv", numbered, label_column="3")

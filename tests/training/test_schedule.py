@@ -73,3 +73,19 @@ def test_time_budget_warms_up_in_steps_where_asked():
 @given(fraction=st.floats(0, 2), warmup=st.floats(0, 1))
 def test_time_budget_stays_in_bounds(fraction, warmup):
     assert 0 <= time_budget_factor(fraction, warmup) <= 1
+
+
+def test_falls_to_the_lowest_rate():
+    # nanoGPT's: min + (1 + cos(pi p)) / 2 (peak - min), from the end of warm-up to the last step
+    found = rates(20, lr_scheduler_type="cosine", warmup_steps=4, min_learning_rate=0.2)
+    assert found[:5] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert found[12] == pytest.approx(0.2 + 0.5 * 1.8)
+    assert found[20] == pytest.approx(0.2)
+    assert rates(20, lr_scheduler_type="linear", min_learning_rate=0.2)[10] == pytest.approx(1.1)
+    budget = TrainingConfig(
+        output_dir="run", time_budget_minutes=10, warmup_ratio=0.1, learning_rate=2.0, min_learning_rate=1.0
+    )
+    schedule = Schedule(config=budget, total_steps=None)
+    assert [schedule.learning_rate(9, s) for s in (30, 60, 330, 600)] == pytest.approx([1.0, 2.0, 1.5, 1.0])
+    with pytest.raises(ValueError, match=r"min_learning_rate=3\.0 is above learning_rate=2\.0"):
+        rates(20, min_learning_rate=3.0)

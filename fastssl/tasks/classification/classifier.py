@@ -234,10 +234,14 @@ class Classifier:
     def evaluate(self, examples: LabelledTexts) -> dict[str, float]:
         """Return the loss and the figures of `scores` on labelled texts.
 
+        Empty texts count like others, with a warning.
+
         Raises:
             ValueError: for a label that the model does not know.
         """
         labels = self.label_set.encode(examples.labels, examples.table.place)
+        if examples.num_empty:
+            warnings.warn(f"{examples.remark_on_empty}; they count all the same", stacklevel=2)
         return scores(self.logits(examples.texts, examples.pairs), labels, self.label_set.problem_type)
 
     def _encode(self, items: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[Sequence, EncodedTexts]:

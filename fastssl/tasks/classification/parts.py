@@ -31,6 +31,8 @@ def classification_parts(config: FinetuningConfig, say: Callable[[str], None]) -
             f"{examples.train_file} and {examples.eval_file} do not agree: one has pairs of texts and one has not; "
             "name the columns with --text-column and --text-pair-column"
         )
+    if held_out is not None and held_out.num_empty:
+        say(f"{held_out.remark_on_empty}; they are measured all the same")
     start = find_start(wanted, train.texts + (train.pairs or []), say)
     label_set, keeps_head = _label_set(train, config, start)
     model = make_model(start, BertForSequenceClassification, label_set.names, problem_type=label_set.problem_type)
@@ -73,13 +75,12 @@ def classification_parts(config: FinetuningConfig, say: Callable[[str], None]) -
 
 def _without_empty(train: LabelledTexts, say: Callable[[str], None]) -> LabelledTexts:
     """Leave out examples without any text: there is nothing to learn from them."""
-    seconds = train.pairs or [""] * len(train)
-    rows = [row for row, pair in enumerate(zip(train.texts, seconds, strict=True)) if "".join(pair).strip()]
-    if not rows:
+    if train.num_empty == len(train):
         raise ValueError(f"{train.table.path}: every text is empty")
-    if len(rows) < len(train):
-        say(f"left out {len(train) - len(rows):,} of {len(train):,} training examples: their texts are empty")
-    return train.select(rows)
+    if not train.num_empty:
+        return train
+    say(f"{train.remark_on_empty}: left out")
+    return train.select([row for row in range(len(train)) if not train.is_empty(row)])
 
 
 def _label_set(train: LabelledTexts, config: FinetuningConfig, start: Start) -> tuple[LabelSet, bool]:

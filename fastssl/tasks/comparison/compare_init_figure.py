@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastssl.tasks.comparison.run_curve import RunCurve
+from fastssl.tasks.figure_file import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ def draw_comparison(
     _mark_threshold(losses if threshold[0] == "training_loss" else scores, threshold[1], arrivals)
     for axes in (losses, scores):
         _finish(axes, max(curve.epochs[-1] for curve in curves.values()))
-    figure.savefig(path, dpi=130)
+    write_figure(figure, path)
 
 
 def _mark_threshold(axes: Axes, threshold: float, arrivals: Mapping[str, float | None]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastssl.tasks.comparison.compare_init_figure import COLOURS, LINES
+from fastssl.tasks.figure_file import write_figure
 
 
 class Point(Protocol):
@@ -56,4 +57,4 @@ def draw_label_budget(points: Mapping[str, Sequence[Point]], path: Path, *, titl
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=True, framealpha=0.9)
-    figure.savefig(path, dpi=130)
+    write_figure(figure, path)

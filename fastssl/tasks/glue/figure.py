@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastssl.tasks.figure_file import write_figure
+
 _MODEL, _HUMAN, _BERT = "#0072B2", "#BBBBBB", "#D55E00"
 _WIDTH = 0.38
 _FOOT = 8.0
@@ -62,7 +64,7 @@ def draw_glue(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3 if width > _WIDE else 1, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=130)
+    write_figure(figure, path)
 
 
 def _caption(missing: Sequence[str]) -> str:

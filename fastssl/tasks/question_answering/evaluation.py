@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +112,11 @@ class AnswerEvaluation:
             )
         threshold = np.inf if self.threshold is None else self.threshold
         return {"loss": mean_loss(self.windows, self.spans, logits)} | answer_scores(scored, threshold)
+
+
+def can_settle_threshold(figures: Mapping[str, float]) -> bool:
+    """Whether figures tell from which difference on "no answer" is best given: of questions with and without one."""
+    return "best_f1_threshold" in figures and "has_answer_f1" in figures
 
 
 def mean_loss(windows: QuestionWindows, spans: Tensor, logits: np.ndarray) -> float:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastssl.tasks.figure_file import write_figure
+
 if TYPE_CHECKING:
     from fastssl.tasks.question_answering.answerer import AnswerProbabilities
 
@@ -38,7 +40,7 @@ def draw_probabilities(row: AnswerProbabilities, path: Path, *, title: str) -> N
     upper.set_title(title, fontsize="medium", wrap=True)
     lower.set_xticks(places, row.tokens[shown], rotation=90, fontsize="x-small")
     lower.set_xlim(shown.start - 0.6, shown.stop - 0.4)
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path, dpi=120)
 
 
 def shown_tokens(probabilities: np.ndarray) -> slice:

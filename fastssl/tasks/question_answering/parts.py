@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +16,12 @@ from fastssl.tasks.example_batches import ExampleBatches
 from fastssl.tasks.finetuning_config import FinetuningConfig
 from fastssl.tasks.labelled_texts import ColumnConfig
 from fastssl.tasks.question_answering.answerer import window_length
-from fastssl.tasks.question_answering.evaluation import make_evaluation
+from fastssl.tasks.question_answering.evaluation import (
+    AnswerEvaluation,
+    answer_logits,
+    can_settle_threshold,
+    make_evaluation,
+)
 from fastssl.tasks.question_answering.gold_answers import locate_answers, usable_questions
 from fastssl.tasks.question_answering.spans import SpanConfig
 from fastssl.tasks.question_answering.windows import QuestionWindows, cut_windows, window_spans
@@ -71,6 +77,7 @@ def question_answering_parts(config: FinetuningConfig, say: Callable[[str], None
         ),
         evaluation=evaluation,
         main_metric="f1",
+        settle=partial(_settle_threshold, model, evaluation, say) if evaluation and allows_no_answer else None,
     )
 
 
@@ -110,6 +117,21 @@ def _make_model(
     head = "the model's own head goes on" if kept else "a new head"
     say(f"{outcome}; {head}")
     return model
+
+
+def _settle_threshold(
+    model: BertForQuestionAnswering, evaluation: AnswerEvaluation, say: Callable[[str], None]
+) -> None:
+    """Have the model say "no answer" from where that gives the best F1 on the held-out questions, if it gains by it."""
+    figures = evaluation.figures(answer_logits(model, evaluation.windows))
+    if can_settle_threshold(figures) and figures["best_f1"] > figures["f1"]:
+        threshold = figures["best_f1_threshold"]
+        model.bert.config = replace(model.config, no_answer_threshold=threshold)
+        say(
+            f'"no answer" is given from a difference of {threshold:.2f} on, which config.json notes: F1 '
+            f"{figures['best_f1']:.4f} on the held-out questions, against {figures['f1']:.4f} from "
+            f"{evaluation.threshold:.2f} on"
+        )
 
 
 def _answers(

@@ -63,7 +63,7 @@ def read_tagged_sentences(path: str | Path, columns: ColumnConfig, *, needs_tags
     Raises:
         FileNotFoundError: for a missing file.
         ValueError: for a column that is not there (those that are there are listed), a ragged row, more or fewer
-            tags than words, no tag or no word in the whole file, or a file of another kind.
+            tags than words, no tag or no word in the whole file, texts for words, or a file of another kind.
     """
     path = Path(path)
     if columns.text_pair_column is not None:
@@ -112,13 +112,26 @@ def _from_columns(found: WordColumns, wanted: ColumnConfig, needs_tags: bool) ->
         none = _UNSPECIFIED if found.is_conllu else None
         tags = [[_tag(row[tag], none) for row in rows] for rows in found.sentences]
         _check_no_gaps(found.path, tags, found.lines, found.is_conllu)
+    words = [[row[form] for row in rows] for rows in found.sentences]
+    _check_words(found, words, form)
     return TaggedSentences(
         path=found.path,
-        words=[[row[form] for row in rows] for rows in found.sentences],
+        words=words,
         tags=tags,
         tag_column=None if tag is None else found.columns[tag],
         lines=found.lines,
     )
+
+
+def _check_words(found: WordColumns, words: list[list[str]], form: int) -> None:
+    """Refuse a table of texts, whose lines would be read as the words of one endless sentence."""
+    blanks = [" " in word.strip() for sentence in words for word in sentence]
+    if 2 * sum(blanks) > len(blanks):
+        raise ValueError(
+            f"{found.path}, column {found.columns[form]!r}: expected a word a line, but most lines have several words, "
+            "as in a table of texts; name another column with --text-column, or learn one class for each text "
+            "(--task classification)"
+        )
 
 
 def _usual_words(found: WordColumns) -> str:

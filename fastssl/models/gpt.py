@@ -1,0 +1,433 @@
+"""GPT: a causal transformer, pretrained by predicting each next token.
+
+With `GPTConfig`'s defaults it is GPT-2; rotary positions, RMS norms, gated networks, shared key/value heads and sliding
+windows make it a Llama or a Mistral.
+
+Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2); Brown et al. 2020
+(arXiv 2005.14165); Touvron et al. 2023 (arXiv 2302.13971) §2.2; Jiang et al. 2023 (arXiv 2310.06825) §2.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fastssl.data.batch import IGNORED_LABEL, PackedBatch
+from fastssl.models import gpt_files
+from fastssl.models.door import View, pack
+from fastssl.models.generated import GeneratedTokens, GenerationConfig
+from fastssl.models.generation import generate
+from fastssl.models.gpt_config import GPTConfig
+from fastssl.models.losses import LossSum
+from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
+from fastssl.nn.causal_block import CausalBlock
+from fastssl.nn.decoding import MAX_ROWS, DecodingBlock, RowMap, rotary_tables
+from fastssl.nn.encoder import DropoutSeeds, Trace
+from fastssl.nn.init import grow_rows, initialize
+from fastssl.nn.kv_cache import KVCache
+from fastssl.nn.mlp import MLP, GatedMLP
+from fastssl.nn.norm import LayerNorm, RMSNorm
+from fastssl.nn.quantized import QuantizedLinear
+from fastssl.nn.rotary import Rotation, rotation
+from fastssl.nn.tied_embedding import TiedEmbedding
+from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
+from fastssl.ops.philox import resolve_seed
+
+NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
+
+
+@dataclass(kw_only=True)
+class GPTOutput:
+    """What GPT returns. Shapes are given for packed input / for padded input, whose padding rows are 0."""
+
+    loss: Tensor | None = None
+    """0-d: the sum of the next tokens' losses divided by its denominator; None without labels."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Detached sums: "causal_lm_loss_sum", "causal_lm_correct", "causal_lm_count"."""
+    logits: Tensor | None = None
+    """(N, V) / (B, T, V): scores of the token that follows; by default only without labels."""
+    last_hidden_state: Tensor
+    """(N, E) / (B, T, E), normed."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """L + 1 tensors (N, E) / (B, T, E): what enters each block, and the last hidden state."""
+    attentions: tuple[tuple[Tensor, ...], ...] | tuple[Tensor, ...] | None = None
+    """L tuples of B tensors (H, T_b, T_b) / L tensors (B, H, T, T): probabilities before dropout."""
+
+
+class GPTModel(nn.Module):
+    """The transformer, from token ids to hidden states.
+
+    Args:
+        config: its sizes.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.position_embedding == "learned"
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        self.blocks = nn.ModuleList(_block(config) for _ in range(config.num_hidden_layers))
+        self.final_norm = _norm(config)
+        initialize(self, config.initializer_range)
+        self._scale_residual_maps()
+
+    def forward(
+        self,
+        batch: PackedBatch | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        seed: int | Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> GPTOutput:
+        """Run a packed batch, or padded tensors; arguments as in `GPTForCausalLM.forward`."""
+        view = View(batch is None, output_hidden_states, output_attentions)
+        batch = self.pack(batch, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        hidden_states = self.encode(batch, seed, view.trace)
+        return GPTOutput(last_hidden_state=view.tokens(batch, hidden_states), **view.traced(batch))
+
+    def pack(self, batch: PackedBatch | None, **padded: Tensor | None) -> PackedBatch:
+        """Return the packed batch that the model runs on; see `fastssl.models.door.pack`."""
+        config = self.config
+        return pack(
+            batch,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_position_embeddings,
+            num_token_types=1,
+            **padded,
+        )
+
+    def encode(
+        self,
+        batch: PackedBatch,
+        seed: int | Tensor | None = None,
+        trace: Trace | None = None,
+        tied: TiedEmbedding | None = None,
+        cache: KVCache | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Return the last hidden states, (N, E), of a packed batch.
+
+        Args:
+            batch: packed tokens; with a cache, those that follow what it holds, one run of them for each of its
+                sequences.
+            seed: of this step's dropout, in training mode; None draws one from torch's generator.
+            trace: takes down what it asks for.
+            tied: the word embedding, where a head shares it in this pass.
+            cache: keys and values of what was read before; it takes those of this batch.
+            rows: (B) int64, the last row of each sequence, where only these are wanted, (B, E): the last block then
+                does nothing for the others but keep their keys and values, a sixteenth less work in twelve blocks.
+        """
+        config, trace = self.config, trace or Trace()
+        step = None if cache is None else cache.plan(batch.cu_seqlens.diff().tolist())
+        position_ids = batch.position_ids if step is None else step.position_ids
+        context = CausalContext(batch.cu_seqlens, batch.max_seqlen, self._rotation(position_ids), step)
+        seeds = self._dropout_seeds(seed, batch.input_ids.device)
+        # Each norm adds what stands in front of it to the residual stream, its dropout included, in one pass.
+        addend, stream = self._embed(batch, position_ids, tied), None
+        addend_seed, p = seeds.embeddings, config.embedding_dropout_prob
+        for number, (block, block_seeds) in enumerate(zip(self.blocks, seeds.blocks, strict=True)):
+            normed, stream = block.attention_norm(
+                addend, residual=stream, dropout_p=p, seed=addend_seed, return_sum=True
+            )
+            trace.record(stream, partial(block.attention.probabilities, normed, context))
+            layer = None if cache is None else cache.layers[number]
+            wanted = rows if number == len(self.blocks) - 1 else None
+            addend, stream = self._run(block, normed, stream, context, block_seeds, layer, wanted)
+            addend_seed, p = block_seeds.mlp_output, config.hidden_dropout_prob
+        if rows is not None and not self.blocks:
+            addend = addend.index_select(0, rows)
+        hidden_states = self.final_norm(addend, residual=stream, dropout_p=p, seed=addend_seed)
+        trace.finish(hidden_states)
+        if cache is not None:
+            cache.advance(step.new_lengths)
+        return hidden_states
+
+    def decodes(self, batch: PackedBatch, cache: KVCache | None) -> bool:
+        """Return whether `decode` can run a batch: one new token of each of few sequences, and nothing to learn."""
+        one_each = cache is not None and batch.num_tokens == cache.num_sequences == batch.num_sequences
+        return one_each and batch.num_tokens <= MAX_ROWS and not (self.training or torch.is_grad_enabled())
+
+    def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Return the residual stream behind the last block, (B, E) fp32, not yet normed; see `fastssl.nn.decoding`.
+
+        Args:
+            input_ids: (B) int64, one new token of each sequence of the cache.
+            cache: keys and values of what was read before; it takes those of these tokens.
+        """
+        one_each = [1] * cache.num_sequences
+        cache.check(one_each)
+        lengths = torch.tensor(cache.lengths, dtype=torch.int32, device=input_ids.device)
+        rotary = rotary_tables(self._rotation(lengths))
+        if cache.decoder is None or cache.decoder[0] is not self:
+            cache.decoder = (self, [DecodingBlock(block) for block in self.blocks])
+        stream = self.word(input_ids) if self.position is None else self.word(input_ids) + self.position(lengths)
+        stream = stream.float()
+        for block, layer in zip(cache.decoder[1], cache.layers, strict=True):
+            stream = block(stream, layer, lengths, rotary)
+        cache.advance(one_each)
+        return stream
+
+    def new_cache(self, num_sequences: int, capacity: int) -> KVCache:
+        """Return an empty cache for `num_sequences` sequences of at most `capacity` tokens.
+
+        A model with a sliding window gets no more rows than its window has, and goes on for ever.
+        """
+        config, weight = self.config, self.word.weight
+        window = config.sliding_window
+        return KVCache(
+            num_layers=config.num_hidden_layers,
+            num_sequences=num_sequences,
+            capacity=capacity if window is None else min(capacity, window),
+            num_heads=config.key_value_heads,
+            head_dim=config.head_width,
+            sliding=window is not None and window <= capacity,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Keep only each block's input for the backward, and compute the rest again there."""
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything that the backward needs."""
+        self.gradient_checkpointing = False
+
+    def set_dropout(self, p: float) -> None:
+        """Use the dropout probability `p` at every site from now on."""
+        self.config = replace(
+            self.config, embedding_dropout_prob=p, hidden_dropout_prob=p, attention_probs_dropout_prob=p
+        )
+        for block in self.blocks:
+            block.hidden_dropout_p = block.attention.dropout_p = p
+
+    def resize_token_embeddings(self, new_size: int) -> None:
+        """Grow the vocabulary to `new_size`, in place; see `fastssl.nn.init.grow_rows`."""
+        grown = grow_rows(self.word.weight, new_size, self.config.initializer_range)
+        self.word = nn.Embedding.from_pretrained(grown, freeze=False)
+        self.config = replace(self.config, vocab_size=new_size)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> "GPTModel":
+        """Read a Hugging Face directory; see `fastssl.models.gpt_files.load`."""
+        return gpt_files.load(cls, directory, dtype)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a directory that `transformers` loads; see `fastssl.models.gpt_files.save`."""
+        gpt_files.save(self, directory)
+
+    def _embed(self, batch: PackedBatch, position_ids: Tensor, tied: TiedEmbedding | None) -> Tensor:
+        words = self.word(batch.input_ids) if tied is None else tied.read(batch.input_ids)
+        return words if self.position is None else words + self.position(position_ids)
+
+    def _rotation(self, position_ids: Tensor) -> Rotation | None:
+        config = self.config
+        if self.position is not None:
+            return None
+        return rotation(position_ids, config.head_width, config.rope_theta, config.rope_scaling)
+
+    def _dropout_seeds(self, seed: int | Tensor | None, device: torch.device) -> DropoutSeeds:
+        config = self.config
+        p = max(config.embedding_dropout_prob, config.hidden_dropout_prob, config.attention_probs_dropout_prob)
+        # A copy that does not block: the host must not wait for the GPU at the beginning of each step.
+        step_seed = resolve_seed(seed).to(device, non_blocking=True) if self.training and p > 0 else None
+        return DropoutSeeds.derive(step_seed, config.num_hidden_layers)
+
+    def _run(self, block: Callable, *arguments):
+        # The generator's state is not saved: dropout repeats itself because its seeds are among the arguments.
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return block(*arguments)
+
+    @torch.no_grad()
+    def _scale_residual_maps(self) -> None:
+        """Shrink what writes into the residual stream, so that its variance does not grow with depth (GPT-2 §2.3)."""
+        for block in self.blocks:
+            for written in (block.attention.output, block.mlp.down):
+                written.weight.mul_((2 * len(self.blocks)) ** -0.5)
+
+
+class GPTForCausalLM(nn.Module):
+    """GPT with the head that scores the next token.
+
+    Args:
+        config: its sizes.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.gpt = GPTModel(config)
+        self.backend = "auto"
+        tied = config.tie_word_embeddings
+        self.head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if not tied:
+            initialize(self.head, config.initializer_range)
+
+    @property
+    def config(self) -> GPTConfig:
+        """Sizes of the model."""
+        return self.gpt.config
+
+    def forward(
+        self,
+        batch: PackedBatch | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        seed: int | Tensor | None = None,
+        loss_denominators: Mapping[str, int] | None = None,
+        output_logits: bool | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> GPTOutput:
+        """Predict each next token; the logits never exist whole unless they are asked for.
+
+        Args:
+            batch: packed tokens, with `next_tokens` for a loss.
+            input_ids, attention_mask, position_ids: (B, T), instead of `batch`; see `PackedBatch.from_padded`.
+            labels: (B, T) int64, usually `input_ids` themselves: the model shifts them, so that a token predicts the
+                label of the one behind it; -100 where there is nothing to predict.
+            seed: of this step's dropout, in training mode; None draws one from torch's generator.
+            loss_denominators: "causal_lm" -> number of targets of the whole optimizer step; None: of this batch.
+            output_logits: compute every token's scores; None: only where there are no labels.
+            output_hidden_states: return every layer's hidden states.
+            output_attentions: return every layer's attention probabilities (quadratic memory, slow).
+        """
+        view = View(batch is None, output_hidden_states, output_attentions)
+        batch = self.gpt.pack(
+            batch,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            causal_labels=labels,
+        )
+        tied = TiedEmbedding(self.gpt.word.weight, None) if self.head is None else None
+        hidden_states = self.gpt.encode(batch, seed, view.trace, tied)
+        losses = LossSum(batch.target_counts() if loss_denominators is None else loss_denominators)
+        if batch.next_tokens is not None:
+            self._add_loss(losses, hidden_states, batch.next_tokens, self.head if tied is None else tied)
+        wants_logits = losses.loss is None if output_logits is None else output_logits
+        return GPTOutput(
+            loss=losses.loss,
+            metrics=losses.metrics,
+            logits=view.tokens(batch, self.logits(hidden_states)) if wants_logits else None,
+            last_hidden_state=view.tokens(batch, hidden_states),
+            **view.traced(batch),
+        )
+
+    def next_token_logits(self, batch: PackedBatch, cache: KVCache | None = None) -> Tensor:
+        """Return the scores (B, V) of what follows each sequence of a packed batch.
+
+        Args:
+            batch: packed tokens; with a cache, those that follow what it holds.
+            cache: made by `self.new_cache`; it takes the batch.
+        """
+        if self.gpt.decodes(batch, cache):
+            stream = self.gpt.decode(batch.input_ids, cache)
+            head = self.gpt.word if self.head is None else self.head
+            return RowMap(head, self.gpt.final_norm)(stream)
+        return self.logits(self.gpt.encode(batch, cache=cache, rows=batch.cu_seqlens[1:].long() - 1))
+
+    def new_cache(self, num_sequences: int, capacity: int) -> KVCache:
+        """Return an empty cache; see `GPTModel.new_cache`."""
+        return self.gpt.new_cache(num_sequences, capacity)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Return the scores (M, V) of chosen rows (M, E) of the last hidden states."""
+        return F.linear(hidden_states, self.gpt.word.weight) if self.head is None else self.head(hidden_states)
+
+    def quantize_head(self) -> None:
+        """Score in 8 bits from now on; the word embedding that is read stays as it is. See `fastssl.quantize`."""
+        scores = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
+        scores.weight = (self.gpt.word if self.head is None else self.head).weight
+        self.head = QuantizedLinear(scores)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, stop: Callable[[GeneratedTokens], bool] | None = None, **options
+    ) -> list[GeneratedTokens]:
+        """Write on from prompts of token ids.
+
+        Args:
+            prompts: B sequences, of any lengths.
+            stop: asked after each new token whether a text ends with it.
+            options: fields of `GenerationConfig`: max_new_tokens, temperature, top_k, num_beams and so on.
+
+        Returns:
+            B x num_samples texts; see `fastssl.models.generation.generate`.
+        """
+        return generate(self, prompts, GenerationConfig(**options), stop=stop)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Keep only each block's input for the backward, and compute the rest again there."""
+        self.gpt.gradient_checkpointing_enable()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything that the backward needs."""
+        self.gpt.gradient_checkpointing_disable()
+
+    def set_dropout(self, p: float) -> None:
+        """Use the dropout probability `p` at every site from now on."""
+        self.gpt.set_dropout(p)
+
+    def resize_token_embeddings(self, new_size: int) -> None:
+        """Grow the vocabulary to `new_size`, in place; see `fastssl.nn.init.grow_rows`."""
+        if self.head is not None:
+            self.head.weight = nn.Parameter(grow_rows(self.head.weight, new_size, self.config.initializer_range))
+            self.head.out_features = new_size
+        self.gpt.resize_token_embeddings(new_size)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> "GPTForCausalLM":
+        """Read a Hugging Face directory; see `fastssl.models.gpt_files.load`."""
+        return gpt_files.load(cls, directory, dtype)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a directory that `transformers` loads; see `fastssl.models.gpt_files.save`."""
+        gpt_files.save(self, directory)
+
+    def _add_loss(
+        self, losses: LossSum, hidden_states: Tensor, next_tokens: Tensor, head: nn.Linear | TiedEmbedding
+    ) -> None:
+        if isinstance(head, QuantizedLinear):
+            raise ValueError("a quantised model has no loss; measure the model that it was made of")
+        loss_sum, stats = linear_cross_entropy(
+            hidden_states, head.weight, next_tokens, reduction="sum", return_stats=True, backend=self.backend
+        )
+        losses.add("causal_lm", loss_sum, stats.num_correct, (next_tokens != IGNORED_LABEL).sum())
+
+
+def _norm(config: GPTConfig) -> LayerNorm | RMSNorm:
+    return NORMS[config.norm](config.hidden_size, config.norm_eps)
+
+
+def _block(config: GPTConfig) -> CausalBlock:
+    attention = CausalSelfAttention(
+        config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_key_value_heads=config.key_value_heads,
+        head_dim=config.head_width,
+        dropout_p=config.attention_probs_dropout_prob,
+        window=config.sliding_window,
+        qkv_bias=config.has_qkv_bias,
+        output_bias=config.bias,
+    )
+    mlp = GatedMLP if config.mlp == "gated" else MLP
+    return CausalBlock(
+        attention,
+        mlp(config.hidden_size, config.mlp_width, config.hidden_act, bias=config.has_mlp_bias),
+        attention_norm=_norm(config),
+        mlp_norm=_norm(config),
+        hidden_dropout_p=config.hidden_dropout_prob,
+    )

@@ -1,0 +1,395 @@
+"""GPT in files: how Hugging Face spells the configs and tensors of GPT-2, Llama, Mistral and Qwen2.
+
+Which of the four a config is shows in its options. One that is none of them is written under a model type of our own,
+with our own names, so that `transformers` refuses it instead of computing other numbers.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from fastssl.models.gpt_config import GPTConfig
+from fastssl.models.pretrained import FileLayout, file_tensors, load_weights, read_config, save_directory
+from fastssl.nn.rotary import RotaryScaling
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_OUR_KEY = "fastssl"
+"""Key of config.json that holds the options Hugging Face's model does not have."""
+_DROPOUTS = ("embedding_dropout_prob", "hidden_dropout_prob", "attention_probs_dropout_prob")
+_FOLLOWING = ("qkv_bias", "mlp_bias")
+"""Fields that follow `bias` where they are not given, and are left out where they do."""
+_SHARED = ("vocab_size", "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A model of Hugging Face's that `GPTConfig` can describe."""
+
+    classes: Mapping[str, str]
+    """Our class -> theirs."""
+    options: Mapping[str, str]
+    """Our field -> their key."""
+    fixed: Mapping[str, object]
+    """Our fields that the model type decides, and their values."""
+    defaults: Mapping[str, object]
+    """Their keys -> their values where a file leaves them out."""
+    unsupported: Mapping[str, tuple]
+    """Their key -> the values under which our numbers are theirs."""
+    body: str
+    """Prefix of the names of everything but the head."""
+    parts: Mapping[str, str]
+    """Our module outside of the blocks -> theirs."""
+    blocks: str
+    """Their list of blocks."""
+    block_parts: Mapping[str, tuple[str, ...]]
+    """Our module of a block -> theirs, those that stand in it one above the other."""
+    transposed: tuple[str, ...] = ()
+    """Their modules whose matrices are stored the other way round."""
+    buffers: str
+    """Pattern of the names of tensors that no model needs."""
+
+
+_GPT2 = Family(
+    classes={"GPTModel": "GPT2Model", "GPTForCausalLM": "GPT2LMHeadModel"},
+    options={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "n_inner",
+        "hidden_act": "activation_function",
+        "max_position_embeddings": "n_positions",
+        "norm_eps": "layer_norm_epsilon",
+        "embedding_dropout_prob": "embd_pdrop",
+        "hidden_dropout_prob": "resid_pdrop",
+        "attention_probs_dropout_prob": "attn_pdrop",
+    },
+    fixed={
+        "position_embedding": "learned",
+        "norm": "layer_norm",
+        "mlp": "plain",
+        "bias": True,
+        "qkv_bias": True,
+        "mlp_bias": True,
+    },
+    defaults={},
+    unsupported={
+        "scale_attn_weights": (True, None),
+        "scale_attn_by_inverse_layer_idx": (False, None),
+        "add_cross_attention": (False, None),
+        "quantization_config": (None,),
+    },
+    body="transformer.",
+    parts={"word": "wte", "position": "wpe", "final_norm": "ln_f"},
+    blocks="h",
+    block_parts={
+        "attention_norm": ("ln_1",),
+        "attention.qkv": ("attn.c_attn",),
+        "attention.output": ("attn.c_proj",),
+        "mlp_norm": ("ln_2",),
+        "mlp.up": ("mlp.c_fc",),
+        "mlp.down": ("mlp.c_proj",),
+    },
+    transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    buffers=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
+)
+_LLAMA_OPTIONS = {
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "intermediate_size",
+    "hidden_act": "hidden_act",
+    "max_position_embeddings": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "attention_probs_dropout_prob": "attention_dropout",
+}
+_NO_BIAS = {"bias": False, "qkv_bias": False, "mlp_bias": False}
+_LLAMA_DEFAULTS = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def _llama(
+    name: str,
+    *,
+    fixed: Mapping[str, bool],
+    options: Mapping[str, str] | None = None,
+    unsupported: Mapping[str, tuple] | None = None,
+    **defaults: object,
+) -> Family:
+    return Family(
+        classes={"GPTModel": f"{name}Model", "GPTForCausalLM": f"{name}ForCausalLM"},
+        options=_LLAMA_OPTIONS | (options or {}),
+        fixed={"position_embedding": "rotary", "norm": "rms_norm", "mlp": "gated", **fixed},
+        defaults=_LLAMA_DEFAULTS | defaults,
+        unsupported={"quantization_config": (None,), "partial_rotary_factor": (1.0, None), **(unsupported or {})},
+        body="model.",
+        parts={"word": "embed_tokens", "final_norm": "norm"},
+        blocks="layers",
+        block_parts={
+            "attention_norm": ("input_layernorm",),
+            "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "attention.output": ("self_attn.o_proj",),
+            "mlp_norm": ("post_attention_layernorm",),
+            "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+            "mlp.down": ("mlp.down_proj",),
+        },
+        buffers=r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": _GPT2,
+    "llama": _llama("Llama", fixed={}, options={"bias": "attention_bias", "mlp_bias": "mlp_bias"}),
+    "mistral": _llama(
+        "Mistral",
+        fixed=_NO_BIAS,
+        options={"sliding_window": "sliding_window"},
+        intermediate_size=14336,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+    ),
+    "qwen2": _llama(
+        "Qwen2",
+        fixed=_NO_BIAS | {"qkv_bias": True},
+        unsupported={"use_sliding_window": (False, None)},
+        vocab_size=151936,
+        intermediate_size=22016,
+        num_key_value_heads=32,
+        max_position_embeddings=32768,
+        bos_token_id=None,
+        eos_token_id=None,
+    ),
+}
+"""Hugging Face's model type -> how it is spelt."""
+OUR_MODEL_TYPE = "fastssl_gpt"
+
+
+def load(model_class: type[Model], directory: str | Path, dtype: torch.dtype = torch.float32) -> Model:
+    """Return a model of `model_class` with the weights of a Hugging Face directory, in eval mode.
+
+    Weights come from model.safetensors or pytorch_model.bin, whole or in shards, with or without the body's prefix.
+    Mask and rotary buffers, tied copies and a head that the class does not have are skipped; an untied head that the
+    file does not have starts fresh, with a warning. Both are listed in the model's `load_report`.
+
+    Args:
+        model_class: `GPTModel` or `GPTForCausalLM`.
+        directory: holds config.json and the weights.
+        dtype: of the parameters, whatever the file's.
+
+    Raises:
+        FileNotFoundError: where the directory, its config or its weights are missing.
+        ValueError: for another kind of model, an option that would change the numbers, a damaged file, and tensors
+            that are missing, surplus or of the wrong shape (each named).
+    """
+    config = load_config(directory)
+    with torch.device("meta"):
+        model = model_class(config)
+    layout = file_layout(model)
+    model.load_report = load_weights(model, directory, layout, dtype=dtype, fresh_std=config.initializer_range)
+    return model.eval()
+
+
+def load_config(directory: str | Path) -> GPTConfig:
+    """Return the config of a Hugging Face directory; errors as in `load`."""
+    return config_from_dict(read_config(directory), source=str(directory))
+
+
+def save(model: nn.Module, directory: str | Path) -> None:
+    """Write config.json and model.safetensors as `transformers` writes them, each file atomically."""
+    config = config_to_dict(model.config)
+    family = FAMILIES.get(config["model_type"])
+    name = type(model).__name__
+    config["architectures"] = [name if family is None else family.classes[name]]
+    config["torch_dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    save_directory(directory, config, file_tensors(model, file_layout(model)))
+
+
+def model_type(config: GPTConfig) -> str:
+    """Return Hugging Face's name for a config, or our own where they have no such model."""
+    values = asdict(config) | {"qkv_bias": config.has_qkv_bias, "mlp_bias": config.has_mlp_bias}
+    if config.position_embedding == "learned":
+        plain = config.sliding_window is None and config.key_value_heads == config.num_attention_heads
+        candidates = ("gpt2",) if plain and config.head_width * config.num_attention_heads == config.hidden_size else ()
+    elif config.sliding_window is not None:
+        candidates = ("mistral",)
+    else:
+        candidates = ("llama", "qwen2") if config.has_qkv_bias == config.bias else ("qwen2",)
+    fitting = (n for n in candidates if all(values[k] == v for k, v in FAMILIES[n].fixed.items()))
+    return next(fitting, OUR_MODEL_TYPE)
+
+
+def config_to_dict(config: GPTConfig) -> dict:
+    """Return a config as config.json spells it."""
+    name, values = model_type(config), asdict(config)
+    family = FAMILIES.get(name)
+    if family is None:
+        return {"model_type": name, **values}
+    values["mlp_bias"] = config.has_mlp_bias
+    spelt = {theirs: values[ours] for ours, theirs in family.options.items()}
+    spelt |= {shared: values[shared] for shared in _SHARED}
+    if name != "gpt2":
+        spelt |= {
+            "intermediate_size": config.mlp_width,
+            "num_key_value_heads": config.key_value_heads,
+            "rope_theta": config.rope_theta,
+            "rope_parameters": {"rope_theta": config.rope_theta, **_spelt_scaling(config.rope_scaling)},
+        }
+        if config.head_dim is None:
+            del spelt["head_dim"]
+    ours = {dropout: values[dropout] for dropout in _DROPOUTS if dropout not in family.options}
+    return {"model_type": name, **spelt, _OUR_KEY: ours}
+
+
+def config_from_dict(values: dict, *, source: str) -> GPTConfig:
+    """Return the config that a config.json spells; keys that mean nothing to a GPT are passed over.
+
+    Args:
+        values: contents of the file.
+        source: where they came from, for errors.
+
+    Raises:
+        ValueError: for another model type, or an option that would change the numbers.
+    """
+    name = values.get("model_type")
+    known = {field.name for field in fields(GPTConfig)}
+    if name == OUR_MODEL_TYPE:
+        return _made({key: value for key, value in values.items() if key in known}, source)
+    if name not in FAMILIES:
+        raise ValueError(f"{source} holds a model of type {name!r}, expected one of {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    for option, allowed in family.unsupported.items():
+        if values.get(option) not in allowed:
+            raise ValueError(
+                f"{source}: config.json sets {option}={values[option]!r}, which this GPT does not compute; "
+                f"expected {allowed[0]!r}"
+            )
+    spelt = {**family.defaults, **values}
+    chosen = {ours: spelt[theirs] for ours, theirs in family.options.items() if theirs in spelt}
+    chosen |= {shared: spelt[shared] for shared in _SHARED if shared in spelt}
+    chosen |= family.fixed
+    for option in _FOLLOWING:
+        if chosen.get(option) == chosen["bias"]:
+            del chosen[option]
+    if name != "gpt2":
+        chosen |= {**_rotary_options(values, source), **dict.fromkeys(_DROPOUTS[:2], 0.0)}
+    chosen |= {key: value for key, value in values.get(_OUR_KEY, {}).items() if key in _DROPOUTS}
+    return _made(chosen, source)
+
+
+def file_layout(model: nn.Module) -> FileLayout:
+    """Return how the parameters of a GPT are spelt in its file."""
+    config, bare = model.config, not hasattr(model, "gpt")
+    family = FAMILIES.get(model_type(config))
+    parameters = [name if not bare else f"gpt.{name}" for name, _ in model.named_parameters()]
+    spell = _our_names if family is None else _their_names(family)
+    tensors = {name: spell(full) for (name, _), full in zip(model.named_parameters(), parameters, strict=True)}
+    body = "gpt." if family is None else family.body
+    head = "head.weight" if family is None else "lm_head.weight"
+    word = spell("gpt.word.weight")[0]
+    qkv_rows = [heads * config.head_width for heads in (config.num_attention_heads, *2 * (config.key_value_heads,))]
+    split = {name: tuple(qkv_rows) for name, names in tensors.items() if ".attention.qkv." in name and len(names) > 1}
+    return FileLayout(
+        tensors=tensors,
+        rows=split,
+        transposed=_transposed(family, tensors),
+        canonical=_canonical_by(body, family),
+        heads=() if bare or config.tie_word_embeddings else (head,),
+        companions=(re.escape(head), *(() if family is None else (family.buffers,))),
+        fallbacks={word: head} if config.tie_word_embeddings else {},
+        fallbacks_agree=not bare and config.tie_word_embeddings,
+        saved_prefix=body if bare else "",
+    )
+
+
+def _made(values: dict, source: str) -> GPTConfig:
+    if isinstance(values.get("eos_token_id"), list):
+        values["eos_token_id"] = tuple(values["eos_token_id"])
+    if isinstance(values.get("rope_scaling"), dict):
+        values["rope_scaling"] = RotaryScaling(**values["rope_scaling"])
+    try:
+        return GPTConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source}: config.json does not describe a GPT that we know: {error}") from error
+
+
+def _rotary_options(values: dict, source: str) -> dict[str, object]:
+    """Return base and scaling of the wavelengths, which older and newer files keep in different places."""
+    found = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    theta = float(found.get("rope_theta", values.get("rope_theta", 10000.0)))
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind == "default":
+        return {"rope_theta": theta}
+    if kind not in ("linear", "llama3"):
+        raise ValueError(
+            f"{source}: config.json scales rotary positions by {kind!r}, which this GPT does not compute; "
+            "expected 'default', 'linear' or 'llama3'"
+        )
+    names = {field.name for field in fields(RotaryScaling)}
+    try:
+        scaling = RotaryScaling(kind=kind, **{key: value for key, value in found.items() if key in names})
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{source}: config.json scales rotary positions in a way that we do not know: {error}"
+        ) from error
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _spelt_scaling(scaling: RotaryScaling | None) -> dict[str, object]:
+    if scaling is None:
+        return {"rope_type": "default"}
+    values = asdict(scaling)
+    kind = values.pop("kind")
+    return {"rope_type": kind, **(values if kind == "llama3" else {"factor": scaling.factor})}
+
+
+def _our_names(parameter: str) -> tuple[str, ...]:
+    return (parameter,)
+
+
+def _their_names(family: Family) -> Callable[[str], tuple[str, ...]]:
+    def spell(parameter: str) -> tuple[str, ...]:
+        module, _, kind = parameter.rpartition(".")
+        if module == "head":
+            return (f"lm_head.{kind}",)
+        block = re.fullmatch(r"gpt\.blocks\.(\d+)\.(.*)", module)
+        if block:
+            place = f"{family.body}{family.blocks}.{block[1]}"
+            return tuple(f"{place}.{part}.{kind}" for part in family.block_parts[block[2]])
+        return (f"{family.body}{family.parts[module.removeprefix('gpt.')]}.{kind}",)
+
+    return spell
+
+
+def _canonical_by(body: str, family: Family | None) -> Callable[[str], str]:
+    """Return what adds the body's prefix where a file of the bare model leaves it out."""
+    tops = ("word", "position", "final_norm", "blocks") if family is None else (*family.parts.values(), family.blocks)
+    bare = re.compile(rf"({'|'.join(tops)})\.")
+    return lambda name: f"{body}{name}" if bare.match(name) else name
+
+
+def _transposed(family: Family | None, tensors: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
+    if family is None:
+        return frozenset()
+    endings = tuple(f".{module}.weight" for module in family.transposed)
+    return frozenset(name for names in tensors.values() for name in names if endings and name.endswith(endings))

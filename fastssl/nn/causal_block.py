@@ -1,0 +1,71 @@
+"""One block of a causal transformer: norm, attention, norm, feed-forward network."""
+
+from torch import Tensor, nn
+
+from fastssl.nn.block import BlockSeeds
+from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
+from fastssl.nn.kv_cache import LayerCache
+from fastssl.nn.mlp import MLP, GatedMLP
+from fastssl.nn.norm import LayerNorm, RMSNorm
+
+
+class CausalBlock(nn.Module):
+    """``x = x + attention(norm(x)); x = x + mlp(norm(x))``, its sums left to the norm that follows each.
+
+    As in `PreNormBlock`, the block takes its input already normed and returns the feed-forward network's output beside
+    the stream that it belongs to: the next norm adds it in its own pass over memory.
+
+    Args:
+        attention: of the block.
+        mlp: of the block.
+        attention_norm, mlp_norm: in front of each.
+        hidden_dropout_p: probability of dropping an element of what is added to the residual stream.
+
+    Source: Radford et al. 2019 (GPT-2) §2.3.
+    """
+
+    def __init__(
+        self,
+        attention: CausalSelfAttention,
+        mlp: MLP | GatedMLP,
+        *,
+        attention_norm: LayerNorm | RMSNorm,
+        mlp_norm: LayerNorm | RMSNorm,
+        hidden_dropout_p: float,
+    ) -> None:
+        super().__init__()
+        self.hidden_dropout_p = hidden_dropout_p
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+
+    def forward(
+        self,
+        normed: Tensor,
+        stream: Tensor,
+        context: CausalContext,
+        seeds: BlockSeeds,
+        cache: LayerCache | None,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run one block.
+
+        Args:
+            normed: (N, E), `attention_norm` of the stream.
+            stream: (N, E), the residual stream.
+            context: where the rows stand.
+            seeds: of dropout; the last of them is for whoever adds the first returned tensor to the second.
+            cache: of this layer, or None.
+            rows: (B) int64, the last row of each sequence, where only these are wanted: of the others there are only
+                keys and values.
+
+        Returns:
+            The feed-forward network's output, still to be dropped out and added, and the stream.
+        """
+        attended = self.attention(normed, context, seeds.attention, cache, rows)
+        stream = stream if rows is None else stream.index_select(0, rows)
+        normed, stream = self.mlp_norm(
+            attended, residual=stream, dropout_p=self.hidden_dropout_p, seed=seeds.attention_output, return_sum=True
+        )
+        return self.mlp(normed), stream

@@ -1,0 +1,1 @@
+"""Tasks solved from examples in the prompt, without a gradient."""

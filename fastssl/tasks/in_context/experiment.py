@@ -1,0 +1,227 @@
+"""Models that solve tasks from examples in the prompt alone: accuracy against the number of examples.
+
+Source: Brown et al. 2020 (arXiv 2005.14165) sections 2 and 2.4; examples with wrong answers: Min et al. 2022
+(arXiv 2202.12837) section 4.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastssl.tasks.generation.text_generator import TextGenerator
+from fastssl.tasks.in_context.answers import Asker, GenerationAsker, LikelihoodAsker
+from fastssl.tasks.in_context.config import InContextConfig, Scoring
+from fastssl.tasks.in_context.demonstrations import Demonstrations
+from fastssl.tasks.in_context.figure import draw_shots, draw_sizes
+from fastssl.tasks.in_context.layout import Layout
+from fastssl.tasks.in_context.prompts import PromptMaker, Room
+from fastssl.tasks.in_context.results import AskedModel, AskedTask, InContextReport, InContextRun
+from fastssl.tasks.in_context.task_file import InContextTask, read_task
+from fastssl.tasks.in_context.weights import weights_sha256
+from fastssl.training.durable import write_whole
+
+SUMMARY_FILE, TABLE_FILE = "in_context.json", "in_context.csv"
+SHOTS_FIGURE, SIZES_FIGURE = "accuracy_by_shots.png", "accuracy_by_size.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A task with all that prompts are made of."""
+
+    task: InContextTask
+    layout: Layout
+    pool: InContextTask
+    is_own: bool
+    rows: tuple[int, ...]
+    scoring: Scoring
+
+    def described(self) -> AskedTask:
+        """Return it with what is right by chance and by the most frequent answer."""
+        choices = self.task.choices if self.scoring == "likelihood" else None
+        (usual, _), *_ = Counter(example.completion for example in self.pool.examples).most_common(1)
+        return AskedTask(
+            name=self.task.name,
+            scoring=self.scoring,
+            num_examples=len(self.rows),
+            chance=statistics.fmean(1 / len(choices[row]) for row in self.rows) if choices else None,
+            majority=statistics.fmean(self.task.examples[row].completion == usual for row in self.rows),
+        )
+
+
+def measure_in_context(config: InContextConfig, *, say: Callable[[str], None] = print) -> InContextReport:
+    """Ask every model every task with every number of shots, and write what comes of it into the output directory.
+
+    Args:
+        config: what to do.
+        say: takes a line for each step.
+
+    Raises:
+        FileNotFoundError: A file or a part of a model is missing.
+        ValueError: A task that cannot be read, too few rows for the shots, a question longer than a model's context, or
+            a directory of another kind of model.
+    """
+    tasks = [_prepare(config, number, path) for number, path in enumerate(config.task)]
+    names = unique_names([path.absolute() for path in config.model])
+    models, runs, prompts = [], [], {}
+    for name, directory in zip(names, config.model, strict=True):
+        asked, own_runs = _ask_model(config, name, directory, tasks, prompts, say)
+        models.append(asked)
+        runs += own_runs
+    report = InContextReport(
+        models=tuple(sorted(models, key=lambda model: model.parameters)),
+        tasks=tuple(asked.described() for asked in tasks),
+        runs=tuple(runs),
+        prompts=prompts,
+    )
+    save(report, config.output_dir)
+    return report
+
+
+def save(report: InContextReport, directory: Path) -> None:
+    """Write table, summary and figures; that over sizes where there are several models."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(directory / SUMMARY_FILE, json.dumps(report.summary(), indent=1, ensure_ascii=False) + "\n")
+    write_whole(directory / TABLE_FILE, report.table())
+    draw_shots(report, directory / SHOTS_FIGURE)
+    if len(report.models) > 1:
+        draw_sizes(report, directory / SIZES_FIGURE)
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """Return the last parts of some paths, as many as tell them apart."""
+    for length in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _prepare(config: InContextConfig, number: int, path: Path) -> _Asked:
+    needs_choices = {"likelihood": True, "generation": False}.get(config.scoring)
+    task = read_task(path, config.columns, needs_choices=needs_choices)
+    files = config.demonstrations.demonstration_file
+    pool = read_task(files[number], config.columns) if files else task
+    rows = np.arange(len(task.examples))
+    if config.max_examples is not None and config.max_examples < len(rows):
+        draw = np.random.default_rng(config.demonstrations.seed % 2**64)
+        rows = np.sort(draw.permutation(rows)[: config.max_examples])
+    scoring = config.scoring if config.scoring != "auto" else "generation" if task.choices is None else "likelihood"
+    return _Asked(
+        task=task,
+        layout=Layout.of(config.layout, number, task.examples, task.instruction),
+        pool=pool,
+        is_own=not files,
+        rows=tuple(rows.tolist()),
+        scoring=scoring,
+    )
+
+
+def _ask_model(
+    config: InContextConfig,
+    name: str,
+    directory: Path,
+    tasks: Sequence[_Asked],
+    prompts: dict[str, str],
+    say: Callable[[str], None],
+) -> tuple[AskedModel, list[InContextRun]]:
+    generator = TextGenerator.load(directory, dtype=config.dtype)
+    model = generator.model
+    wanted = config.layout.begin_with_bos
+    bos = model.config.bos_token_id if wanted or (wanted is None and generator.tokenizer.adds_bos) else None
+    if config.layout.begin_with_bos and bos is None:
+        raise ValueError(f"begin_with_bos: the model in {directory} has no bos_token_id; leave it out")
+    room = Room(tokenizer=generator.tokenizer, positions=model.config.max_position_embeddings, bos=bos)
+    askers: dict[str, Asker] = {
+        "likelihood": LikelihoodAsker(model, tokens_per_batch=config.tokens_per_batch),
+        "generation": GenerationAsker(generator, max_new_tokens=config.max_new_tokens),
+    }
+    parameters, before, begin = sum(p.numel() for p in model.parameters()), weights_sha256(model), time.perf_counter()
+    runs = []
+    for asked in tasks:
+        maker, asker = PromptMaker(asked.task, asked.layout, room), askers[asked.scoring]
+        for shots, shuffled, seed in _settings(config):
+            run, first = _ask(asked, maker, asker, shots, shuffled, seed, config, name, parameters)
+            runs.append(run)
+            if not shuffled:
+                prompts.setdefault(f"{asked.task.name}, {shots} shots", first)
+            say(_told(run))
+    seconds = time.perf_counter() - begin
+    model_asked = AskedModel(
+        name=name,
+        directory=str(directory),
+        parameters=parameters,
+        sha256_before=before,
+        sha256_after=weights_sha256(model),
+        seconds=seconds,
+    )
+    return model_asked, runs
+
+
+def _settings(config: InContextConfig) -> list[tuple[int, bool, int]]:
+    """Return (shots, shuffled, seed) of every run: without examples there is one draw, and nothing to shuffle."""
+    own = config.demonstrations
+    seeds = range(own.seed, own.seed + own.num_seeds)
+    kinds = (False,) if own.skip_shuffled_control else (False, True)
+    return [
+        (shots, shuffled, seed)
+        for shots in sorted(own.shots)
+        for shuffled in kinds
+        for seed in seeds
+        if shots or (seed == own.seed and not shuffled)
+    ]
+
+
+def _ask(
+    asked: _Asked,
+    maker: PromptMaker,
+    asker: Asker,
+    shots: int,
+    shuffled: bool,
+    seed: int,
+    config: InContextConfig,
+    name: str,
+    parameters: int,
+) -> tuple[InContextRun, str]:
+    shared = config.demonstrations.shared_demonstrations
+    demonstrations = Demonstrations(
+        asked.pool.examples, groups=asked.pool.groups, is_own=asked.is_own, shared=shared, seed=seed
+    )
+    groups = asked.task.groups
+    draws = [
+        demonstrations.draw(row, shots, group=None if groups is None else groups[row], shuffled=shuffled)
+        for row in asked.rows
+    ]
+    prompts = maker.make(asked.rows, draws, asker.room_for_answers(maker, asked.rows))
+    answered = asker.ask(maker, prompts)
+    per_token = [one.is_right_per_token for one in answered]
+    run = InContextRun(
+        model=name,
+        parameters=parameters,
+        task=asked.task.name,
+        shots=shots,
+        answers="shuffled" if shuffled else "true",
+        seed=seed,
+        num_examples=len(answered),
+        num_right=sum(one.is_right for one in answered),
+        num_right_per_token=None if None in per_token else sum(per_token),
+        shots_shown=statistics.fmean(prompt.shots for prompt in prompts),
+        dropped=sum(prompt.dropped for prompt in prompts),
+    )
+    return run, prompts[0].text
+
+
+def _told(run: InContextRun) -> str:
+    shuffled = ", shuffled answers" if run.answers == "shuffled" else ""
+    dropped = f"; {run.dropped:,} examples found no room and were left out" if run.dropped else ""
+    return (
+        f"[{run.model}] {run.task}, {run.shots} shots{shuffled}, seed {run.seed}: "
+        f"{run.num_right:,} of {run.num_examples:,} right, {run.accuracy:.1%}{dropped}"
+    )

@@ -1,0 +1,161 @@
+"""Logits, losses and gradients of GPT equal those of `transformers`, and files go both ways."""
+
+import json
+
+import pytest
+import torch
+
+from fastssl.models import gpt_files
+from fastssl.models.gpt import GPTForCausalLM, GPTModel
+from fastssl.models.gpt_config import GPTConfig
+from fastssl.models.pretrained import file_tensors
+from tests.models.gpt_peers import PEERS, padded_inputs, peer
+
+CLOSE = {"rtol": 2e-4, "atol": 2e-5}
+EVERY_PEER = pytest.mark.parametrize("name", PEERS)
+
+
+def both(tmp_path, name: str, **changes):
+    theirs = peer(name, **changes)
+    theirs.save_pretrained(tmp_path / "theirs")
+    return theirs, GPTForCausalLM.from_pretrained(tmp_path / "theirs")
+
+
+@EVERY_PEER
+def test_logits_losses_and_gradients(tmp_path, name):
+    theirs, ours = both(tmp_path, name)
+    inputs = padded_inputs()
+    real = inputs["attention_mask"] == 1
+    expected = theirs(**inputs, output_hidden_states=True, output_attentions=True)
+    got = ours(**inputs, output_logits=True, output_hidden_states=True, output_attentions=True)
+    torch.testing.assert_close(got.logits[real], expected.logits[real], **CLOSE)
+    torch.testing.assert_close(got.loss, expected.loss, **CLOSE)
+    assert len(got.hidden_states) == len(expected.hidden_states)
+    for one, other in zip(got.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(one[real], other[real], **CLOSE)
+    for one, other in zip(got.attentions, expected.attentions, strict=True):
+        kept = real[:, None, :, None].expand_as(one)
+        torch.testing.assert_close(one[kept], other[kept], **CLOSE)
+    expected.loss.backward()
+    got.loss.backward()
+    check_gradients(theirs, ours)
+
+
+def check_gradients(theirs, ours):
+    for parameter in ours.parameters():
+        parameter.data = parameter.grad
+    found = file_tensors(ours, gpt_files.file_layout(ours))
+    # The gradient of a key bias is zero but for rounding: no scale is below a twentieth of the largest gradient.
+    floor = 0.05 * max(p.grad.abs().max() for p in theirs.parameters())
+    named = dict(theirs.named_parameters())
+    assert set(found) == set(named)
+    for parameter_name, parameter in named.items():
+        scale = parameter.grad.abs().max().clamp(min=floor)
+        got, expected = found[parameter_name] / scale, parameter.grad / scale
+        torch.testing.assert_close(got, expected, rtol=0, atol=3e-5, msg=parameter_name)
+
+
+@EVERY_PEER
+def test_files_go_both_ways(tmp_path, name):
+    import transformers
+
+    theirs, ours = both(tmp_path, name)
+    ours.save_pretrained(tmp_path / "ours")
+    back, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    for (parameter_name, one), (_, other) in zip(theirs.named_parameters(), back.named_parameters(), strict=True):
+        assert torch.equal(one, other), parameter_name
+    inputs = padded_inputs()
+    torch.testing.assert_close(back.eval()(**inputs).loss, theirs(**inputs).loss)
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "ours").model_type == theirs.config.model_type
+    again = GPTForCausalLM.from_pretrained(tmp_path / "ours")
+    assert again.config == ours.config
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_body_alone(tmp_path, name):
+    theirs = peer(name, kind="body")
+    theirs.save_pretrained(tmp_path / "body")
+    ours = GPTModel.from_pretrained(tmp_path / "body")
+    inputs = padded_inputs()
+    labels, real = inputs.pop("labels"), inputs["attention_mask"] == 1
+    expected, got = theirs(**inputs).last_hidden_state, ours(**inputs).last_hidden_state
+    torch.testing.assert_close(got[real], expected[real], **CLOSE)
+    ours.save_pretrained(tmp_path / "ours")
+    back = type(theirs).from_pretrained(tmp_path / "ours").eval()
+    torch.testing.assert_close(back(**inputs).last_hidden_state[real], expected[real], **CLOSE)
+    # The body of a model with a head, and a tied head on a body.
+    peer(name).save_pretrained(tmp_path / "whole")
+    whole = GPTModel.from_pretrained(tmp_path / "whole")
+    assert bool(whole.load_report.skipped) == (name == "llama")
+    if name == "gpt2":
+        assert GPTForCausalLM.from_pretrained(tmp_path / "body")(**inputs, labels=labels).loss.isfinite()
+    else:
+        with pytest.warns(UserWarning, match="start fresh"):
+            assert GPTForCausalLM.from_pretrained(tmp_path / "body").load_report.fresh == ("head.weight",)
+
+
+def test_an_old_gpt2_directory(tmp_path):
+    """Published files have mask buffers, no prefix, and a tied copy of the embedding."""
+    _, ours = both(tmp_path, "gpt2")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    old = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    for layer in range(3):
+        old[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 31, 31).tril()
+        old[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    old["lm_head.weight"] = old["wte.weight"].clone()
+    save_file(old, tmp_path / "theirs" / "model.safetensors")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config["n_ctx"] = 31
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    loaded = GPTForCausalLM.from_pretrained(tmp_path / "theirs")
+    for one, other in zip(loaded.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert len(loaded.load_report.skipped) == 7
+
+
+def test_a_config_of_our_own_keeps_itself(tmp_path):
+    config = GPTConfig(
+        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=16, position_embedding="rotary", norm="layer_norm", mlp="gated", hidden_act="gelu",
+        sliding_window=3, bos_token_id=1, eos_token_id=(2, 3), hidden_dropout_prob=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = GPTForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "fastssl_gpt"
+    loaded = GPTForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config == config
+    ids = torch.arange(10)[None]
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "bert"}, "a model of type 'bert', expected one of gpt2, llama"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True, .* expected False"),
+        ({"n_head": 5}, "hidden_size must be a multiple of num_attention_heads=5"),
+        ({"n_embd": 48}, "shapes that do not fit"),
+        ({"n_layer": 2}, r"it has unknown transformer\.h\.2\."),
+        ({"n_layer": 4}, r"it lacks transformer\.h\.3\."),
+    ],
+)
+def test_bad_directories(tmp_path, changes, message):
+    both(tmp_path, "gpt2")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        GPTForCausalLM.from_pretrained(tmp_path / "theirs")
+
+
+def test_unknown_scalings_of_rotary_positions_are_refused(tmp_path):
+    both(tmp_path, "llama")
+    path = tmp_path / "theirs" / "config.json"
+    values = json.loads(path.read_text())
+    values["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 8.0}
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="scales rotary positions by 'yarn'"):
+        GPTForCausalLM.from_pretrained(tmp_path / "theirs")

@@ -1,0 +1,168 @@
+"""Text generation: prompts to texts, stop strings across tokens, streaming of half characters, the command line."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+
+from fastssl.cli.main import main
+from fastssl.data.tokenizer import Tokenizer
+from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_config import GPTConfig
+from fastssl.tasks.generation.text_generator import TextGenerator
+from fastssl.tasks.generation.text_stream import StopStrings, TextStream
+from fastssl.tasks.pipelines import pipeline
+
+TEXT = "In the beginning 🙂 God created the heaven and the earth. 台灣大學 naïve\n\n café" * 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train_byte_pairs([TEXT], vocab_size=290)
+
+
+@pytest.fixture(scope="module")
+def directory(tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gpt")
+    torch.manual_seed(0)
+    bounds = tokenizer.bounds
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.5, bos_token_id=bounds.bos, eos_token_id=bounds.eos,
+    )  # fmt: skip
+    GPTForCausalLM(config).save_pretrained(path)
+    tokenizer.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def generator(directory) -> TextGenerator:
+    return TextGenerator.load(directory)
+
+
+def test_pieces_join_to_the_text_and_no_character_comes_in_parts(tokenizer):
+    tokens = tokenizer.encode(TEXT)
+    stream = TextStream(tokenizer)
+    pieces = [*map(stream.add, tokens), stream.finish()]
+    assert "".join(pieces) == TEXT
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert "" in pieces  # the bytes of an ideograph are several tokens here
+
+
+def test_bytes_that_are_no_text_are_shown_as_such(tokenizer):
+    """A model may write any bytes: what they spell comes through, late by a character at most."""
+    byte = {character: tokenizer.token_to_id(character) for character in "ĠÃð"}
+    tokens = [byte["ð"]] * 9 + tokenizer.encode("a") + [byte["Ã"]]
+    stream = TextStream(tokenizer)
+    pieces = [stream.add(token) for token in tokens]
+    assert any(pieces[:6])
+    whole = "".join(pieces) + stream.finish()
+    assert whole == tokenizer.decode(tokens)
+    assert whole.endswith("a\ufffd")
+
+
+def test_stop_strings_across_tokens(tokenizer):
+    stops = StopStrings(["beginning 🙂", "zzz"])
+    tokens = tokenizer.encode(TEXT)
+    ended = [n for n in range(1, len(tokens) + 1) if stops.ends(tokenizer, tokens[:n])]
+    first = tokenizer.decode(tokens[: ended[0]])
+    assert "beginning 🙂" in first and "beginning 🙂" not in tokenizer.decode(tokens[: ended[0] - 1])
+    assert stops.cut(TEXT) == "In the "
+    assert stops.safe_length("In the begin") == len("In the ")
+    assert stops.safe_length("In the zz") == len("In the ")
+    assert stops.safe_length("In the end") == len("In the end")
+    with pytest.raises(ValueError, match="stop string is empty"):
+        StopStrings(["a", ""])
+    with pytest.raises(ValueError, match="stop must be several strings"):
+        StopStrings("abc")
+
+
+def test_texts_and_streams_agree(generator):
+    prompts = ["In the beginning", "", "台灣", "the earth."]
+    options = {"max_new_tokens": 20, "temperature": 0.9, "seed": 3}
+    texts = generator(prompts, **options)
+    assert [text.prompt for text in texts] == prompts
+    for text in texts:
+        pieces = list(generator.write(text.prompt, **options))
+        assert "".join(pieces) == text.text
+        assert len(pieces) > 1
+    assert list(generator.stream(iter(prompts), texts_at_once=1, **options)) == texts
+
+
+def test_a_text_ends_in_front_of_its_stop_string(generator):
+    options = {"max_new_tokens": 30, "min_new_tokens": 30, "temperature": 1.0, "seed": 1}
+    for prompt in ("In the", "God", "earth"):
+        free = generator([prompt], **options)[0].text
+        stop = free[9:12]
+        assert len(stop) == 3
+        text = generator([prompt], stop=[stop], **options)[0]
+        assert text.text == free[: free.index(stop)]
+        assert text.finish_reason == "stopped"
+        assert "".join(generator.write(prompt, stop=[stop], **options)) == text.text
+
+
+def test_prompts_begin_as_their_tokenizer_begins_texts(directory, generator, tokenizer):
+    """Ours do as training did; GPT-2's puts nothing in front."""
+    bos = tokenizer.bounds.bos
+    assert generator.encode("In the") == [bos, *tokenizer.encode("In the")]
+    assert generator.encode("<|endoftext|>In") == [bos, *tokenizer.encode("In")]
+    assert generator.encode("") == [bos]
+
+
+def test_samples_and_beams(generator):
+    texts = generator(["In the", "God"], num_samples=3, temperature=1.0, max_new_tokens=8)
+    assert [(text.prompt, text.sample) for text in texts] == [(p, s) for p in ("In the", "God") for s in range(3)]
+    beams = generator(["In the"], num_samples=2, num_beams=3, max_new_tokens=8)
+    assert all(one.score >= other.score for one, other in pairwise(beams))
+
+
+def test_the_pipeline(directory, generator):
+    served = pipeline("text-generation", directory)
+    assert served(["In the"], max_new_tokens=5) == generator(["In the"], max_new_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_samples": 2}, "one text is written at a time here, got num_samples=2"),
+        ({"num_beams": 2}, "beam search knows its texts only at the end"),
+        ({"temperature": -1}, "temperature must be at least 0"),
+    ],
+)
+def test_bad_options(generator, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        generator.write("a", **arguments)
+
+
+def test_bad_prompts(generator):
+    with pytest.raises(ValueError, match="prompts must be several strings, got one"):
+        generator("In the")
+    with pytest.raises(ValueError, match=r"prompt 0 has \d+ tokens, and the model has 64 positions"):
+        generator([TEXT])
+
+
+def test_the_command_line(directory, generator, capsys, monkeypatch):
+    assert main(["generate", "--model", str(directory), "--prompt", "In the", "--max-new-tokens", "6"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"In the{generator(['In the'], max_new_tokens=6)[0].text}\n"
+    assert "tokens/s" in shown.err
+    flags = ["--num-samples", "2", "--temperature", "0.7", "--max-new-tokens", "6", "--json"]
+    assert main(["generate", "--model", str(directory), "--prompt", "God", "", *flags]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["prompt"], row["sample"]) for row in rows] == [("God", 0), ("God", 1), ("", 0), ("", 1)]
+
+
+@pytest.mark.parametrize("way", ["-", "interactive"])
+def test_prompts_from_standard_input(directory, generator, capsys, monkeypatch, way):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("In the\n"))
+    flags = ["--interactive"] if way == "interactive" else ["--prompt", "-"]
+    assert main(["generate", "--model", str(directory), *flags, "--max-new-tokens", "6"]) == 0
+    assert f"In the{generator(['In the'], max_new_tokens=6)[0].text}\n" in capsys.readouterr().out
+
+
+def test_the_command_line_wants_a_prompt(directory, capsys):
+    assert main(["generate", "--model", str(directory)]) == 1
+    assert 'expected either --prompt "..."' in capsys.readouterr().err
