@@ -102,11 +102,13 @@ void prepare_and_run(Call& a, const std::optional<skinny::Norm>& norm) {
   const bool gated = a.activation == Activation::swiglu;
   const int64_t normalised = norm ? a.rows * a.inputs : 0, raw = gated ? a.rows * a.outputs : 0;
   const int64_t rounded = a.format == skinny::Weight::int8 ? a.rows : 0;
+  constexpr int64_t kLine = 64;
   a.rounded.row_bytes = divided_up(a.inputs, 4) * 4;
+  a.rounded.stride = (divided_up(a.inputs, kLine) | 1) * kLine;
   const bool in_parts = a.format == skinny::Weight::bfloat16 && a.instructions == Instructions::amx &&
                         a.inputs % 2 == 0 && a.outputs >= skinny::kPartOutputs;
   const int64_t words = in_parts ? divided_up(a.rows, skinny::kPartRows) * skinny::group_words(a.inputs) : 0;
-  const int64_t bytes = 2 * divided_up(rounded, skinny::kRowPadding) * skinny::kRowPadding * a.rounded.row_bytes;
+  const int64_t bytes = 2 * divided_up(rounded, skinny::kRowPadding) * skinny::kRowPadding * a.rounded.stride;
   Scratch scratch(Scratch::bytes_of<float>(normalised) + Scratch::bytes_of<float>(raw) +
                   Scratch::bytes_of<float>(rounded) + Scratch::bytes_of<int32_t>(2 * rounded) +
                   Scratch::bytes_of<int8_t>(bytes) + Scratch::bytes_of<uint32_t>(words));

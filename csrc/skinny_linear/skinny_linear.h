@@ -15,22 +15,22 @@ enum class Activation : int64_t { none, gelu, gelu_tanh, silu, swiglu };
 
 inline constexpr int64_t kRowGroup = 4;       // rows of a floating weight that are read at a time
 inline constexpr int64_t kPanelColumns = 16;  // rows of an 8-bit weight that stand side by side
+inline constexpr int64_t kRowPadding = 8;     // rows of x beside an 8-bit weight are padded to a multiple of it
 
-inline constexpr int64_t kRowPadding = 8;  // rows of x beside an 8-bit weight are padded to a multiple of it
-
-// What multiplies bytes: products of 16 bits, AVX-512's dot products (VNNI), or tiles (AMX) where rows are many enough.
-// Tiles multiply bfloat16 as well.
+// What multiplies bytes: products of 16 bits, AVX-512's dot products (VNNI), or tiles (AMX), which multiply bfloat16
+// too.
 enum class Instructions : int64_t { general, vnni, amx };
 
 // Rows of x rounded to 16 bits, x = scale (256 high + low), as the 8-bit weights want them.
 struct RoundedRows {
-  int8_t* bytes;      // (rows padded, 2, row_bytes): the high bytes of a row and its low ones
+  int8_t* bytes;      // (rows padded, 2, stride): the high bytes of a row and its low ones
   float* scales;      // (rows)
   int32_t* sums;      // (rows, 2): of the high and of the low bytes
   int64_t row_bytes;  // inputs rounded up to a multiple of 4
+  int64_t stride;     // an odd number of cache lines: sixteen rows do not meet in a few sets of the L1 cache
 
   int8_t* row(int64_t index) const {
-    return bytes + index * 2 * row_bytes;
+    return bytes + index * 2 * stride;
   }
 };
 

@@ -3,6 +3,7 @@
 #include "common/amx.h"
 #include "common/row_products.h"
 #include "common/vec.h"
+#include "skinny_linear/outputs.h"
 #include "skinny_linear/skinny_linear.h"
 
 namespace fastssl {
@@ -130,6 +131,7 @@ void skinny_products_bf16(const skinny::Call& a, int64_t begin, int64_t end) {
                      {rest / 2, kWordsInRow * 4}});
   Sums sums[kGroups];
   for (int64_t column = begin; column < end; column += kTileRows) {
+    want_ahead(a, column);
     // The last rows are read together with some before them.
     const int64_t from = column + kTileRows <= a.outputs ? column : a.outputs - kTileRows;
     const uint16_t* weights = static_cast<const uint16_t*>(a.weight) + from * a.inputs;

@@ -3,6 +3,7 @@
 #include "common/amx.h"
 #include "common/bytes.h"
 #include "common/vec.h"
+#include "skinny_linear/outputs.h"
 #include "skinny_linear/skinny_linear.h"
 
 namespace fastssl {
@@ -28,16 +29,17 @@ constexpr int kRows = 2;
 using Sums = int32_t[kRows][kHalves][kPanelColumns];
 
 template <int kCount>
-void multiply_panel(const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums& sums) {
+void multiply_panel(const RoundedRows& in, int64_t row, const uint8_t* panel, Sums& sums) {
+  const int8_t* x = in.row(row);
   for (int64_t column = 0; column < kPanelColumns; column += kLanes) {
     VecI sum[kCount][kHalves] = {};
-    for (int64_t k = 0; k < row_bytes; k += 4) {
+    for (int64_t k = 0; k < in.row_bytes; k += 4) {
       const UnsignedBytes weights(load_quads(panel + k * kPanelColumns + column * 4));
 #pragma GCC unroll 8
       for (int r = 0; r < kCount; ++r) {
 #pragma GCC unroll 2
         for (int half = 0; half < kHalves; ++half) {
-          const SignedBytes inputs(load_quad(x + (r * kHalves + half) * row_bytes + k));
+          const SignedBytes inputs(load_quad(x + (r * kHalves + half) * in.stride + k));
           sum[r][half] += multiply_pairs(weights.even, inputs.even) + multiply_pairs(weights.odd, inputs.odd);
         }
       }
@@ -53,10 +55,11 @@ void multiply_panel(const int8_t* x, int64_t row_bytes, const uint8_t* panel, Su
 #if defined(__AVX512F__)
 // The same by instructions that some processors with AVX-512 lack.
 template <int kCount>
-__attribute__((target("avx512vnni"))) void multiply_panel_vnni(const int8_t* x, int64_t row_bytes, const uint8_t* panel,
+__attribute__((target("avx512vnni"))) void multiply_panel_vnni(const RoundedRows& in, int64_t row, const uint8_t* panel,
                                                                Sums& sums) {
+  const int8_t* x = in.row(row);
   __m512i sum[kCount][kHalves] = {};
-  for (int64_t k = 0; k < row_bytes; k += 4) {
+  for (int64_t k = 0; k < in.row_bytes; k += 4) {
     const __m512i weights = _mm512_loadu_si512(panel + k * kPanelColumns);
     _mm_prefetch(reinterpret_cast<const char*>(panel + k * kPanelColumns + kAhead), _MM_HINT_T0);
 #pragma GCC unroll 8
@@ -64,7 +67,7 @@ __attribute__((target("avx512vnni"))) void multiply_panel_vnni(const int8_t* x, 
 #pragma GCC unroll 2
       for (int half = 0; half < kHalves; ++half) {
         int32_t quad;
-        __builtin_memcpy(&quad, x + (r * kHalves + half) * row_bytes + k, sizeof quad);
+        __builtin_memcpy(&quad, x + (r * kHalves + half) * in.stride + k, sizeof quad);
         sum[r][half] = _mm512_dpbusd_epi32(sum[r][half], weights, _mm512_set1_epi32(quad));
       }
     }
@@ -78,34 +81,34 @@ __attribute__((target("avx512vnni"))) void multiply_panel_vnni(const int8_t* x, 
 #endif
 
 template <int kCount>
-FASTSSL_INLINE void multiply(bool vnni, const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums& sums) {
+FASTSSL_INLINE void multiply(bool vnni, const RoundedRows& in, int64_t row, const uint8_t* panel, Sums& sums) {
 #if defined(__AVX512F__)
-  if (vnni) return multiply_panel_vnni<kCount>(x, row_bytes, panel, sums);
+  if (vnni) return multiply_panel_vnni<kCount>(in, row, panel, sums);
 #endif
   (void)vnni;
-  multiply_panel<kCount>(x, row_bytes, panel, sums);
+  multiply_panel<kCount>(in, row, panel, sums);
 }
 
 // The same for a number of rows that is known only here.
-void multiply_any(int64_t count, bool vnni, const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums& sums) {
+void multiply_any(int64_t count, bool vnni, const RoundedRows& in, int64_t row, const uint8_t* panel, Sums& sums) {
   switch (count) {
     case 1:
-      return multiply<1>(vnni, x, row_bytes, panel, sums);
+      return multiply<1>(vnni, in, row, panel, sums);
     case 2:
-      return multiply<2>(vnni, x, row_bytes, panel, sums);
+      return multiply<2>(vnni, in, row, panel, sums);
 #if defined(__AVX512F__)
     case 3:
-      return multiply<3>(vnni, x, row_bytes, panel, sums);
+      return multiply<3>(vnni, in, row, panel, sums);
     case 4:
-      return multiply<4>(vnni, x, row_bytes, panel, sums);
+      return multiply<4>(vnni, in, row, panel, sums);
     case 5:
-      return multiply<5>(vnni, x, row_bytes, panel, sums);
+      return multiply<5>(vnni, in, row, panel, sums);
     case 6:
-      return multiply<6>(vnni, x, row_bytes, panel, sums);
+      return multiply<6>(vnni, in, row, panel, sums);
     case 7:
-      return multiply<7>(vnni, x, row_bytes, panel, sums);
+      return multiply<7>(vnni, in, row, panel, sums);
     default:
-      return multiply<8>(vnni, x, row_bytes, panel, sums);
+      return multiply<8>(vnni, in, row, panel, sums);
 #endif
   }
 }
@@ -117,32 +120,33 @@ constexpr int kInputs = 4, kEnd = 6, kGroups = 4;
 
 // The products of kCount times kRows rows with a panel, by the matrix unit.
 template <int kCount>
-void multiply_panel_amx(const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums* sums) {
+void multiply_panel_amx(const RoundedRows& in, int64_t row, const uint8_t* panel, Sums* sums) {
+  const int8_t* x = in.row(row);
   static_assert(kRows * kHalves == kTileRows && sizeof(Sums) == kTileRows * kTileBytes);
   const auto add = [&](int64_t k, auto inputs) {
     constexpr int kLeft = decltype(inputs)::value;
     load_tile<kLeft + 1>(panel + k * kPanelColumns, kTileBytes);
     for_each_tile<kCount>([&](auto group) {
-      load_tile<kLeft>(x + group.value * kTileRows * row_bytes + k, row_bytes);
+      load_tile<kLeft>(x + group.value * kTileRows * in.stride + k, in.stride);
       multiply_bytes<group.value, kLeft, kLeft + 1>();
     });
   };
   for_each_tile<kCount>([](auto group) { clear_tile<group.value>(); });
   int64_t k = 0;
-  for (; k + kTileBytes <= row_bytes; k += kTileBytes) {
+  for (; k + kTileBytes <= in.row_bytes; k += kTileBytes) {
     for (int64_t line = 0; line < kTileRows; ++line)
       _mm_prefetch(reinterpret_cast<const char*>(panel + k * kPanelColumns + kAhead + line * kTileBytes), _MM_HINT_T0);
     add(k, Count<kInputs>{});
   }
-  if (k < row_bytes) add(k, Count<kEnd>{});
+  if (k < in.row_bytes) add(k, Count<kEnd>{});
   for_each_tile<kCount>([&](auto group) { store_tile<group.value>(sums + group.value, kTileBytes); });
 }
 
-void multiply_groups(int64_t count, const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums* sums) {
-  if (count == 1) return multiply_panel_amx<1>(x, row_bytes, panel, sums);
-  if (count == 2) return multiply_panel_amx<2>(x, row_bytes, panel, sums);
-  if (count == 3) return multiply_panel_amx<3>(x, row_bytes, panel, sums);
-  return multiply_panel_amx<kGroups>(x, row_bytes, panel, sums);
+void multiply_groups(int64_t count, const RoundedRows& in, int64_t row, const uint8_t* panel, Sums* sums) {
+  if (count == 1) return multiply_panel_amx<1>(in, row, panel, sums);
+  if (count == 2) return multiply_panel_amx<2>(in, row, panel, sums);
+  if (count == 3) return multiply_panel_amx<3>(in, row, panel, sums);
+  return multiply_panel_amx<kGroups>(in, row, panel, sums);
 }
 #endif
 
@@ -165,23 +169,24 @@ void scale_sums(const Call& a, const Sums& sums, int64_t row, int64_t count, int
 // body(panel, its first column, how many it has) for columns [begin, end).
 template <class Body>
 FASTSSL_INLINE void for_each_panel(const Call& a, int64_t begin, int64_t end, Body body) {
-  for (int64_t column = begin; column < end; column += kPanelColumns)
+  for (int64_t column = begin; column < end; column += kPanelColumns) {
+    want_ahead(a, column);
     body(static_cast<const uint8_t*>(a.weight) + column * a.rounded.row_bytes, column,
          end - column < kPanelColumns ? end - column : kPanelColumns);
+  }
 }
 
 #if defined(__AVX512F__)
-constexpr int64_t kFewestForTiles = 3;  // rows of x; fewer are at the memory's speed without
-
 void run_tiles(const Call& a, int64_t begin, int64_t end) {
-  const TileShape whole{kTileRows, kTileBytes};
-  const int64_t row_bytes = a.rounded.row_bytes, rest = row_bytes % kTileBytes;
-  const Tiles tiles({whole, whole, whole, whole, whole, whole, {kTileRows, rest}, {rest / 4, kTileBytes}});
+  const int64_t rest = a.rounded.row_bytes % kTileBytes;
+  const int64_t rows = a.rows < kRows ? a.rows * kHalves : kTileRows;  // fewer are loaded and multiplied sooner
+  const TileShape inputs{rows, kTileBytes}, weights{kTileRows, kTileBytes};
+  const Tiles tiles({inputs, inputs, inputs, inputs, inputs, weights, {rows, rest}, {rest / 4, kTileBytes}});
   Sums sums[kGroups];
   for_each_panel(a, begin, end, [&](const uint8_t* panel, int64_t column, int64_t columns) {
     for (int64_t row = 0; row < a.rows; row += kGroups * kRows) {
       const int64_t left = a.rows - row;
-      multiply_groups((left + kRows - 1) / kRows, a.rounded.row(row), row_bytes, panel, sums);
+      multiply_groups((left + kRows - 1) / kRows, a.rounded, row, panel, sums);
       for (int64_t r = 0; r < left && r < kGroups * kRows; r += kRows)
         scale_sums(a, sums[r / kRows], row + r, left - r < kRows ? left - r : kRows, column, columns);
     }
@@ -212,7 +217,7 @@ void skinny_round(const float* x, int64_t rows, int64_t width, const RoundedRows
       const int64_t room = out.row_bytes - j;  // the lanes past the end are zero and fill the last quad
       const auto size = static_cast<uint64_t>(room < kLanes ? room : kLanes);
       std::memcpy(high_bytes + j, &narrow_high, size);
-      std::memcpy(high_bytes + out.row_bytes + j, &narrow_low, size);
+      std::memcpy(high_bytes + out.stride + j, &narrow_low, size);
     });
     int32_t sums[kHalves] = {};
     for (int i = 0; i < kLanes; ++i) {
@@ -228,14 +233,13 @@ void skinny_round(const float* x, int64_t rows, int64_t width, const RoundedRows
 
 void skinny_products_int8(const Call& a, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
-  if (a.instructions == skinny::Instructions::amx && a.rows >= kFewestForTiles) return run_tiles(a, begin, end);
+  if (a.instructions == skinny::Instructions::amx) return run_tiles(a, begin, end);
 #endif
   Sums sums;
   for_each_panel(a, begin, end, [&](const uint8_t* panel, int64_t column, int64_t columns) {
     for (int64_t row = 0; row < a.rows; row += kRows) {
       const int64_t count = a.rows - row < kRows ? a.rows - row : kRows;
-      multiply_any(count, a.instructions != skinny::Instructions::general, a.rounded.row(row), a.rounded.row_bytes,
-                   panel, sums);
+      multiply_any(count, a.instructions != skinny::Instructions::general, a.rounded, row, panel, sums);
       scale_sums(a, sums, row, count, column, columns);
     }
   });

@@ -12,7 +12,7 @@ from fastssl.cli.threads import use_threads
 from fastssl.tasks.in_context.config import InContextConfig
 from fastssl.tasks.in_context.experiment import SHOTS_FIGURE, SIZES_FIGURE, SUMMARY_FILE, TABLE_FILE, measure_in_context
 from fastssl.tasks.in_context.figure import mean_accuracy, shots_word
-from fastssl.tasks.in_context.results import InContextPoint, InContextReport
+from fastssl.tasks.in_context.results import AskedTask, InContextReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,11 @@ def main(arguments: list[str]) -> int:
     report = measure_in_context(flags, say=lambda text: errors.print(text, markup=False, soft_wrap=True))
     console = Console(highlight=False, markup=False)
     _print_prompt(report, console)
-    _print_table(report, console)
+    for task in report.tasks:
+        _print_task(report, task, console)
+    console.print()
+    if len(report.tasks) > 1:
+        _print_means(report, console)
     _print_models(report, console)
     figures = SHOTS_FIGURE + (f", {SIZES_FIGURE}" if len(report.models) > 1 else "")
     console.print(f"{flags.output_dir}: {figures}, {TABLE_FILE}, {SUMMARY_FILE}", soft_wrap=True)
@@ -71,38 +75,32 @@ def _print_prompt(report: InContextReport, console: Console) -> None:
     console.print("\n".join(f"  | {line}" for line in report.prompts[kinds[0]].split("\n")), soft_wrap=True)
 
 
-def _print_table(report: InContextReport, console: Console) -> None:
-    numbers = ("accuracy (95 % interval)", "by mean\nper token", "shuffled\nanswers", "left out")
-    table = plain_table("task", "model", "shots", *numbers)
-    for column in table.columns[3:]:
+def _print_task(report: InContextReport, task: AskedTask, console: Console) -> None:
+    chance = "" if task.chance is None else f", chance {task.chance:.1%}"
+    console.print(
+        f"\n{task.name}: {task.num_examples:,} questions by {task.scoring}; most frequent answer {task.majority:.1%}"
+        f"{chance}",
+        soft_wrap=True,
+    )
+    table = plain_table(
+        "model", "shots", "accuracy", "95 % interval", "by mean\nof tokens", "shuffled\nanswers", "left\nout"
+    )
+    for column in table.columns[1:]:
         column.justify = "right"
-    control = {(p.task, p.model, p.shots): p for p in report.points if p.answers == "shuffled"}
-    for point in (p for p in report.points if p.answers == "true"):
-        shuffled = control.get((point.task, point.model, point.shots))
+    control = {(p.model, p.shots): p for p in report.points if (p.task, p.answers) == (task.name, "shuffled")}
+    for point in (p for p in report.points if (p.task, p.answers) == (task.name, "true")):
+        shuffled = control.get((point.model, point.shots))
+        spread = f" ± {point.deviation:.1%}" if point.num_seeds > 1 else ""
         table.add_row(
-            point.task,
             point.model,
             str(point.shots),
-            _interval(point),
+            f"{point.accuracy:.1%}{spread}",
+            f"{point.low:.1%} - {point.high:.1%}",
             "" if point.accuracy_per_token is None else f"{point.accuracy_per_token:.1%}",
             "" if shuffled is None else f"{shuffled.accuracy:.1%}",
             f"{point.dropped:,}" if point.dropped else "",
         )
-    console.print("", table, "")
-    for task in report.tasks:
-        chance = "" if task.chance is None else f", chance {task.chance:.1%}"
-        console.print(
-            f"{task.name}: {task.num_examples:,} questions by {task.scoring}; most frequent answer "
-            f"{task.majority:.1%}{chance}",
-            soft_wrap=True,
-        )
-    if len(report.tasks) > 1:
-        _print_means(report, console)
-
-
-def _interval(point: InContextPoint) -> str:
-    spread = f" ± {point.deviation:.1%}" if point.num_seeds > 1 else ""
-    return f"{point.accuracy:.1%}{spread} ({point.low:.1%} - {point.high:.1%})"
+    console.print(table)
 
 
 def _print_means(report: InContextReport, console: Console) -> None:
