@@ -17,6 +17,7 @@ SUITES = {
     "quantized_linear": "benchmarks.ops.quantized_linear",
     "skinny_linear": "benchmarks.ops.skinny_linear",
     "cached_attention": "benchmarks.ops.cached_attention",
+    "decoder_block": "benchmarks.ops.decoder_block",
     "sentence_embedding": "benchmarks.models.sentence_embedding",
     "pretraining_step": "benchmarks.models.pretraining_step",
     "finetuning_step": "benchmarks.models.finetuning_step",

@@ -87,4 +87,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastssl, m) {
   m.def(
       "cached_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor lengths, "
       "int window, float scale, Tensor? cos, Tensor? sin) -> Tensor");
+
+  // A pre-norm block of a decoder for one new token a sequence, x (B, E): skinny_linear, cached_attention and
+  // skinny_linear in one call. All parameters are packed, and float32 but for the weights of the four maps.
+  m.def(
+      "decoder_block(Tensor x, Tensor attention_norm_weight, Tensor? attention_norm_bias, Tensor qkv_weight, "
+      "Tensor? qkv_scale, Tensor? qkv_bias, Tensor out_weight, Tensor? out_scale, Tensor? out_bias, "
+      "Tensor mlp_norm_weight, Tensor? mlp_norm_bias, Tensor up_weight, Tensor? up_scale, Tensor? up_bias, "
+      "Tensor down_weight, Tensor? down_scale, Tensor? down_bias, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+      "Tensor lengths, Tensor? cos, Tensor? sin, int window, float scale, float attention_eps, float mlp_eps, "
+      "bool centred, int activation, int instructions) -> Tensor");
 }

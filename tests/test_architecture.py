@@ -127,6 +127,7 @@ def test_op_folders_are_complete():
         "attention",
         "bias_gelu",
         "cached_attention",
+        "decoder_block",
         "layer_norm",
         "linear_cross_entropy",
         "quantized_linear",

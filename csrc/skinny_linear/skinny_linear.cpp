@@ -1,5 +1,3 @@
-#include "skinny_linear/skinny_linear.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -9,6 +7,7 @@
 #include "common/operands.h"
 #include "common/outputs.h"
 #include "common/scratch.h"
+#include "skinny_linear/call.h"
 
 namespace fastssl {
 namespace {
@@ -58,7 +57,7 @@ Products products_of(const Call& a) {
 }
 
 // The products, and y where they are y, on PyTorch's threads: each reads its own part of the weight, once.
-void run(const Call& a) {
+void multiply(const Call& a) {
   const bool gated = a.activation == Activation::swiglu;
   const Products products = products_of(a);
   const int64_t unit = products.unit;
@@ -87,18 +86,35 @@ bool same_sizes(const Tensor& a, const Tensor& b) {
   return std::equal(left.begin(), left.end(), right.begin(), right.end());
 }
 
-// y, uninitialised.
-Tensor output_of(const Tensor& x, int64_t outputs, Activation activation) {
-  const bool gated = activation == Activation::swiglu;
-  STD_TORCH_CHECK(activation >= Activation::none && activation <= Activation::swiglu && !(gated && outputs % 2 != 0),
+}  // namespace
+
+skinny::Call skinny::call_of(const Tensor& weight, const OptionalTensor& scale, const OptionalTensor& bias,
+                             int64_t inputs, int64_t activation, int64_t instructions) {
+  Call a{};
+  a.inputs = inputs;
+  a.outputs = scale ? scale->numel() : weight.size(0);
+  a.format = format_of(weight, scale, a.outputs, inputs);
+  a.weight = weight.const_data_ptr();
+  a.weight_scale = floats(scale, a.outputs, "scale");
+  a.bias = floats(bias, a.outputs, "bias");
+  a.activation = static_cast<Activation>(activation);
+  a.instructions = available(static_cast<Instructions>(instructions));
+  const bool gated = a.activation == Activation::swiglu;
+  STD_TORCH_CHECK(inputs > 0 && activation >= 0 && a.activation <= Activation::swiglu && !(gated && a.outputs % 2 != 0),
                   "skinny_linear: activation");
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = gated ? outputs / 2 : outputs;
-  return empty_output(x, sizes);
+  return a;
 }
 
-// Normalises and rounds x where that is wanted, and multiplies.
-void prepare_and_run(Call& a, const std::optional<skinny::Norm>& norm) {
+std::optional<skinny::Norm> skinny::norm_of(const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                                            bool centred, int64_t inputs) {
+  if (!weight) return std::nullopt;
+  return Norm{.weight = floats(weight, inputs, "norm weight"),
+              .bias = floats(bias, inputs, "norm bias"),
+              .eps = static_cast<float>(eps),
+              .centred = centred};
+}
+
+void skinny::run(Call& a, const std::optional<Norm>& norm) {
   const bool gated = a.activation == Activation::swiglu;
   const int64_t normalised = norm ? a.rows * a.inputs : 0, raw = gated ? a.rows * a.outputs : 0;
   const int64_t rounded = a.format == skinny::Weight::int8 ? a.rows : 0;
@@ -109,6 +125,7 @@ void prepare_and_run(Call& a, const std::optional<skinny::Norm>& norm) {
                         a.inputs % 2 == 0 && a.outputs >= skinny::kPartOutputs;
   const int64_t words = in_parts ? divided_up(a.rows, skinny::kPartRows) * skinny::group_words(a.inputs) : 0;
   const int64_t bytes = 2 * divided_up(rounded, skinny::kRowPadding) * skinny::kRowPadding * a.rounded.stride;
+  if (a.rows == 0 || a.outputs == 0) return;
   Scratch scratch(Scratch::bytes_of<float>(normalised) + Scratch::bytes_of<float>(raw) +
                   Scratch::bytes_of<float>(rounded) + Scratch::bytes_of<int32_t>(2 * rounded) +
                   Scratch::bytes_of<int8_t>(bytes) + Scratch::bytes_of<uint32_t>(words));
@@ -130,8 +147,10 @@ void prepare_and_run(Call& a, const std::optional<skinny::Norm>& norm) {
     FASTSSL_KERNEL(skinny_split)(a.x, a.rows, a.inputs, parts);
     a.parts = parts;
   }
-  run(a);
+  multiply(a);
 }
+
+namespace {
 
 Tensor skinny_linear(const Tensor& x_in, const Tensor& weight, const OptionalTensor& scale,
                      const OptionalTensor& bias_in, const OptionalTensor& norm_weight_in,
@@ -141,31 +160,20 @@ Tensor skinny_linear(const Tensor& x_in, const Tensor& weight, const OptionalTen
   const Tensor x = packed(x_in);
   const OptionalTensor bias = parameter(bias_in), residual = packed(residual_in);
   const OptionalTensor norm_weight = parameter(norm_weight_in), norm_bias = parameter(norm_bias_in);
-  Call a{};
+  const int64_t inputs = x.size(-1);
+  Call a = skinny::call_of(weight, scale, bias, inputs, activation, instructions);
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = a.width();
+  Tensor y = empty_output(x, sizes);
   a.x = x.const_data_ptr<float>();
-  a.inputs = x.size(-1);
-  a.rows = x.numel() / a.inputs;
-  a.outputs = scale ? scale->numel() : weight.size(0);
-  a.format = format_of(weight, scale, a.outputs, a.inputs);
-  a.weight = weight.const_data_ptr();
-  a.weight_scale = floats(scale, a.outputs, "scale");
-  a.bias = floats(bias, a.outputs, "bias");
-  a.activation = static_cast<Activation>(activation);
-  a.instructions = available(static_cast<Instructions>(instructions));
-  Tensor y = output_of(x, a.outputs, a.activation);
   a.y = y.mutable_data_ptr<float>();
+  a.rows = x.numel() / inputs;
   if (residual) {
     STD_TORCH_CHECK(residual->scalar_type() == ScalarType::Float && same_sizes(*residual, y),
                     "skinny_linear: residual");
     a.residual = residual->const_data_ptr<float>();
   }
-  std::optional<skinny::Norm> norm;
-  if (norm_weight)
-    norm = skinny::Norm{.weight = floats(norm_weight, a.inputs, "norm weight"),
-                        .bias = floats(norm_bias, a.inputs, "norm bias"),
-                        .eps = static_cast<float>(eps),
-                        .centred = centred};
-  if (y.numel() > 0) prepare_and_run(a, norm);
+  skinny::run(a, skinny::norm_of(norm_weight, norm_bias, eps, centred, inputs));
   return y;
 }
 

@@ -60,6 +60,11 @@ struct Call {
   Weight format;
   Activation activation;
   Instructions instructions;
+
+  // Columns of y.
+  int64_t width() const {
+    return activation == Activation::swiglu ? outputs / 2 : outputs;
+  }
 };
 
 // A normalisation of the rows of x.

@@ -52,7 +52,7 @@ FASTSSL_INLINE VecF silu(VecF x) {
 
 template <class Body>
 FASTSSL_INLINE void finish(const Call& a, int64_t begin, int64_t end, Body body) {
-  const int64_t width = a.activation == Activation::swiglu ? a.outputs / 2 : a.outputs;
+  const int64_t width = a.width();
   for (int64_t row = 0; row < a.rows; ++row) {
     const float* products = a.products + row * a.outputs;
     float* y = a.y + row * width;

@@ -60,13 +60,14 @@ def cached_attention(
             return native.forward(q, k, v, k_cache, v_cache, lengths, window=window, scale=scale, rotary=rotary)
         except RuntimeError:
             pass
-    _check(q, k, v, k_cache, v_cache, lengths, window, rotary)
+    check(q, k, v, k_cache, v_cache, lengths, window, rotary)
     facts = {"cache_dtype": k_cache.dtype, "cache_strides": k_cache.stride(-1) * v_cache.stride(-1), "rotary": rotary}
     name = choose("cached_attention", backend, BACKENDS, q.device, q.dtype, facts)
     return BACKENDS[name].forward(q, k, v, k_cache, v_cache, lengths, window=window, scale=scale, rotary=rotary)
 
 
-def _check(q, k, v, k_cache, v_cache, lengths, window, rotary) -> None:
+def check(q, k, v, k_cache, v_cache, lengths, window, rotary) -> None:
+    """Raise what `cached_attention` raises for these arguments."""
     _check_shapes(q, k, v, k_cache, v_cache)
     if rotary is not None:
         _check_rotary(q, rotary)

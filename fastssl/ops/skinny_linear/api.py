@@ -54,14 +54,14 @@ def skinny_linear(
             return native.forward(x, weight, bias, norm=norm, activation=activation, residual=residual)
         except RuntimeError:
             pass
-    facts = _check(x, weight, bias, norm, activation, residual)
+    facts = check(x, weight, bias, norm, activation, residual)
     name = choose("skinny_linear", backend, BACKENDS, x.device, x.dtype, facts)
     return BACKENDS[name].forward(x, weight, bias, norm=norm, activation=activation, residual=residual)
 
 
-def _check(x, weight, bias, norm, activation, residual) -> dict[str, object]:
+def check(x, weight, bias, norm, activation, residual) -> dict[str, object]:
     """Raise what is to be raised, and return the facts that the choice of a backend depends on."""
-    kind, outputs, inputs = _describe(weight)
+    kind, outputs, inputs = describe(weight)
     if x.dim() == 0 or x.shape[-1] != inputs or inputs == 0:
         raise ValueError(
             f"skinny_linear: x must have shape (..., {inputs}) for a weight of shape {(outputs, inputs)}, "
@@ -80,8 +80,8 @@ def _check(x, weight, bias, norm, activation, residual) -> dict[str, object]:
     return {"weight_dtype": kind, "rows": x.numel() // inputs, "inputs": inputs}
 
 
-def _describe(weight: Tensor | QuantizedWeight) -> tuple[torch.dtype, int, int]:
-    """Return dtype, F and E."""
+def describe(weight: Tensor | QuantizedWeight) -> tuple[torch.dtype, int, int]:
+    """Return dtype (torch.int8 for 8 bits), F and E of a weight."""
     if isinstance(weight, QuantizedWeight):
         return torch.int8, weight.out_features, weight.in_features
     if weight.dim() != 2 or not weight.is_floating_point():
