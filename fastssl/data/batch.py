@@ -1,7 +1,7 @@
 """The one shape in which token data reaches a model: N real tokens, no padding."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -117,7 +117,9 @@ class PackedBatch:
         return counts
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
-        """Return the batch with every tensor on `device`."""
+        """Return the batch with every tensor on `device`: itself where they are there already."""
+        if all(tensor.device == torch.device(device) for tensor in self._tensors().values()):
+            return self
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "PackedBatch":
@@ -126,9 +128,8 @@ class PackedBatch:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the allocator that `stream` reads the batch, which was made on another one."""
-        for field in fields(self):
-            if isinstance(tensor := getattr(self, field.name), Tensor):
-                tensor.record_stream(stream)
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
 
     def unpack(self, values: Tensor, *, padding_value: float = 0) -> Tensor:
         """Return packed rows in the padded layout; differentiable.
@@ -299,8 +300,10 @@ class PackedBatch:
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "PackedBatch":
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: function(t) for name, t in tensors.items() if isinstance(t, Tensor)})
+        return replace(self, **{name: function(tensor) for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def _right_padded_positions(self) -> Tensor:
         starts = self.cu_seqlens[:-1].long()

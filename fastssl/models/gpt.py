@@ -26,7 +26,7 @@ from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.losses import LossSum
 from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
 from fastssl.nn.causal_block import CausalBlock
-from fastssl.nn.decoding import MAX_ROWS, DecodingBlock, RowMap, rotary_tables
+from fastssl.nn.decoding import MAX_ROWS, DecodingBlock, fused_activation, rotary_tables, scores
 from fastssl.nn.encoder import DropoutSeeds, Trace
 from fastssl.nn.init import grow_rows, initialize
 from fastssl.nn.kv_cache import KVCache
@@ -155,7 +155,9 @@ class GPTModel(nn.Module):
     def decodes(self, batch: PackedBatch, cache: KVCache | None) -> bool:
         """Return whether `decode` can run a batch: one new token of each of few sequences, and nothing to learn."""
         one_each = cache is not None and batch.num_tokens == cache.num_sequences == batch.num_sequences
-        return one_each and batch.num_tokens <= MAX_ROWS and not (self.training or torch.is_grad_enabled())
+        if not one_each or batch.num_tokens > MAX_ROWS or self.training or torch.is_grad_enabled():
+            return False
+        return all(fused_activation(block.mlp) for block in self.blocks[:1])
 
     def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Return the residual stream behind the last block, (B, E) fp32, not yet normed; see `fastssl.nn.decoding`.
@@ -337,7 +339,7 @@ class GPTForCausalLM(nn.Module):
         if self.gpt.decodes(batch, cache):
             stream = self.gpt.decode(batch.input_ids, cache)
             head = self.gpt.word if self.head is None else self.head
-            return RowMap(head, self.gpt.final_norm)(stream)
+            return scores(head, stream, self.gpt.final_norm)
         return self.logits(self.gpt.encode(batch, cache=cache, rows=batch.cu_seqlens[1:].long() - 1))
 
     def new_cache(self, num_sequences: int, capacity: int) -> KVCache:

@@ -1,12 +1,8 @@
 """One new token of each sequence through a block: what generation does over and over, at the memory's speed.
 
-The rows are few, so reading the weights is nearly all that a step costs. Each linear map is one call that norms its
-rows on the way in, and adds bias, activation and residual on the way out; attention is one call that turns, remembers
-and attends.
+The rows are few, so reading the weights is nearly all that a step costs. A block is one call of `decoder_block`, whose
+parameters are put together once for many tokens.
 """
-
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +10,12 @@ from torch.nn import functional as F
 
 from fastssl.nn.causal_block import CausalBlock
 from fastssl.nn.kv_cache import LayerCache
-from fastssl.nn.mlp import ACTIVATIONS, GatedMLP
+from fastssl.nn.mlp import ACTIVATIONS, MLP, GatedMLP
 from fastssl.nn.norm import LayerNorm, RMSNorm
 from fastssl.nn.quantized import QuantizedLinear
 from fastssl.nn.rotary import Rotation
-from fastssl.ops.cached_attention.api import cached_attention
+from fastssl.ops.decoder_block.api import decoder_block
+from fastssl.ops.decoder_block.weights import BlockWeights, LinearMap
 from fastssl.ops.quantized_linear.weight import QuantizedWeight
 from fastssl.ops.skinny_linear.api import skinny_linear
 from fastssl.ops.skinny_linear.norm import RowNorm
@@ -28,54 +25,29 @@ Rotary = tuple[Tensor, Tensor]
 MAX_ROWS = 32
 """More sequences are better served by the products that read a prompt."""
 _FUSED = {F.gelu: "gelu", ACTIVATIONS["gelu_new"]: "gelu_tanh", F.silu: "silu"}
-"""Function of an MLP -> its name in `skinny_linear`."""
-
-
-class RowMap:
-    """``activation(module(norm(x))) + residual`` for few rows, what belongs to it looked up once and not each time.
-
-    Args:
-        module: its weight may be fp32, bf16 or of 8 bits; an embedding scores with its rows. What a quantised map has
-            fused is not applied.
-        norm: of the rows of x.
-        activation: as in `skinny_linear`.
-    """
-
-    def __init__(
-        self,
-        module: nn.Linear | nn.Embedding | QuantizedLinear,
-        norm: LayerNorm | RMSNorm | None = None,
-        activation: str = "none",
-    ) -> None:
-        self._weight = quantized_weight(module) if isinstance(module, QuantizedLinear) else module.weight
-        self._bias = getattr(module, "bias", None)
-        self._activation = activation
-        self._norm = None
-        if norm is not None:
-            kind = "layer_norm" if isinstance(norm, LayerNorm) else "rms_norm"
-            self._norm = RowNorm(norm.weight, getattr(norm, "bias", None), norm.eps, kind)
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map (B, E) fp32; the residual is added last."""
-        return skinny_linear(
-            x, self._weight, self._bias, norm=self._norm, activation=self._activation, residual=residual
-        )
+"""Function of an MLP -> its name in `decoder_block`."""
 
 
 class DecodingBlock:
     """A block, made ready to be called once a token.
 
     Args:
-        block: without dropout. It is not to be given other weights in the meantime; its own may change in place.
+        block: without dropout, whose network has a `fused_activation`. It is to be made ready again where it gets other
+            weights.
     """
 
     def __init__(self, block: CausalBlock) -> None:
-        self._attention = block.attention
-        heads, shared = block.attention.num_heads, block.attention.num_key_value_heads
-        self._sizes, self._shape = (heads, shared, shared), (-1, heads + 2 * shared, block.attention.head_dim)
-        self._qkv = RowMap(block.attention.qkv, block.attention_norm)
-        self._output, self._down = RowMap(block.attention.output), RowMap(block.mlp.down)
-        self._hidden = _hidden(block)
+        attention, mlp = block.attention, block.mlp
+        self._weights = BlockWeights(
+            attention_norm=row_norm(block.attention_norm),
+            qkv=linear_map(attention.qkv),
+            out=linear_map(attention.output),
+            mlp_norm=row_norm(block.mlp_norm),
+            up=linear_map(mlp.gate_up if isinstance(mlp, GatedMLP) else mlp.up),
+            down=linear_map(mlp.down),
+        )
+        self._activation = fused_activation(mlp)
+        self._window, self._backend = attention.window, attention.backend
 
     def __call__(self, stream: Tensor, cache: LayerCache, lengths: Tensor, rotary: Rotary | None) -> Tensor:
         """Return the residual stream behind the block, (B, E) from (B, E), for one new token of each sequence.
@@ -86,14 +58,31 @@ class DecodingBlock:
             lengths: (B) int32, tokens in the cache before this one.
             rotary: as in `cached_attention`, see `rotary_tables`; None where positions are embedded.
         """
-        q, k, v = self._qkv(stream).view(self._shape).split_with_sizes(self._sizes, dim=1)
-        attention = self._attention
-        mixed = cached_attention(
-            q, k, v, cache.keys, cache.values, lengths, window=attention.window, rotary=rotary,
-            backend=attention.backend,
-        )  # fmt: skip
-        stream = self._output(mixed.flatten(1), stream)
-        return self._down(self._hidden(stream), stream)
+        return decoder_block(
+            stream,
+            self._weights,
+            cache.keys,
+            cache.values,
+            lengths,
+            activation=self._activation,
+            window=self._window,
+            rotary=rotary,
+            backend=self._backend,
+        )
+
+
+def scores(head: nn.Linear | nn.Embedding | QuantizedLinear, stream: Tensor, norm: LayerNorm | RMSNorm) -> Tensor:
+    """Return the scores (B, V) of the residual stream (B, E) fp32 behind the last block; an embedding scores too."""
+    return skinny_linear(stream, *linear_map(head), norm=row_norm(norm))
+
+
+def fused_activation(mlp: MLP | GatedMLP) -> str | None:
+    """Return what `decoder_block` calls the activation of a network; None where it has none such."""
+    if isinstance(mlp, GatedMLP):
+        return "swiglu" if mlp.activation is F.silu else None
+    if isinstance(mlp.up, QuantizedLinear) and mlp.up.activation != "none":
+        return mlp.up.activation
+    return _FUSED.get(mlp.activation)
 
 
 def rotary_tables(rotation: Rotation | None) -> Rotary | None:
@@ -101,28 +90,22 @@ def rotary_tables(rotation: Rotation | None) -> Rotary | None:
     return None if rotation is None else tuple(torch.cat((turn, turn), dim=-1) for turn in rotation)
 
 
+def linear_map(module: nn.Linear | nn.Embedding | QuantizedLinear) -> LinearMap:
+    """Return weight and bias of a map, the bias in fp32; what a quantised map has fused is not part of it."""
+    bias = getattr(module, "bias", None)
+    return LinearMap(
+        quantized_weight(module) if isinstance(module, QuantizedLinear) else module.weight,
+        None if bias is None else bias.float(),
+    )
+
+
+def row_norm(norm: LayerNorm | RMSNorm) -> RowNorm:
+    """Return the parameters of a norm, in fp32."""
+    if isinstance(norm, RMSNorm):
+        return RowNorm(norm.weight.float(), None, norm.eps, "rms_norm")
+    return RowNorm(norm.weight.float(), norm.bias.float(), norm.eps, "layer_norm")
+
+
 def quantized_weight(module: QuantizedLinear) -> QuantizedWeight:
     """Return the weight of a quantised map."""
     return QuantizedWeight(packed=module.packed, scale=module.scale, sum=module.sum, in_features=module.in_features)
-
-
-def _hidden(block: CausalBlock) -> Callable[[Tensor], Tensor]:
-    """Return what leads from the stream to what the feed-forward network maps down again."""
-    mlp, norm = block.mlp, block.mlp_norm
-    if isinstance(mlp, GatedMLP):
-        if mlp.activation is F.silu:
-            return RowMap(mlp.gate_up, norm, "swiglu")
-        return partial(_gated, RowMap(mlp.gate_up, norm), mlp.activation)
-    if isinstance(mlp.up, QuantizedLinear) and mlp.up.activation != "none":
-        return RowMap(mlp.up, norm, mlp.up.activation)
-    fused = _FUSED.get(mlp.activation)
-    return partial(_activated, RowMap(mlp.up, norm), mlp.activation) if fused is None else RowMap(mlp.up, norm, fused)
-
-
-def _gated(gate_up: RowMap, activation: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:
-    gate, up = gate_up(stream).chunk(2, dim=-1)
-    return activation(gate) * up
-
-
-def _activated(up: RowMap, activation: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:
-    return activation(up(stream))

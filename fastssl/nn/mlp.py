@@ -1,6 +1,5 @@
 """The feed-forward network of a transformer block, and the activations it may use."""
 
-import functools
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -8,7 +7,11 @@ from torch.nn import functional as F
 
 from fastssl.ops.bias_gelu.api import bias_gelu
 
-_tanh_gelu = functools.partial(F.gelu, approximate="tanh")
+
+def _tanh_gelu(x: Tensor) -> Tensor:  # no partial: a copy of a model would hold another one, which is not found below
+    return F.gelu(x, approximate="tanh")
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": _tanh_gelu,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastssl.nn.block import Block
 from fastssl.nn.causal_block import CausalBlock
-from fastssl.nn.mlp import ACTIVATIONS
+from fastssl.nn.mlp import ACTIVATIONS, MLP
 from fastssl.ops.quantized_linear.api import quantized_linear
 from fastssl.ops.quantized_linear.weight import QuantizedWeight, quantize_weight
 
@@ -81,7 +81,7 @@ def quantize(model: Model) -> Model:
 
 @torch.no_grad()
 def _quantize_block(block: Block | CausalBlock) -> None:
-    fused = block.mlp.activation is ACTIVATIONS[_FUSED]
+    fused = isinstance(block.mlp, MLP) and block.mlp.activation is ACTIVATIONS[_FUSED]
     for part in list(block.modules()):
         for name, child in list(part.named_children()):
             if isinstance(child, nn.Linear):

@@ -87,6 +87,7 @@ def test_to_moves_every_tensor():
     moved = batch.to("meta")
     assert all(t.device.type == "meta" for t in vars(moved).values() if isinstance(t, torch.Tensor))
     assert moved.num_tokens == 2 and moved.padded_length == 2
+    assert batch.to("cpu") is batch and moved.to(torch.device("meta")) is moved
 
 
 IDS = torch.ones(2, 3, dtype=torch.long)

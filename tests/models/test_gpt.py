@@ -10,6 +10,7 @@ from fastssl.data.batch import PackedBatch
 from fastssl.models.gpt import GPTForCausalLM, GPTModel
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.nn.backend import set_backend
+from fastssl.nn.quantized import quantize
 from tests.models.gpt_peers import padded_inputs, sequences
 
 SIZES = {
@@ -135,6 +136,28 @@ def test_a_cache_decodes_by_the_weights_of_the_model_that_asks():
         caches[0].lengths = list(caches[1].lengths)  # one step back: the slot is written again
         got, expected = (other.next_token_logits(step, cache) for cache in caches)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "decodes"),
+    [
+        ({"hidden_act": "gelu"}, True),
+        ({"hidden_act": "gelu_new"}, True),
+        ({"hidden_act": "relu"}, False),
+        (MODERN, True),
+        ({**MODERN, "hidden_act": "gelu"}, False),
+        ({"num_hidden_layers": 0}, True),
+    ],
+)
+def test_which_models_decode_block_by_block(changes, decodes):
+    model, step = small_model(**changes).eval(), PackedBatch.from_sequences([[1], [2]])
+    cache = model.new_cache(2, 8)
+    assert not model.gpt.decodes(step, cache)
+    with torch.no_grad():
+        assert model.gpt.decodes(step, cache) is decodes
+        assert not model.gpt.decodes(step, None)
+        if model.gpt.blocks:
+            assert quantize(model).gpt.decodes(step, cache) is decodes
 
 
 def test_a_full_cache_and_a_wrong_number_of_sequences():

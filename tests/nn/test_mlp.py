@@ -1,5 +1,7 @@
 """The feed-forward network, its bias and GELU in one pass or not."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,11 @@ def test_is_its_parts(activation):
     wanted = torch.autograd.grad(expected.square().sum(), list(mlp.parameters()))
     found = torch.autograd.grad(mlp(x).square().sum(), list(mlp.parameters()))
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_copy_has_the_same_function_which_is_known_by_identity(activation):
+    assert copy.deepcopy(MLP(4, 8, activation)).activation is ACTIVATIONS[activation]
 
 
 def test_another_kind_of_linear_map_is_called():

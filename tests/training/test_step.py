@@ -7,6 +7,7 @@ from fastssl.training.step import (
     NumberedBatch,
     accumulate_gradients,
     make_report,
+    seed_generators,
     step_seed,
     total_target_counts,
 )
@@ -60,6 +61,16 @@ def test_a_bad_gradient_names_all_batches():
 def accumulate_gradients_of(batches):
     model = StandInModel()
     return *accumulate_gradients(model, batches, dtype=torch.float32, world=World()), model
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_generators_are_seeded_as_torch_does_it(device: str):
+    torch.manual_seed(2**63 - 1)
+    expected = torch.rand(3)
+    seed_generators(5, torch.device(device))
+    assert not torch.equal(torch.rand(3), expected)
+    seed_generators(2**63 - 1, torch.device(device))
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_seeds_differ_by_step_seed_and_rank():
