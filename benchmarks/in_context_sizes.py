@@ -15,7 +15,7 @@ from pathlib import Path
 
 SIZES = {"gpt-1x32": (1, 32, 4e-3), "gpt-2x64": (2, 64, 3e-3), "gpt-4x128": (4, 128, 2e-3)}
 """Name -> layers, width, learning rate."""
-FAMILIES = ("translate", "pick", "neighbour", "compute")
+FAMILIES = ("translate", "look-up", "pick", "compute")
 CORPUS = ["--num-documents", "100000", "--num-words", "24"]
 SHOTS = ["0", "1", "5"]
 
