@@ -66,7 +66,7 @@ def asking(corpus: Path, output_dir: Path, num_threads: int) -> list[str]:
     """Return the flags that ask all models."""
     models = [str(output_dir / name) for name in SIZES]
     tasks = [str(corpus / f"{family}.jsonl") for family in FAMILIES]
-    kinds = ["--group-column", "operation", "--begin-with-bos", "--shots", *SHOTS]
+    kinds = ["--group-column", "operation", "--shots", *SHOTS]
     results = ["--output-dir", str(output_dir / "in-context"), "--num-threads", str(num_threads)]
     return ["--model", *models, "--task", *tasks, *kinds, *results]
 

@@ -71,7 +71,10 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   m.def(
       "quantized_linear(Tensor x, Tensor packed, Tensor scale, Tensor sum, Tensor? bias, bool gelu, bool vnni) -> "
       "Tensor");
+}
 
+// What only generation needs.
+STABLE_TORCH_LIBRARY_FRAGMENT(fastssl, m) {
   // y = activation(norm(x) W^T + bias) + residual for few rows of x, float32. The weight is float32 or bfloat16, or,
   // with `scale`, packed as for quantized_linear. `centred`: a layer norm, else an RMS norm. `instructions`: the best
   // that may multiply bytes, see csrc/skinny_linear/skinny_linear.h.

@@ -37,7 +37,7 @@ LEARNING_RATE, LEAST_LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 1e-3, 1e-4, 100
 BETAS, MAX_GRAD_NORM = (0.9, 0.99), 1.0
 HELD_OUT_BATCHES = 40
 SAME_LOSS = 0.04
-"""How far the two losses may end apart: runs of one recipe that differ in their weights alone do so."""
+"""How far two losses may end apart: runs of one recipe that differ in their weights alone do so."""
 
 
 def cases(run: Run) -> Mapping[str, Callable[[], Comparison]]:
@@ -60,14 +60,16 @@ def comparison(steps: int, steps_a_launch: int, output_dir: Path) -> Comparison:
     """
     text, curves = real_data.file(TEXT), output_dir / "character_run"
     curves.mkdir(parents=True, exist_ok=True)
-    files = {name: curves / file for name, file in {OURS: "fastssl.csv", PEER: "peer.csv"}.items()}
+    runs = {OURS: our_run, PEER: their_run}
+    if torch.cpu.get_capabilities().get("avx512_bf16"):
+        runs["fastssl bf16"] = partial(our_run, precision="bf16")
+    files = {name: curves / f"{name.replace(' ', '_')}.csv" for name in runs}
     launches = steps // steps_a_launch
     return Comparison(
         contenders={
-            name: OwnProcess(partial(build, text, steps, steps_a_launch, files[name]))
-            for name, build in {OURS: our_run, PEER: their_run}.items()
+            name: OwnProcess(partial(build, text, steps, steps_a_launch, files[name])) for name, build in runs.items()
         },
-        check=lambda: None,
+        check=partial(assert_same_model, text),
         work=float(BATCH_SIZE * CONTEXT * steps_a_launch),
         unit="token",
         effort=Effort(seconds=0.0, min_rounds=launches - 1, max_rounds=launches - 1, warmup_rounds=1),
@@ -115,26 +117,48 @@ def windows_of(path: Path) -> tuple[Windows, Windows, int]:
     return Windows(characters[:border], seed=0), Windows(characters[border:], seed=1), len(alphabet)
 
 
-def our_run(text: Path, steps: int, steps_a_launch: int, curve: Path) -> Launch:
+def our_model(vocab_size: int) -> GPTForCausalLM:
+    """Return our model with fresh weights."""
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=vocab_size,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        hidden_act="gelu",
+        max_position_embeddings=CONTEXT,
+        bias=False,
+        embedding_dropout_prob=0.0,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return GPTForCausalLM(config)
+
+
+def their_model(vocab_size: int) -> character_gpt.CharacterGPT:
+    """Return the recipe's model with fresh weights."""
+    torch.manual_seed(0)
+    return character_gpt.CharacterGPT(vocab_size, WIDTH, LAYERS, HEADS, CONTEXT)
+
+
+def assert_same_model(text: Path) -> None:
+    """Raise AssertionError unless both models compute the same loss where they have the same weights."""
+    _, held_out, vocab_size = windows_of(text)
+    ours, theirs = our_model(vocab_size), their_model(vocab_size)
+    weights = {
+        name.removeprefix("gpt.").replace(".attention.", ".").replace(".mlp.", "."): weight
+        for name, weight in ours.state_dict().items()
+    }
+    theirs.load_state_dict({name: weights[name] for name in theirs.state_dict()})
+    torch.testing.assert_close(ours(held_out.batch(0, 0)).loss, theirs(*held_out.inputs_and_targets(0)))
+
+
+def our_run(text: Path, steps: int, steps_a_launch: int, curve: Path, precision: str = "fp32") -> Launch:
     """Return our trainer, some steps a launch."""
     train_data, held_out, vocab_size = windows_of(text)
-    torch.manual_seed(0)
-    model = GPTForCausalLM(
-        GPTConfig(
-            vocab_size=vocab_size,
-            hidden_size=WIDTH,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            hidden_act="gelu",
-            max_position_embeddings=CONTEXT,
-            bias=False,
-            embedding_dropout_prob=0.0,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
+    model = our_model(vocab_size)
     batches = [held_out.batch(0, index) for index in range(HELD_OUT_BATCHES)]
     record = Record(curve, steps_a_launch, lambda: held_out_loss(model, lambda number: model(batches[number]).loss))
 
@@ -156,6 +180,7 @@ def our_run(text: Path, steps: int, steps_a_launch: int, curve: Path) -> Launch:
                 adam_beta2=BETAS[1],
                 adam_epsilon=1e-8,
                 max_grad_norm=MAX_GRAD_NORM,
+                precision=precision,
                 eval_steps=steps_a_launch,
                 logging_steps=steps,
                 save_strategy="no",
@@ -168,8 +193,7 @@ def our_run(text: Path, steps: int, steps_a_launch: int, curve: Path) -> Launch:
 def their_run(text: Path, steps: int, steps_a_launch: int, curve: Path) -> Launch:
     """Return the recipe's own loop, some steps a launch."""
     train_data, held_out, vocab_size = windows_of(text)
-    torch.manual_seed(0)
-    model = character_gpt.CharacterGPT(vocab_size, WIDTH, LAYERS, HEADS, CONTEXT)
+    model = their_model(vocab_size)
     batches = [held_out.inputs_and_targets(index) for index in range(HELD_OUT_BATCHES)]
     record = Record(curve, steps_a_launch, lambda: held_out_loss(model, lambda number: model(*batches[number])))
 
@@ -244,14 +268,12 @@ def held_out_loss(model: nn.Module, loss_of_batch: Callable[[int], torch.Tensor]
 
 
 def finish(files: Mapping[str, Path], *, whole: bool) -> str:
-    """Hold the last losses of a whole run to one another, and return the run in a sentence."""
+    """Hold the last losses of whole runs to one another, and return the runs in a sentence."""
     curves = {name: list(csv.DictReader(file.open())) for name, file in files.items()}
     losses = {name: float(rows[-1]["held_out_loss"]) for name, rows in curves.items()}
     seconds = {name: sum(float(row["seconds"]) for row in rows) for name, rows in curves.items()}
-    if whole:
-        difference = abs(losses[OURS] - losses[PEER])
-        assert difference <= SAME_LOSS, f"held-out losses end {difference:.3f} apart: {losses}"
-    return (
-        f"{curves[OURS][-1]['step']} steps end at a held-out loss of {losses[OURS]:.3f} after {seconds[OURS]:.1f} s "
-        f"({PEER}: {losses[PEER]:.3f} after {seconds[PEER]:.1f} s, {seconds[PEER] / seconds[OURS]:.2f} times as long)"
+    apart = max(abs(loss - losses[PEER]) for loss in losses.values())
+    assert not whole or apart <= SAME_LOSS, f"held-out losses end {apart:.3f} apart: {losses}"
+    return f"{curves[OURS][-1]['step']} steps: " + "; ".join(
+        f"{name} ends at a held-out loss of {losses[name]:.3f} after {seconds[name]:.1f} s" for name in files
     )

@@ -160,7 +160,7 @@ def problems() -> dict[str, Problem]:
             make_files=partial(sst2_files, None),
             metric="accuracy",
             max_seq_length=128,
-            num_epochs=1,
+            num_epochs=2,
             learning_rate=1e-4,
             goal=0.9,
             has_peer=False,

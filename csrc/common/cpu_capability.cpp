@@ -44,11 +44,11 @@ const bool has_vnni = find_vnni();
 
 bool find_amx() {
 #if defined(FASTSSL_X86) && defined(__linux__)
-  constexpr unsigned kLeaf = 7, kTile = 1u << 24, kInt8 = 1u << 25;  // bits of edx
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;        // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
+  constexpr unsigned kLeaf = 7, kBfloat16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;  // bits of edx
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
   unsigned eax, ebx, ecx, edx;
   if (!has_vnni || !__get_cpuid_count(kLeaf, 0, &eax, &ebx, &ecx, &edx)) return false;
-  if ((edx & kTile) == 0 || (edx & kInt8) == 0) return false;
+  if ((edx & kBfloat16) == 0 || (edx & kTile) == 0 || (edx & kInt8) == 0) return false;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;

@@ -13,7 +13,8 @@ CpuCapability cpu_capability();
 // Whether the machine has AVX-512's dot products of bytes, whatever the instruction set in force.
 bool machine_has_vnni();
 
-// Whether it has the tiles of AMX for bytes as well, and the system lets this process use them: the first call asks.
+// Whether it has the tiles of AMX as well, for bytes and bfloat16, and the system lets this process use them: the first
+// call asks.
 bool machine_has_amx();
 
 }  // namespace fastssl

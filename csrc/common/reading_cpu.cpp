@@ -1,5 +1,4 @@
 #include "common/reading.h"
-
 #include "common/vec.h"
 
 namespace fastssl {

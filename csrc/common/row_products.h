@@ -133,7 +133,7 @@ FASTSSL_INLINE void multiply_tile(const RowProducts<Element>& p, int64_t row, in
   int64_t k = 0;
   for (; k + kLine <= p.width; k += kLine) {
 #pragma GCC unroll 4
-    for (int r = 0; r < kWanted; ++r) __builtin_prefetch(wanted + r * p.row_stride + k, 0, 3);
+    for (int r = 0; r < kWanted; ++r) __builtin_prefetch(wanted + r * p.row_stride + k, 0, 2);
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kLine; j += kLanes) step(k + j, Whole{});
   }

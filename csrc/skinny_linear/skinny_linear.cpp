@@ -45,17 +45,29 @@ skinny::Weight format_of(const Tensor& weight, const OptionalTensor& scale, int6
   return type == ScalarType::Float ? skinny::Weight::float32 : skinny::Weight::bfloat16;
 }
 
+// What multiplies with a weight of some kind, and how many of its rows it takes at a time.
+struct Products {
+  void (*kernel)(const Call&, int64_t, int64_t);
+  int64_t unit;
+};
+
+Products products_of(const Call& a) {
+  if (a.format == skinny::Weight::int8) return {FASTSSL_KERNEL(skinny_products_int8), skinny::kPanelColumns};
+  if (a.parts) return {FASTSSL_KERNEL(skinny_products_bf16), skinny::kPartOutputs};
+  return {FASTSSL_KERNEL(skinny_products), skinny::kRowGroup};
+}
+
 // The products, and y where they are y, on PyTorch's threads: each reads its own part of the weight, once.
 void run(const Call& a) {
-  const bool int8 = a.format == skinny::Weight::int8, gated = a.activation == Activation::swiglu;
-  const int64_t unit = int8 ? skinny::kPanelColumns : skinny::kRowGroup;
-  const int64_t unit_bytes = unit * a.inputs * (int8 ? 1 : a.format == skinny::Weight::bfloat16 ? 2 : 4);
-  const auto products = int8 ? FASTSSL_KERNEL(skinny_products_int8) : FASTSSL_KERNEL(skinny_products);
+  const bool gated = a.activation == Activation::swiglu;
+  const Products products = products_of(a);
+  const int64_t unit = products.unit;
+  const int64_t element = a.format == skinny::Weight::int8 ? 1 : a.format == skinny::Weight::bfloat16 ? 2 : 4;
   const auto finish = FASTSSL_KERNEL(skinny_finish);
-  const int64_t grain = std::max<int64_t>(1, kBytesPerThread / unit_bytes);
+  const int64_t grain = std::max<int64_t>(1, kBytesPerThread / (unit * a.inputs * element));
   torch::stable::parallel_for(0, divided_up(a.outputs, unit), grain, [&](int64_t begin, int64_t end) {
     const int64_t last = std::min(end * unit, a.outputs);
-    products(a, begin * unit, last);
+    products.kernel(a, begin * unit, last);
     if (!gated) finish(a, begin * unit, last);
   });
   if (gated)  // a gate and what it lets through come from distant rows of the weight
@@ -65,6 +77,7 @@ void run(const Call& a) {
 
 // The best of the machine's instructions up to the wanted ones.
 Instructions available(Instructions wanted) {
+  if (cpu_capability() != CpuCapability::avx512) return Instructions::general;
   if (wanted == Instructions::amx && machine_has_amx()) return Instructions::amx;
   return wanted != Instructions::general && machine_has_vnni() ? Instructions::vnni : Instructions::general;
 }
@@ -89,11 +102,16 @@ void prepare_and_run(Call& a, const std::optional<skinny::Norm>& norm) {
   const bool gated = a.activation == Activation::swiglu;
   const int64_t normalised = norm ? a.rows * a.inputs : 0, raw = gated ? a.rows * a.outputs : 0;
   const int64_t rounded = a.format == skinny::Weight::int8 ? a.rows : 0;
+  constexpr int64_t kLine = 64;
   a.rounded.row_bytes = divided_up(a.inputs, 4) * 4;
-  const int64_t bytes = 2 * divided_up(rounded, skinny::kRowPadding) * skinny::kRowPadding * a.rounded.row_bytes;
+  a.rounded.stride = (divided_up(a.inputs, kLine) | 1) * kLine;
+  const bool in_parts = a.format == skinny::Weight::bfloat16 && a.instructions == Instructions::amx &&
+                        a.inputs % 2 == 0 && a.outputs >= skinny::kPartOutputs;
+  const int64_t words = in_parts ? divided_up(a.rows, skinny::kPartRows) * skinny::group_words(a.inputs) : 0;
+  const int64_t bytes = 2 * divided_up(rounded, skinny::kRowPadding) * skinny::kRowPadding * a.rounded.stride;
   Scratch scratch(Scratch::bytes_of<float>(normalised) + Scratch::bytes_of<float>(raw) +
                   Scratch::bytes_of<float>(rounded) + Scratch::bytes_of<int32_t>(2 * rounded) +
-                  Scratch::bytes_of<int8_t>(bytes));
+                  Scratch::bytes_of<int8_t>(bytes) + Scratch::bytes_of<uint32_t>(words));
   float* const x = scratch.take<float>(normalised);
   float* const products = scratch.take<float>(raw);
   a.products = gated ? products : a.y;
@@ -106,6 +124,11 @@ void prepare_and_run(Call& a, const std::optional<skinny::Norm>& norm) {
     a.rounded.sums = scratch.take<int32_t>(2 * rounded);
     a.rounded.bytes = scratch.take<int8_t>(bytes);
     FASTSSL_KERNEL(skinny_round)(a.x, a.rows, a.inputs, a.rounded);
+  }
+  if (words > 0) {
+    uint32_t* const parts = scratch.take<uint32_t>(words);
+    FASTSSL_KERNEL(skinny_split)(a.x, a.rows, a.inputs, parts);
+    a.parts = parts;
   }
   run(a);
 }

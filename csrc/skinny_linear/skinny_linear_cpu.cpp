@@ -2,6 +2,7 @@
 #include "common/gelu.h"
 #include "common/row_products.h"
 #include "common/vec.h"
+#include "skinny_linear/outputs.h"
 #include "skinny_linear/skinny_linear.h"
 
 namespace fastssl {
@@ -18,6 +19,7 @@ constexpr int64_t kDepth = 1024, kBlock = 16;
 
 template <class Weight>
 void multiply_block(const Call& a, int64_t begin, int64_t end) {
+  want_ahead(a, begin);
   for (int64_t k = 0; k < a.inputs; k += kDepth) {
     const bool last = a.inputs - k <= kDepth;
     for (int64_t column = begin; column < end; column += kProductRows) {

@@ -1,7 +1,9 @@
 // The linear map of few rows with an 8-bit weight: x is rounded to 16 bits, a high and a low byte, and both are
 // multiplied with the bytes of the weight on their one way through the registers. All sums are exact.
+#include "common/amx.h"
 #include "common/bytes.h"
 #include "common/vec.h"
+#include "skinny_linear/outputs.h"
 #include "skinny_linear/skinny_linear.h"
 
 namespace fastssl {
@@ -27,16 +29,17 @@ constexpr int kRows = 2;
 using Sums = int32_t[kRows][kHalves][kPanelColumns];
 
 template <int kCount>
-void multiply_panel(const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums& sums) {
+void multiply_panel(const RoundedRows& in, int64_t row, const uint8_t* panel, Sums& sums) {
+  const int8_t* x = in.row(row);
   for (int64_t column = 0; column < kPanelColumns; column += kLanes) {
     VecI sum[kCount][kHalves] = {};
-    for (int64_t k = 0; k < row_bytes; k += 4) {
+    for (int64_t k = 0; k < in.row_bytes; k += 4) {
       const UnsignedBytes weights(load_quads(panel + k * kPanelColumns + column * 4));
 #pragma GCC unroll 8
       for (int r = 0; r < kCount; ++r) {
 #pragma GCC unroll 2
         for (int half = 0; half < kHalves; ++half) {
-          const SignedBytes inputs(load_quad(x + (r * kHalves + half) * row_bytes + k));
+          const SignedBytes inputs(load_quad(x + (r * kHalves + half) * in.stride + k));
           sum[r][half] += multiply_pairs(weights.even, inputs.even) + multiply_pairs(weights.odd, inputs.odd);
         }
       }
@@ -52,10 +55,11 @@ void multiply_panel(const int8_t* x, int64_t row_bytes, const uint8_t* panel, Su
 #if defined(__AVX512F__)
 // The same by instructions that some processors with AVX-512 lack.
 template <int kCount>
-__attribute__((target("avx512vnni"))) void multiply_panel_vnni(const int8_t* x, int64_t row_bytes, const uint8_t* panel,
+__attribute__((target("avx512vnni"))) void multiply_panel_vnni(const RoundedRows& in, int64_t row, const uint8_t* panel,
                                                                Sums& sums) {
+  const int8_t* x = in.row(row);
   __m512i sum[kCount][kHalves] = {};
-  for (int64_t k = 0; k < row_bytes; k += 4) {
+  for (int64_t k = 0; k < in.row_bytes; k += 4) {
     const __m512i weights = _mm512_loadu_si512(panel + k * kPanelColumns);
     _mm_prefetch(reinterpret_cast<const char*>(panel + k * kPanelColumns + kAhead), _MM_HINT_T0);
 #pragma GCC unroll 8
@@ -63,7 +67,7 @@ __attribute__((target("avx512vnni"))) void multiply_panel_vnni(const int8_t* x, 
 #pragma GCC unroll 2
       for (int half = 0; half < kHalves; ++half) {
         int32_t quad;
-        __builtin_memcpy(&quad, x + (r * kHalves + half) * row_bytes + k, sizeof quad);
+        __builtin_memcpy(&quad, x + (r * kHalves + half) * in.stride + k, sizeof quad);
         sum[r][half] = _mm512_dpbusd_epi32(sum[r][half], weights, _mm512_set1_epi32(quad));
       }
     }
@@ -77,117 +81,72 @@ __attribute__((target("avx512vnni"))) void multiply_panel_vnni(const int8_t* x, 
 #endif
 
 template <int kCount>
-FASTSSL_INLINE void multiply(bool vnni, const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums& sums) {
+FASTSSL_INLINE void multiply(bool vnni, const RoundedRows& in, int64_t row, const uint8_t* panel, Sums& sums) {
 #if defined(__AVX512F__)
-  if (vnni) return multiply_panel_vnni<kCount>(x, row_bytes, panel, sums);
+  if (vnni) return multiply_panel_vnni<kCount>(in, row, panel, sums);
 #endif
   (void)vnni;
-  multiply_panel<kCount>(x, row_bytes, panel, sums);
+  multiply_panel<kCount>(in, row, panel, sums);
 }
 
 // The same for a number of rows that is known only here.
-void multiply_any(int64_t count, bool vnni, const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums& sums) {
+void multiply_any(int64_t count, bool vnni, const RoundedRows& in, int64_t row, const uint8_t* panel, Sums& sums) {
   switch (count) {
     case 1:
-      return multiply<1>(vnni, x, row_bytes, panel, sums);
+      return multiply<1>(vnni, in, row, panel, sums);
     case 2:
-      return multiply<2>(vnni, x, row_bytes, panel, sums);
+      return multiply<2>(vnni, in, row, panel, sums);
 #if defined(__AVX512F__)
     case 3:
-      return multiply<3>(vnni, x, row_bytes, panel, sums);
+      return multiply<3>(vnni, in, row, panel, sums);
     case 4:
-      return multiply<4>(vnni, x, row_bytes, panel, sums);
+      return multiply<4>(vnni, in, row, panel, sums);
     case 5:
-      return multiply<5>(vnni, x, row_bytes, panel, sums);
+      return multiply<5>(vnni, in, row, panel, sums);
     case 6:
-      return multiply<6>(vnni, x, row_bytes, panel, sums);
+      return multiply<6>(vnni, in, row, panel, sums);
     case 7:
-      return multiply<7>(vnni, x, row_bytes, panel, sums);
+      return multiply<7>(vnni, in, row, panel, sums);
     default:
-      return multiply<8>(vnni, x, row_bytes, panel, sums);
+      return multiply<8>(vnni, in, row, panel, sums);
 #endif
   }
 }
 
 #if defined(__AVX512F__)
-// The same for up to four times kRows rows by the matrix unit, AMX: a tile is 16 rows of 64 bytes, or sums of 32 bits.
-// Tiles 0 to 3 hold sums, high and low bytes of eight rows of x each, 4 these bytes and 5 the weights, 16 quads of all
+// Tiles 0 to 3 hold sums, high and low bytes of eight rows of x each; 4 these bytes and 5 the weights, 16 quads of all
 // 16 columns, which stand in memory just so; 6 and 7 are their shorter selves at the end of the rows.
-class Tiles {
- public:
-  explicit Tiles(int64_t row_bytes) {
-    Shape shape{};
-    const auto tail = static_cast<uint16_t>(row_bytes % kTileBytes);
-    for (int tile = 0; tile < 8; ++tile) {
-      shape.row_bytes[tile] = kTileBytes;
-      shape.rows[tile] = kTileRows;
-    }
-    shape.row_bytes[6] = tail;
-    shape.rows[7] = static_cast<uint8_t>(tail / 4);
-    if (tail == 0) shape.row_bytes[7] = shape.rows[6] = 0;  // not used
-    asm volatile("ldtilecfg %0" ::"m"(shape));
-  }
-  ~Tiles() {
-    asm volatile("tilerelease");
-  }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
+constexpr int kInputs = 4, kEnd = 6, kGroups = 4;
 
-  // Products of kGroups times kRows rows with a panel.
-  template <int kGroups>
-  void multiply(const int8_t* x, int64_t row_bytes, const uint8_t* panel, Sums* sums) const {
-    static_assert(kRows * kHalves == kTileRows && kGroups <= 4);
-    for_each<kGroups>([&](auto group) { asm volatile("tilezero %%tmm%c0" ::"i"(group.value)); });
-    for (int64_t k = 0; k < row_bytes; k += kTileBytes) {
-      const uint8_t* weights = panel + k * kPanelColumns;
-      if (k + kTileBytes <= row_bytes) {
-        for (int64_t line = 0; line < kTileRows; ++line)
-          _mm_prefetch(reinterpret_cast<const char*>(weights + kAhead + line * kTileBytes), _MM_HINT_T0);
-        add<kGroups, 4>(x + k, row_bytes, weights);
-      } else {
-        add<kGroups, 6>(x + k, row_bytes, weights);
-      }
-    }
-    for_each<kGroups>([&](auto group) {
-      asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(group.value), "r"(sums + group.value), "r"(kTileBytes)
-                   : "memory");
+// The products of kCount times kRows rows with a panel, by the matrix unit.
+template <int kCount>
+void multiply_panel_amx(const RoundedRows& in, int64_t row, const uint8_t* panel, Sums* sums) {
+  const int8_t* x = in.row(row);
+  static_assert(kRows * kHalves == kTileRows && sizeof(Sums) == kTileRows * kTileBytes);
+  const auto add = [&](int64_t k, auto inputs) {
+    constexpr int kLeft = decltype(inputs)::value;
+    load_tile<kLeft + 1>(panel + k * kPanelColumns, kTileBytes);
+    for_each_tile<kCount>([&](auto group) {
+      load_tile<kLeft>(x + group.value * kTileRows * in.stride + k, in.stride);
+      multiply_bytes<group.value, kLeft, kLeft + 1>();
     });
-  }
-
- private:
-  static constexpr int64_t kTileBytes = 64, kTileRows = 16;
-  struct alignas(64) Shape {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
   };
-
-  template <int kGroups, class Body>
-  static FASTSSL_INLINE void for_each(Body body) {
-    body(Count<0>{});
-    if constexpr (kGroups > 1) body(Count<1>{});
-    if constexpr (kGroups > 2) body(Count<2>{});
-    if constexpr (kGroups > 3) body(Count<3>{});
+  for_each_tile<kCount>([](auto group) { clear_tile<group.value>(); });
+  int64_t k = 0;
+  for (; k + kTileBytes <= in.row_bytes; k += kTileBytes) {
+    for (int64_t line = 0; line < kTileRows; ++line)
+      _mm_prefetch(reinterpret_cast<const char*>(panel + k * kPanelColumns + kAhead + line * kTileBytes), _MM_HINT_T0);
+    add(k, Count<kInputs>{});
   }
+  if (k < in.row_bytes) add(k, Count<kEnd>{});
+  for_each_tile<kCount>([&](auto group) { store_tile<group.value>(sums + group.value, kTileBytes); });
+}
 
-  // Adds products of inputs, in tile kInputs, with weights, in the next one.
-  template <int kGroups, int kInputs>
-  static FASTSSL_INLINE void add(const int8_t* x, int64_t row_bytes, const uint8_t* weights) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(weights), "r"(kTileBytes), "i"(kInputs + 1) : "memory");
-    for_each<kGroups>([&](auto group) {
-      const int8_t* rows = x + group.value * kTileRows * row_bytes;
-      asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(row_bytes), "i"(kInputs) : "memory");
-      asm volatile("tdpbsud %%tmm%c0, %%tmm%c1, %%tmm%c2" ::"i"(kInputs + 1), "i"(kInputs), "i"(group.value));
-    });
-  }
-};
-
-void multiply_groups(const Tiles& tiles, int64_t count, const int8_t* x, int64_t row_bytes, const uint8_t* panel,
-                     Sums* sums) {
-  if (count == 1) return tiles.multiply<1>(x, row_bytes, panel, sums);
-  if (count == 2) return tiles.multiply<2>(x, row_bytes, panel, sums);
-  if (count == 3) return tiles.multiply<3>(x, row_bytes, panel, sums);
-  return tiles.multiply<4>(x, row_bytes, panel, sums);
+void multiply_groups(int64_t count, const RoundedRows& in, int64_t row, const uint8_t* panel, Sums* sums) {
+  if (count == 1) return multiply_panel_amx<1>(in, row, panel, sums);
+  if (count == 2) return multiply_panel_amx<2>(in, row, panel, sums);
+  if (count == 3) return multiply_panel_amx<3>(in, row, panel, sums);
+  return multiply_panel_amx<kGroups>(in, row, panel, sums);
 }
 #endif
 
@@ -210,22 +169,25 @@ void scale_sums(const Call& a, const Sums& sums, int64_t row, int64_t count, int
 // body(panel, its first column, how many it has) for columns [begin, end).
 template <class Body>
 FASTSSL_INLINE void for_each_panel(const Call& a, int64_t begin, int64_t end, Body body) {
-  for (int64_t column = begin; column < end; column += kPanelColumns)
+  for (int64_t column = begin; column < end; column += kPanelColumns) {
+    want_ahead(a, column);
     body(static_cast<const uint8_t*>(a.weight) + column * a.rounded.row_bytes, column,
          end - column < kPanelColumns ? end - column : kPanelColumns);
+  }
 }
 
 #if defined(__AVX512F__)
-constexpr int64_t kFewestForTiles = 3;  // rows of x; fewer are at the memory's speed without
-
 void run_tiles(const Call& a, int64_t begin, int64_t end) {
-  const Tiles tiles(a.rounded.row_bytes);
-  Sums sums[4];
+  const int64_t rest = a.rounded.row_bytes % kTileBytes;
+  const int64_t rows = a.rows < kRows ? a.rows * kHalves : kTileRows;  // fewer are loaded and multiplied sooner
+  const TileShape inputs{rows, kTileBytes}, weights{kTileRows, kTileBytes};
+  const Tiles tiles({inputs, inputs, inputs, inputs, inputs, weights, {rows, rest}, {rest / 4, kTileBytes}});
+  Sums sums[kGroups];
   for_each_panel(a, begin, end, [&](const uint8_t* panel, int64_t column, int64_t columns) {
-    for (int64_t row = 0; row < a.rows; row += 4 * kRows) {
+    for (int64_t row = 0; row < a.rows; row += kGroups * kRows) {
       const int64_t left = a.rows - row;
-      multiply_groups(tiles, (left + kRows - 1) / kRows, a.rounded.row(row), a.rounded.row_bytes, panel, sums);
-      for (int64_t r = 0; r < left && r < 4 * kRows; r += kRows)
+      multiply_groups((left + kRows - 1) / kRows, a.rounded, row, panel, sums);
+      for (int64_t r = 0; r < left && r < kGroups * kRows; r += kRows)
         scale_sums(a, sums[r / kRows], row + r, left - r < kRows ? left - r : kRows, column, columns);
     }
   });
@@ -255,7 +217,7 @@ void skinny_round(const float* x, int64_t rows, int64_t width, const RoundedRows
       const int64_t room = out.row_bytes - j;  // the lanes past the end are zero and fill the last quad
       const auto size = static_cast<uint64_t>(room < kLanes ? room : kLanes);
       std::memcpy(high_bytes + j, &narrow_high, size);
-      std::memcpy(high_bytes + out.row_bytes + j, &narrow_low, size);
+      std::memcpy(high_bytes + out.stride + j, &narrow_low, size);
     });
     int32_t sums[kHalves] = {};
     for (int i = 0; i < kLanes; ++i) {
@@ -271,14 +233,13 @@ void skinny_round(const float* x, int64_t rows, int64_t width, const RoundedRows
 
 void skinny_products_int8(const Call& a, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
-  if (a.instructions == skinny::Instructions::amx && a.rows >= kFewestForTiles) return run_tiles(a, begin, end);
+  if (a.instructions == skinny::Instructions::amx) return run_tiles(a, begin, end);
 #endif
   Sums sums;
   for_each_panel(a, begin, end, [&](const uint8_t* panel, int64_t column, int64_t columns) {
     for (int64_t row = 0; row < a.rows; row += kRows) {
       const int64_t count = a.rows - row < kRows ? a.rows - row : kRows;
-      multiply_any(count, a.instructions != skinny::Instructions::general, a.rounded.row(row), a.rounded.row_bytes,
-                   panel, sums);
+      multiply_any(count, a.instructions != skinny::Instructions::general, a.rounded, row, panel, sums);
       scale_sums(a, sums, row, count, column, columns);
     }
   });

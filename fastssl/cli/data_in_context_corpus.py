@@ -22,7 +22,7 @@ class InContextCorpusFlags(InContextCorpusConfig):
       fastssl pretrain --arch gpt --train-files made-up/corpus.jsonl --vocab-size 1024
           --initializer-range 0.08 --dropout 0 --max-seq-length 128 --max-steps 4000 --output-dir runs/made-up
       fastssl in-context --model runs/made-up --task made-up/translate.jsonl made-up/look-up.jsonl
-          --group-column operation --begin-with-bos --shots 0 1 5 --output-dir runs/shots
+          --group-column operation --shots 0 1 5 --output-dir runs/shots
     """
 
     output_dir: Path

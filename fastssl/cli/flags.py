@@ -74,7 +74,7 @@ def _in_one_line(box: str) -> str:
     """Return what tyro says in a box, between its title and the rule above what it says of help."""
     lines = [line.strip(" │╭╮╰╯\n") for line in box.splitlines()]
     body = [line for line in lines[1:] if line]
-    if not body[0].strip("-"):
+    if body and not body[0].strip("-"):
         body = body[1:]  # where lines cannot be drawn, the title stands above a rule
     told = " ".join(itertools.takewhile(lambda line: line.strip("─-"), body))
     if match := _MISSING.fullmatch(told):

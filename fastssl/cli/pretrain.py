@@ -12,6 +12,8 @@ from rich.table import Table
 from fastssl.cli.architecture import architecture_of
 from fastssl.cli.flags import parse_flags
 from fastssl.models.cost import parameter_table
+from fastssl.models.gpt_files import OUR_MODEL_TYPE
+from fastssl.models.pretrained import read_config
 from fastssl.tasks.gpt_pretraining_config import GptPretrainingConfig
 from fastssl.tasks.pretraining import PretrainingRun, prepare_pretraining
 from fastssl.tasks.pretraining_config import PretrainingConfig
@@ -42,7 +44,7 @@ class BertFlags(PretrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GptFlags(GptPretrainingConfig):
-    """Pretrain a GPT on your text, and leave a directory that Hugging Face loads.
+    """Pretrain a GPT on your text, and leave a directory that Hugging Face loads (if its options are those of theirs).
 
     The text is kept as it is, spaces and line ends included. Each token is predicted from those before it in its
     document, or in the part of --max-seq-length tokens that is read of a longer one. Held-out text is measured as loss,
@@ -98,6 +100,8 @@ def print_cost(run: PretrainingRun, console: Console, *, by_part: bool) -> None:
 
 def print_next_steps(directory: Path, run: PretrainingRun) -> None:
     """Print where the model is, and commands to go on from there."""
-    print(f"\n{directory} is a Hugging Face directory with curves.png beside the model. To go on from there:")
+    # A mixture of options that none of their models has is written under a type of our own.
+    kind = "fastssl" if read_config(directory)["model_type"] == OUR_MODEL_TYPE else "Hugging Face"
+    print(f"\n{directory} is a {kind} directory with curves.png beside the model. To go on from there:")
     for command in run.parts.next_commands(directory, run.tokenizer):
         print(f"  {command}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from fastssl.data.shard_format import token_dtype
 from fastssl.data.text_pieces import text_pieces
 from fastssl.data.tokenizer import Tokenizer
 
-_PIECES_AT_ONCE = 16
+_CHARACTERS_AT_ONCE = 1 << 20
 
 
 class EncodedText(NamedTuple):
@@ -53,14 +54,11 @@ def encode_documents(
 
 def _encode_exactly(documents: list[str], tokenizer: Tokenizer, *, parallel: bool) -> EncodedText:
     dtype = token_dtype(tokenizer.vocab_size)
-    pieces = [(number, piece) for number, document in enumerate(documents) for piece in text_pieces(document)]
     tokens, word_starts = [np.zeros(0, dtype)], [np.zeros(0, bool)]
     lengths = np.zeros(len(documents), dtype=np.int64)
-    # The library's encodings take some hundred bytes per token, so a long document must not be encoded in one go.
-    for first in range(0, len(pieces), _PIECES_AT_ONCE):
-        some = pieces[first : first + _PIECES_AT_ONCE]
-        encoded = tokenizer.encode_batch([piece for _, piece in some], parallel=parallel)
-        for (number, _), (ids, starts) in zip(some, encoded, strict=True):
+    for pieces in _numbered_pieces(documents):
+        encoded = tokenizer.encode_batch([piece for _, piece in pieces], parallel=parallel)
+        for (number, _), (ids, starts) in zip(pieces, encoded, strict=True):
             tokens.append(ids.astype(dtype))
             word_starts.append(starts)
             lengths[number] += len(ids)
@@ -70,6 +68,23 @@ def _encode_exactly(documents: list[str], tokenizer: Tokenizer, *, parallel: boo
         sentence_lengths=lengths,
         document_lengths=np.ones(len(documents), dtype=np.int64),
     )
+
+
+def _numbered_pieces(documents: list[str]) -> Iterator[list[tuple[int, str]]]:
+    """Yield pieces behind the numbers of their documents, not too many at once.
+
+    The library's encodings take some hundred bytes per token, so a long document must not be encoded in one go.
+    """
+    pieces, num_characters = [], 0
+    for number, document in enumerate(documents):
+        for piece in text_pieces(document):
+            pieces.append((number, piece))
+            num_characters += len(piece)
+            if num_characters >= _CHARACTERS_AT_ONCE:
+                yield pieces
+                pieces, num_characters = [], 0
+    if pieces:
+        yield pieces
 
 
 def serve() -> None:

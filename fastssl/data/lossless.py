@@ -66,7 +66,7 @@ def train_byte_pairs(texts: Iterable[str], *, vocab_size: int, min_frequency: in
     count = Counter[str]()
     tokenizer.train_from_iterator(_pieces(texts, count), trainer)
     _expect_text(count)
-    return tokenizer
+    return _beginning_with_end_of_text(tokenizer)
 
 
 def byte_tokenizer() -> tokenizers.Tokenizer:
@@ -74,7 +74,7 @@ def byte_tokenizer() -> tokenizers.Tokenizer:
     vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return _byte_level(tokenizer, [END_OF_TEXT])
+    return _beginning_with_end_of_text(_byte_level(tokenizer, [END_OF_TEXT]))
 
 
 def train_characters(texts: Iterable[str], *, vocab_size: int | None = None) -> tokenizers.Tokenizer:
@@ -103,7 +103,7 @@ def train_characters(texts: Iterable[str], *, vocab_size: int | None = None) -> 
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token=UNKNOWN))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(names)
-    return tokenizer
+    return _beginning_with_end_of_text(tokenizer)
 
 
 def byte_characters() -> list[str]:
@@ -120,6 +120,18 @@ def _byte_level(tokenizer: tokenizers.Tokenizer, special_tokens: Sequence[str]) 
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.add_special_tokens(list(special_tokens))
+    return tokenizer
+
+
+def _beginning_with_end_of_text(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Make a tokenizer say, to whoever loads it, that texts begin as documents did in training."""
+    template = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A",
+        pair=f"{END_OF_TEXT} $A {END_OF_TEXT}:1 $B:1",
+        special_tokens=[(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))],
+    )
+    present = [] if tokenizer.post_processor is None else [tokenizer.post_processor]
+    tokenizer.post_processor = processors.Sequence([*present, template])
     return tokenizer
 
 

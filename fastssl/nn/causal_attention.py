@@ -69,6 +69,7 @@ class CausalSelfAttention(nn.Module):
         context: CausalContext,
         seed: Tensor | None = None,
         cache: LayerCache | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Mix every sequence's rows.
 
@@ -77,12 +78,16 @@ class CausalSelfAttention(nn.Module):
             context: where the rows stand.
             seed: 0-d int64 tensor for dropout; None: no dropout.
             cache: of this layer, with `context.step`; it takes the rows' keys and values.
+            rows: (B) int64, the last row of each sequence, where only these are wanted.
 
         Returns:
-            (N, E).
+            (N, E), or (B, E) of the rows that are wanted.
         """
         q, k, v = self._project(hidden_states, context.rotation)
-        cu_seqlens_k, max_seqlen_k = context.cu_seqlens, context.max_seqlen
+        cu_seqlens_q, max_seqlen_q = cu_seqlens_k, max_seqlen_k = context.cu_seqlens, context.max_seqlen
+        if rows is not None:
+            q, max_seqlen_q = q.index_select(0, rows), 1
+            cu_seqlens_q = torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device)
         if cache is not None:
             k, v = cache.extend(k, v, context.step)
             cu_seqlens_k, max_seqlen_k = context.step.cu_seqlens_k, context.step.max_seqlen_k
@@ -90,9 +95,9 @@ class CausalSelfAttention(nn.Module):
             q,
             k,
             v,
-            cu_seqlens_q=context.cu_seqlens,
+            cu_seqlens_q=cu_seqlens_q,
             cu_seqlens_k=cu_seqlens_k,
-            max_seqlen_q=context.max_seqlen,
+            max_seqlen_q=max_seqlen_q,
             max_seqlen_k=max_seqlen_k,
             causal=True,
             window=None if self.window is None else (self.window - 1, 0),

@@ -41,7 +41,13 @@ class CausalBlock(nn.Module):
         self.mlp = mlp
 
     def forward(
-        self, normed: Tensor, stream: Tensor, context: CausalContext, seeds: BlockSeeds, cache: LayerCache | None
+        self,
+        normed: Tensor,
+        stream: Tensor,
+        context: CausalContext,
+        seeds: BlockSeeds,
+        cache: LayerCache | None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run one block.
 
@@ -51,11 +57,14 @@ class CausalBlock(nn.Module):
             context: where the rows stand.
             seeds: of dropout; the last of them is for whoever adds the first returned tensor to the second.
             cache: of this layer, or None.
+            rows: (B) int64, the last row of each sequence, where only these are wanted: of the others there are only
+                keys and values.
 
         Returns:
             The feed-forward network's output, still to be dropped out and added, and the stream.
         """
-        attended = self.attention(normed, context, seeds.attention, cache)
+        attended = self.attention(normed, context, seeds.attention, cache, rows)
+        stream = stream if rows is None else stream.index_select(0, rows)
         normed, stream = self.mlp_norm(
             attended, residual=stream, dropout_p=self.hidden_dropout_p, seed=seeds.attention_output, return_sum=True
         )

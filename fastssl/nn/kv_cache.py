@@ -1,7 +1,7 @@
 """The keys and values of what a causal model has read, so that a next token costs one row and not the whole text."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +48,7 @@ class LayerCache:
         """Keep the rows (N, H_k, D) of a step, and return all keys and values that it sees, packed."""
         seen = self._seen(self.keys, k, step), self._seen(self.values, v, step)
         for cache, new in ((self.keys, k), (self.values, v)):
-            sequences, slots = step.kept
-            cache[sequences, :, slots] = new if step.kept_rows is None else new.index_select(0, step.kept_rows)
+            self._keep(cache, new, step)
         return seen
 
     def select(self, rows: Tensor) -> None:
@@ -64,6 +63,16 @@ class LayerCache:
             new[:, :, :used] = own[:, :, :used].index_select(0, rows)
             caches.append(new)
         return LayerCache(*caches)
+
+    @staticmethod
+    def _keep(cache: Tensor, new: Tensor, step: CacheStep) -> None:
+        if step.old is None and step.kept_rows is None:
+            # The beginnings of texts lie in a cache as in a pack, head by head: whole runs are copied, not tokens.
+            for sequence, rows in zip(cache, new.split(step.new_lengths), strict=True):
+                sequence[:, : len(rows)] = rows.transpose(0, 1)
+            return
+        sequences, slots = step.kept
+        cache[sequences, :, slots] = new if step.kept_rows is None else new.index_select(0, step.kept_rows)
 
     @staticmethod
     def _seen(cache: Tensor, new: Tensor, step: CacheStep) -> Tensor:
@@ -107,6 +116,8 @@ class KVCache:
         self.capacity, self.sliding, self.device = capacity, sliding, torch.device(device)
         self.lengths = [0] * num_sequences
         self.layers = [LayerCache(*torch.zeros(2, *shape, dtype=dtype, device=device)) for _ in range(num_layers)]
+        self.decoder: tuple[object, Sequence[Callable]] | None = None
+        """A model that decodes from this cache, and its blocks made ready for that."""
 
     @property
     def num_sequences(self) -> int:

@@ -5,7 +5,7 @@ itself, and a frozen fact sheet ``SUPPORTS``. Each operator's ``api.py`` lists i
 ``"auto"`` tries them. An explicit name that cannot run raises an error that lists every reason.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -95,7 +95,7 @@ def choose(
             )
         return requested
     tried = []
-    for name, module in sorted(backends.items(), key=lambda item: device.type not in item[1].SUPPORTS.first_on):
+    for name, module in _in_order(backends, device.type):
         reasons = refusals(module.SUPPORTS, device, dtype, facts)
         if device.type in module.SUPPORTS.unverified_on:
             reasons.append(f"no recorded run has verified it on {device.type}; ask for it by name")
@@ -103,3 +103,11 @@ def choose(
             return name
         tried.append(f"{name}: {'; '.join(reasons)}")
     raise ValueError(f"{op}: no backend can run this call. {' | '.join(tried)}")
+
+
+def _in_order(backends: Mapping[str, ModuleType], device_type: str) -> Iterator[tuple[str, ModuleType]]:
+    """Yield backends in the order in which "auto" tries them on a device."""
+    for first in (True, False):
+        for name, module in backends.items():
+            if (device_type in module.SUPPORTS.first_on) is first:
+                yield name, module

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.tasks.demo import DemoConfig
+from fastssl.tasks.generation.text_generator import TextGenerator
 from fastssl.tasks.gpt_pretraining_config import (
     CausalCorpusConfig,
     CausalObjectiveConfig,
@@ -43,7 +44,7 @@ def demo_gpt_pretraining(config: DemoGptConfig, corpus: Path) -> GptPretrainingC
         vocabulary=CausalVocabularyConfig(vocab_size=2048),
         model=GptModelConfig(preset="gpt2-nano", hidden_size=192, dropout=0.0),
         objective=CausalObjectiveConfig(max_seq_length=128),
-        batches=BatchConfig(tokens_per_batch=2048),
+        batches=BatchConfig(tokens_per_batch=1024),
         training=GptTrainingConfig(
             output_dir=str(config.output_dir),
             time_budget_minutes=config.time_budget_minutes,
@@ -52,7 +53,7 @@ def demo_gpt_pretraining(config: DemoGptConfig, corpus: Path) -> GptPretrainingC
             learning_rate=3e-3,
             warmup_ratio=0.03,
             logging_steps=50,
-            eval_steps=250,
+            eval_steps=500,
             save_steps=1000,
             save_total_limit=1,
             num_threads=config.num_threads,
@@ -65,7 +66,5 @@ def write_on(
     model: GPTForCausalLM, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS, *, seed: int = 0
 ) -> list[str]:
     """Let a model write a few dozen tokens from each prompt, drawn among the likelier ones; returns what it added."""
-    bos = tokenizer.bounds.bos
-    ids = [[bos, *tokenizer.encode(prompt)] for prompt in prompts]
-    texts = model.generate(ids, max_new_tokens=48, temperature=0.7, top_p=0.9, seed=seed)
-    return [tokenizer.decode(text.tokens, skip_special_tokens=True) for text in texts]
+    texts = TextGenerator(model, tokenizer)(prompts, max_new_tokens=48, temperature=0.7, top_p=0.9, seed=seed)
+    return [text.text for text in texts]

@@ -111,10 +111,12 @@ class GptParts:
 
     def next_commands(self, directory: Path, tokenizer: Tokenizer) -> list[str]:
         """Write text, look at the model, go on."""
+        length = self.config.objective.max_seq_length
+        more = f"{directory} --max-seq-length {length} --train-files MORE.txt --output-dir {directory}-more"
         return [
             f'fastssl generate --model {directory} --prompt "The beginning of a text"',
             f"fastssl info {directory}",
-            f"fastssl pretrain --model {directory} --train-files MORE.txt --output-dir {directory}-more",
+            f"fastssl pretrain --model {more}",
         ]
 
 

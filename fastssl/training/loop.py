@@ -23,7 +23,14 @@ from fastssl.training.run_directory import RunDirectoryError
 from fastssl.training.schedule import Schedule
 from fastssl.training.source import Batch, InterleavedSource
 from fastssl.training.state import TrainingState
-from fastssl.training.step import NonFiniteError, NumberedBatch, accumulate_gradients, make_report, step_seed
+from fastssl.training.step import (
+    NonFiniteError,
+    NumberedBatch,
+    accumulate_gradients,
+    make_report,
+    seed_generators,
+    step_seed,
+)
 
 
 @dataclass(kw_only=True)
@@ -122,7 +129,8 @@ class TrainingLoop:
     def _step(self, model: nn.Module, batches: Sequence[NumberedBatch], learning_rate: float) -> None:
         """Do one optimizer step and note its numbers."""
         state = self.state
-        torch.manual_seed(step_seed(self.config.seed, state.step, self.world.rank))
+        device = next(self.model.parameters()).device
+        seed_generators(step_seed(self.config.seed, state.step, self.world.rank), device)
         losses, metrics = accumulate_gradients(model, batches, dtype=self.dtype, world=self.world)
         norm = gradient_norm(self.optimizer)
         try:

@@ -1,7 +1,7 @@
 """AdamW, with weight decay on matrices only, and clipping that costs no pass of its own."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +51,9 @@ class FusedAdamW(AdamW):
     def _update(self, group: dict, gradient_factor: float) -> None:
         """Take a step of one group's parameters; those of one age in one call."""
         by_step: dict[int, list[nn.Parameter]] = defaultdict(list)
-        for p in group["params"]:
-            if p.grad is not None:
-                by_step[self._count(p)].append(p)
+        with_gradients = [p for p in group["params"] if p.grad is not None]
+        for p, step in zip(with_gradients, self._count(with_gradients), strict=True):
+            by_step[step].append(p)
         beta1, beta2 = group["betas"]
         for step, parameters in by_step.items():
             adamw_(
@@ -71,15 +71,19 @@ class FusedAdamW(AdamW):
                 touched=[self._rows_touched(p) if p.grad.is_sparse else None for p in parameters],
             )
 
-    def _count(self, parameter: nn.Parameter) -> int:
-        """Add one to a parameter's steps, whose state begins with the first, and return them."""
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        return int(state["step"])
+    def _count(self, parameters: Sequence[nn.Parameter]) -> list[int]:
+        """Add one to the steps of parameters, whose states begin with the first, and return them."""
+        if not parameters:
+            return []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        steps = [self.state[parameter]["step"] for parameter in parameters]
+        torch._foreach_add_(steps, 1)
+        return torch.stack(steps).int().tolist()
 
     def _rows_touched(self, parameter: nn.Parameter) -> Tensor:
         """Return which rows of a matrix have averages that are not zero: those that ever had a gradient."""

@@ -54,6 +54,18 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generator of a device, and that of the host.
+
+    `torch.manual_seed` seeds those of every kind of device, and writes down for each that is not in use from where it
+    was called: half a millisecond, a fiftieth of a small model's step.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def total_target_counts(batches: Sequence[NumberedBatch], world: World) -> dict[str, int]:
     """Return the number of predictions of each kind in all batches of all processes, at least 1 each."""
     counts: dict[str, float] = {}

@@ -69,8 +69,9 @@ def test_transformers_gives_the_same_ids(kind: str, tmp_path: Path):
         assert theirs.model_max_length == 64
         for text in (TEXT, STRANGE):
             ids = theirs(text)["input_ids"]
-            assert ids == tokenizer.encode(text)
+            assert ids == [tokenizer.bounds.bos, *tokenizer.encode(text)]
             assert theirs.decode(ids) == tokenizer.decode(ids)
+    assert tokenizer.adds_bos
     again = Tokenizer.load(tmp_path)
     assert (again.fingerprint, again.bounds) == (tokenizer.fingerprint, tokenizer.bounds)
 

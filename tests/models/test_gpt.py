@@ -92,6 +92,23 @@ def test_cached_and_uncached_logits_are_equal(variant, runs):
         assert cache.lengths == [len(text) for text in read]
 
 
+@EVERY_VARIANT
+@pytest.mark.parametrize("num_blocks", [0, 1, 3])
+def test_the_last_rows_alone_are_those_of_all(variant, num_blocks):
+    """Without a cache, with an empty one, and with one that holds texts; it takes the keys and values of all tokens."""
+    model = small_model(variant, num_hidden_layers=num_blocks).eval().gpt
+    texts, more = (PackedBatch.from_sequences(sequences(lengths, seed=n)) for n, lengths in enumerate([(9, 1), (3, 6)]))
+    alone, whole = model.new_cache(2, 40), model.new_cache(2, 40)
+    with torch.no_grad():
+        for batch, caches in ((texts, (None, None)), (texts, (alone, whole)), (more, (alone, whole))):
+            rows = batch.cu_seqlens[1:].long() - 1
+            got = model.encode(batch, cache=caches[0], rows=rows)
+            expected = model.encode(batch, cache=caches[1])[rows]
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(alone.layers, whole.layers, strict=True):
+        assert torch.equal(one.keys, other.keys) and torch.equal(one.values, other.values)
+
+
 def test_selected_rows_of_a_cache_go_on_alone():
     model = small_model("window").eval()
     texts = sequences((11, 3, 17))
@@ -103,6 +120,21 @@ def test_selected_rows_of_a_cache_go_on_alone():
         read = [[*texts[2], 1], [*texts[0], 2], [*texts[2], 3]]
         expected = model.next_token_logits(PackedBatch.from_sequences(read))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_decodes_by_the_weights_of_the_model_that_asks():
+    model, texts = small_model("llama").eval(), PackedBatch.from_sequences(sequences((5, 9)))
+    other = small_model("llama").eval()
+    with torch.no_grad():
+        other.gpt.blocks[1].mlp.down.weight.mul_(2)
+        caches = [model.new_cache(2, 40) for _ in range(2)]
+        for cache in caches:
+            model.next_token_logits(texts, cache)
+        step = PackedBatch.from_sequences([[1], [2]])
+        model.next_token_logits(step, caches[0])
+        caches[0].lengths = list(caches[1].lengths)  # one step back: the slot is written again
+        got, expected = (other.next_token_logits(step, cache) for cache in caches)
+    torch.testing.assert_close(got, expected)
 
 
 def test_a_full_cache_and_a_wrong_number_of_sequences():

@@ -116,7 +116,7 @@ def test_any_shape(rows, inputs, outputs, weight_dtype, **options):
 @pytest.mark.native
 @pytest.mark.parametrize("weight_dtype", WEIGHT_DTYPES)
 def test_neither_threads_nor_neighbours_change_a_row(capability, with_threads, weight_dtype):
-    case = SkinnyLinearCase(shape=(23, 1300), outputs=331, norm="layer_norm", activation="gelu", residual=True)
+    case = SkinnyLinearCase(shape=(23, 1300), outputs=335, norm="layer_norm", activation="gelu", residual=True)
     arguments = case.inputs(weight_dtype)
     one, *others = (with_threads(n, lambda: skinny_linear(**arguments, backend="native")) for n in (1, 2, 5))
     assert all(torch.equal(one, other) for other in others)
@@ -133,6 +133,28 @@ def test_8_bit_sums_are_the_same_by_any_instructions(capability, rows, inputs):
     options = {"norm": None, "residual": None, **arguments}
     first, *others = (native.forward(**options, instructions=name) for name in native.INSTRUCTIONS)
     assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("shape", [(1, 32, 16), (2, 2, 17), (5, 94, 33), (13, 770, 50), (17, 64, 16), (32, 126, 35)])
+@pytest.mark.parametrize("instructions", native.INSTRUCTIONS)
+def test_bfloat16_weights_by_any_instructions(capability, shape, instructions):
+    rows, inputs, outputs = shape
+    case = SkinnyLinearCase(shape=(rows, inputs), outputs=outputs, residual=True)
+
+    def run(**arguments):
+        return native.forward(**({"norm": None} | arguments), instructions=instructions)
+
+    check(case, torch.bfloat16, run)
+    check(dataclasses.replace(case, magnitude=1e-30), torch.bfloat16, run)
+
+
+@pytest.mark.native
+def test_bfloat16_parts_lose_nothing(capability):
+    # Every number is a sum of three of bfloat16, and a column of the identity multiplies it with one and zeros.
+    x = torch.randn(7, 96, generator=torch.Generator().manual_seed(1)) * torch.logspace(-20, 20, 96)
+    y = skinny_linear(x, torch.eye(96, dtype=torch.bfloat16), backend="native")
+    torch.testing.assert_close(y, x, rtol=1e-7, atol=0)
 
 
 @pytest.mark.native
@@ -154,8 +176,9 @@ def test_8_bit_numbers_at_the_edges_of_their_bytes(capability):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("weight_dtype", WEIGHT_DTYPES)
 def test_a_row_that_is_not_finite_is_alone(backend, weight_dtype):
-    arguments = SkinnyLinearCase(shape=(9, 33), outputs=8).inputs(weight_dtype)
+    arguments = SkinnyLinearCase(shape=(9, 34), outputs=18).inputs(weight_dtype)
     arguments["x"][3, 20], arguments["x"][7, 0] = torch.nan, torch.inf
+    arguments["x"].view(torch.int32)[3, 20] = 0x7FFFFFFF
     y = skinny_linear(**arguments, backend=backend)
     broken = torch.zeros(9, dtype=torch.bool)
     broken[[3, 7]] = True

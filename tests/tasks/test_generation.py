@@ -102,6 +102,14 @@ def test_a_text_ends_in_front_of_its_stop_string(generator):
         assert "".join(generator.write(prompt, stop=[stop], **options)) == text.text
 
 
+def test_prompts_begin_as_their_tokenizer_begins_texts(directory, generator, tokenizer):
+    """Ours do as training did; GPT-2's puts nothing in front."""
+    bos = tokenizer.bounds.bos
+    assert generator.encode("In the") == [bos, *tokenizer.encode("In the")]
+    assert generator.encode("<|endoftext|>In") == [bos, *tokenizer.encode("In")]
+    assert generator.encode("") == [bos]
+
+
 def test_samples_and_beams(generator):
     texts = generator(["In the", "God"], num_samples=3, temperature=1.0, max_new_tokens=8)
     assert [(text.prompt, text.sample) for text in texts] == [(p, s) for p in ("In the", "God") for s in range(3)]

@@ -58,7 +58,7 @@ def test_leaves_a_hugging_face_directory(text: Path, tmp_path: Path):
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()
     tokenizer, published = Tokenizer.load(tmp_path / "run"), AutoTokenizer.from_pretrained(tmp_path / "run")
     ids = published(text.read_text()[:100])["input_ids"]
-    assert ids == tokenizer.encode(text.read_text()[:100])
+    assert ids == [tokenizer.bounds.bos, *tokenizer.encode(text.read_text()[:100])]
     assert ours.config.end_tokens == (tokenizer.bounds.eos,) == (published.eos_token_id,)
     assert ours.config.max_position_embeddings == 32
     with torch.no_grad():

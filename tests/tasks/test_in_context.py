@@ -177,7 +177,7 @@ def test_answers_by_generation_end_with_the_line(directory):
     written = [one.text.split("\n")[0].strip() for one in generator(texts, max_new_tokens=6)]
     right = [Example(text.removesuffix(" =>"), answer) for text, answer in zip(texts, written, strict=True)]
     right[1] = right[1]._replace(completion="something else")
-    room = Room(tokenizer=generator.tokenizer, positions=96, bos=None)
+    room = Room(tokenizer=generator.tokenizer, positions=96, bos=generator.model.config.bos_token_id)
     maker = PromptMaker(task_of(right), Layout(), room)
     asker = GenerationAsker(generator, max_new_tokens=6)
     found = asker.ask(maker, maker.make(range(3), [[]] * 3, asker.room_for_answers(maker, range(3))))

@@ -50,3 +50,8 @@ def test_identity_holds_what_decides_the_numbers():
     assert identity_of(config) == identity_of(same)
     assert identity_of(config) != identity_of(dataclasses.replace(config, learning_rate=1e-3))
     assert identity_of(config) != identity_of(dataclasses.replace(config, seed=1))
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("accuracy", True), ("eval_loss", False), ("bits_per_byte", False)])
+def test_losses_and_what_follows_from_them_are_better_when_less(metric: str, greater: bool):
+    assert TrainingConfig(output_dir="x", metric_for_best_model=metric).best_is_greater == greater

@@ -101,11 +101,12 @@ def _check(parameters, gradients, exp_avgs, exp_avg_sqs, touched) -> None:
     for index, (parameter, gradient, *averages) in enumerate(
         zip(parameters, gradients, exp_avgs, exp_avg_sqs, strict=True)
     ):
+        shape, dtype = parameter.shape, parameter.dtype
         for tensor in (gradient, *averages):
-            if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+            if tensor.shape != shape or tensor.dtype != dtype:
                 raise ValueError(
-                    f"adamw_: gradient and averages of parameter {index} must be {parameter.dtype} of shape "
-                    f"{tuple(parameter.shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                    f"adamw_: gradient and averages of parameter {index} must be {dtype} of shape "
+                    f"{tuple(shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
         if gradient.is_sparse and not (gradient.sparse_dim() == 1 and gradient.is_coalesced()):
             raise ValueError(

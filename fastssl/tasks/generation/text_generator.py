@@ -141,9 +141,10 @@ class TextGenerator:
         return texts
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the tokens of a prompt; the model's first token alone for an empty one."""
-        first = self.model.config.bos_token_id
-        return self.tokenizer.encode(prompt) or ([] if first is None else [first])
+        """Return the tokens of a prompt, begun as its tokenizer begins texts; the first token alone of an empty one."""
+        first, tokens = self.model.config.bos_token_id, self.tokenizer.encode(prompt)
+        begins = first is not None and (self.tokenizer.adds_bos or not tokens)
+        return [first, *tokens] if begins and tokens[:1] != [first] else tokens
 
     def _stream(
         self, texts: Iterable[str], config: GenerationConfig, stops: StopStrings, at_once: int

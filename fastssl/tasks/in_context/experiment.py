@@ -149,13 +149,13 @@ class _Subject:
         generator = TextGenerator.load(directory, dtype=config.dtype)
         self.name, self.directory, self.model = name, directory, generator.model
         self.parameters = sum(weight.numel() for weight in self.model.parameters())
-        sizes, with_bos = self.model.config, config.layout.begin_with_bos
-        if with_bos and sizes.bos_token_id is None:
+        sizes, wanted = self.model.config, config.layout.begin_with_bos
+        if wanted and sizes.bos_token_id is None:
             raise ValueError(f"begin_with_bos: the model in {directory} has no bos_token_id; leave it out")
         self.room = Room(
             tokenizer=generator.tokenizer,
             positions=sizes.max_position_embeddings,
-            bos=sizes.bos_token_id if with_bos else None,
+            bos=sizes.bos_token_id if wanted or (wanted is None and generator.tokenizer.adds_bos) else None,
         )
         self.askers: dict[Scoring, Asker] = {
             "likelihood": LikelihoodAsker(self.model, tokens_per_batch=config.tokens_per_batch),

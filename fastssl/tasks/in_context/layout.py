@@ -35,9 +35,9 @@ class LayoutConfig:
     """Between question and answer; None: " => ", or nothing where the answers of the file begin with a space."""
     example_separator: str | None = None
     """Between an answer and the next question; None: a line end, or nothing where the questions begin with one."""
-    begin_with_bos: bool = False
-    """Put the model's first token in front of a prompt: for models that were trained on documents that begin so, such
-    as those of fastssl pretrain."""
+    begin_with_bos: bool | None = None
+    """Put the model's first token in front of a prompt; None: where the model's tokenizer does so, as those do that
+    fastssl trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
