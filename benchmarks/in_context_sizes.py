@@ -15,7 +15,7 @@ from pathlib import Path
 
 SIZES = {"gpt-1x32": (1, 32, 4e-3), "gpt-2x64": (2, 64, 3e-3), "gpt-4x128": (4, 128, 2e-3)}
 """Name -> layers, width, learning rate."""
-FAMILIES = ("translate", "pick", "neighbour", "compute")
+FAMILIES = ("translate", "look-up", "pick", "compute")
 CORPUS = ["--num-documents", "100000", "--num-words", "24"]
 SHOTS = ["0", "1", "5"]
 
@@ -66,7 +66,7 @@ def asking(corpus: Path, output_dir: Path, num_threads: int) -> list[str]:
     """Return the flags that ask all models."""
     models = [str(output_dir / name) for name in SIZES]
     tasks = [str(corpus / f"{family}.jsonl") for family in FAMILIES]
-    kinds = ["--group-column", "operation", "--begin-with-bos", "--shots", *SHOTS]
+    kinds = ["--group-column", "operation", "--shots", *SHOTS]
     results = ["--output-dir", str(output_dir / "in-context"), "--num-threads", str(num_threads)]
     return ["--model", *models, "--task", *tasks, *kinds, *results]
 

@@ -14,15 +14,15 @@ class InContextCorpusFlags(InContextCorpusConfig):
     """Write a corpus of small made-up tasks in the layout of prompts, and files to measure in-context learning with.
 
     Each document holds solved examples of one hidden operation: words copied or translated into one of three made-up
-    languages, a word picked by its place, the neighbour of a word, two numbers added, subtracted or compared. Pretrain
-    on the corpus alone, or beside text of your own.
+    languages, words looked up in a dictionary that only the document itself tells, the first or the second of two
+    words, two numbers added, subtracted or compared. Pretrain on the corpus alone, or beside text of your own.
 
     Examples:
       fastssl data in-context-corpus --output-dir made-up
-      fastssl pretrain --arch gpt --train-files made-up/corpus.jsonl --vocab-size 1024 --max-seq-length 128
-          --max-steps 4000 --output-dir runs/made-up
-      fastssl in-context --model runs/made-up --task made-up/translate.jsonl made-up/pick.jsonl --group-column operation
-          --begin-with-bos --shots 0 1 5 --output-dir runs/shots
+      fastssl pretrain --arch gpt --train-files made-up/corpus.jsonl --vocab-size 1024
+          --initializer-range 0.08 --dropout 0 --max-seq-length 128 --max-steps 4000 --output-dir runs/made-up
+      fastssl in-context --model runs/made-up --task made-up/translate.jsonl made-up/look-up.jsonl
+          --group-column operation --shots 0 1 5 --output-dir runs/shots
     """
 
     output_dir: Path

@@ -6,9 +6,8 @@ Each document is one task, unnamed but for its family: some lines of the same hi
     dako => zubi
     mefu => lora
 
-A document's first line cannot be answered but by chance among the operations of its family; from the second on, the
-lines above tell. What a model makes of more lines is thus what it learns in its context, beside what its weights know:
-the words of three made-up languages, sums.
+A document's first line cannot be answered but by chance; from the second on, the lines above tell. What a model makes
+of more lines is thus what it learns in its context, beside what its weights know: three made-up languages, sums.
 
 Source: of the layout, Brown et al. 2020 (arXiv 2005.14165) figure 2.1; of documents as tasks, Chan et al. 2022
 (arXiv 2205.05055).
@@ -18,16 +17,19 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
-INSTRUCTIONS = {"translate": "Translate:", "pick": "Pick:", "neighbour": "Look up:", "compute": "Compute:"}
+INSTRUCTIONS = {"translate": "Translate:", "look-up": "Look up:", "pick": "Pick:", "compute": "Compute:"}
 """Family of tasks -> the line above its examples."""
 CORPUS_FILE = "corpus.jsonl"
 _NUM_LANGUAGES = 3
-_LIST_LENGTH = 4
+_DICTIONARY_WORDS = 4
+_ROWS_OF_DICTIONARY = 10
 _LARGEST_NUMBER = 49
 
 
@@ -50,7 +52,7 @@ class InContextCorpusConfig:
         for name, least in (
             ("num_documents", 1),
             ("max_lines", 1),
-            ("num_words", 2 * _LIST_LENGTH),
+            ("num_words", 2 * _DICTIONARY_WORDS),
             ("num_questions", 1),
         ):
             if getattr(self, name) < least:
@@ -60,18 +62,28 @@ class InContextCorpusConfig:
             raise ValueError(f"num_words must be at most {possible}, got {self.num_words}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(NamedTuple):
     """One line of a document."""
 
     prompt: str
     """What is asked."""
-    answers: Mapping[str, str]
-    """Operation -> what is right under it; all of them different."""
+    answer: str
+    """What is right."""
+    choices: list[str]
+    """What would be right under some operation of the family, in alphabetical order; all of them different."""
+
+
+class HiddenTask(NamedTuple):
+    """One operation, which a document does not name."""
+
+    operation: str
+    """Its name."""
+    ask: Callable[[random.Random], Question]
+    """Draws a question."""
 
 
 class TaskFamilies:
-    """Draws questions of the four families.
+    """The operations of the four families.
 
     Args:
         num_words: of the vocabulary.
@@ -82,39 +94,53 @@ class TaskFamilies:
         words = _all_words()
         random.Random(seed).shuffle(words)
         self.words = words[:num_words]
-        """What all families but the last are made of."""
+        """What questions are made of."""
         self.languages = [words[num_words * n : num_words * (n + 1)] for n in range(1, 1 + _NUM_LANGUAGES)]
         """The same words in each of the languages."""
 
-    def question(self, family: str, draw: random.Random) -> Question:
-        """Return a random question of a family, one of `INSTRUCTIONS`."""
-        return getattr(self, f"_{family}")(draw)
+    def tasks(self, family: str, draw: random.Random) -> list[HiddenTask]:
+        """Return the operations of a family, one of `INSTRUCTIONS`; of "look-up" a fresh dictionary."""
+        if family == "look-up":
+            return [self._dictionary(draw)]
+        answers = {"translate": self._translations, "pick": self._places, "compute": self._results}[family]
+        return [HiddenTask(name, partial(_ask, answers, name)) for name in answers(draw)[1]]
 
-    def _translate(self, draw: random.Random) -> Question:
-        """A word, copied or in one of the languages."""
+    def _translations(self, draw: random.Random) -> tuple[str, dict[str, str]]:
+        """Return a word, and what becomes of it: it is copied, or put into one of the languages."""
         number = draw.randrange(len(self.words))
         answers = {f"language {n}": words[number] for n, words in enumerate(self.languages, start=1)}
-        return Question(prompt=self.words[number], answers={"copy": self.words[number], **answers})
+        return self.words[number], {"copy": self.words[number], **answers}
 
-    def _pick(self, draw: random.Random) -> Question:
-        """Some words: the one in a certain place."""
-        words = draw.sample(self.words, _LIST_LENGTH)
-        return Question(prompt=" ".join(words), answers={f"place {n}": word for n, word in enumerate(words, start=1)})
+    def _places(self, draw: random.Random) -> tuple[str, dict[str, str]]:
+        """Return two words, and each of them."""
+        first, second = draw.sample(self.words, 2)
+        return f"{first} {second}", {"first": first, "second": second}
 
-    def _neighbour(self, draw: random.Random) -> Question:
-        """Some words and one of them again: the word in front of it or behind it."""
-        words = draw.sample(self.words, _LIST_LENGTH)
-        asked = draw.randrange(1, _LIST_LENGTH - 1)
-        answers = {"before": words[asked - 1], "itself": words[asked], "behind": words[asked + 1]}
-        return Question(prompt=f"{' '.join(words)}, {words[asked]}", answers=answers)
-
-    def _compute(self, draw: random.Random) -> Question:
-        """Two numbers: the larger, the smaller, their sum or their difference."""
+    def _results(self, draw: random.Random) -> tuple[str, dict[str, str]]:
+        """Return two numbers, and what can be made of them."""
         while True:
             a, b = (draw.randint(1, _LARGEST_NUMBER) for _ in range(2))
             answers = {"sum": a + b, "difference": abs(a - b), "larger": max(a, b), "smaller": min(a, b)}
             if len(set(answers.values())) == len(answers):
-                return Question(prompt=f"{a} {b}", answers={name: str(value) for name, value in answers.items()})
+                return f"{a} {b}", {name: str(value) for name, value in answers.items()}
+
+    def _dictionary(self, draw: random.Random) -> HiddenTask:
+        """Return a dictionary that no weights can know: only a word that has been shown can be looked up."""
+        words = draw.sample(self.words, 2 * _DICTIONARY_WORDS)
+        meanings = dict(zip(words[:_DICTIONARY_WORDS], words[_DICTIONARY_WORDS:], strict=True))
+
+        def ask(draw: random.Random) -> Question:
+            word = draw.choice(list(meanings))
+            return Question(word, meanings[word], sorted(meanings.values()))
+
+        return HiddenTask(" ".join(words), ask)
+
+
+def _ask(
+    answers: Callable[[random.Random], tuple[str, dict[str, str]]], operation: str, draw: random.Random
+) -> Question:
+    prompt, found = answers(draw)
+    return Question(prompt, found[operation], sorted(found.values()))
 
 
 def documents(config: InContextCorpusConfig) -> Iterator[str]:
@@ -123,27 +149,32 @@ def documents(config: InContextCorpusConfig) -> Iterator[str]:
     draw = random.Random(f"documents {config.seed}")
     names = list(INSTRUCTIONS)
     for number in range(config.num_documents):
-        family = names[number % len(names)]
-        first = families.question(family, draw)
-        operation = draw.choice(list(first.answers))
-        rest = [families.question(family, draw) for _ in range(draw.randrange(config.max_lines))]
-        lines = [f"{question.prompt} => {question.answers[operation]}" for question in (first, *rest)]
-        yield "\n".join((INSTRUCTIONS[family], *lines))
+        yield document(families, names[number % len(names)], draw.randint(1, config.max_lines), draw)
+
+
+def document(families: TaskFamilies, family: str, num_lines: int, draw: random.Random) -> str:
+    """Return solved examples of one operation of a family, under the family's instruction."""
+    task = draw.choice(families.tasks(family, draw))
+    questions = [task.ask(draw) for _ in range(num_lines)]
+    return "\n".join((INSTRUCTIONS[family], *(f"{one.prompt} => {one.answer}" for one in questions)))
 
 
 def task_rows(config: InContextCorpusConfig, family: str) -> Iterator[dict[str, object]]:
-    """Yield the rows of a family's task: its operations in turn, with the answers of all of them as choices."""
+    """Yield the rows of a family's task, its operations (of "look-up", many dictionaries) in turn."""
     families = TaskFamilies(num_words=config.num_words, seed=config.seed)
     draw = random.Random(f"{family} {config.seed}")
+    tasks = families.tasks(family, draw)
+    if family == "look-up":
+        more = config.num_questions // _ROWS_OF_DICTIONARY - 1
+        tasks += [task for _ in range(more) for task in families.tasks(family, draw)]
     for number in range(config.num_questions):
-        question = families.question(family, draw)
-        operations = list(question.answers)
-        operation = operations[number % len(operations)]
+        task = tasks[number % len(tasks)]
+        question = task.ask(draw)
         yield {
             "prompt": question.prompt,
-            "completion": question.answers[operation],
-            "choices": sorted(question.answers.values()),
-            "operation": operation,
+            "completion": question.answer,
+            "choices": question.choices,
+            "operation": task.operation,
             "instruction": INSTRUCTIONS[family],
         }
 

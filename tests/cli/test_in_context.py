@@ -35,7 +35,7 @@ def test_several_models_and_demonstrations_of_their_own(arguments, tmp_path, cap
     pool = write_lines(tmp_path / "pool.jsonl", [{"text": "CC", "label": "yes"}, {"text": "CD", "label": "no"}])
     arguments.insert(3, str(tmp_path / "other"))
     more = ["--demonstration-file", str(pool), "--shots", "2", "--scoring", "generation", "--num-seeds", "1"]
-    assert main([*arguments, *more, "--shared-demonstrations", "--begin-with-bos", "--dtype", "int8"]) == 0
+    assert main([*arguments, *more, "--shared-demonstrations", "--begin-with-bos", "True", "--dtype", "int8"]) == 0
     told = capsys.readouterr().out
     assert "  | C" in told and "by generation" in told and "accuracy_by_size.png" in told
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastssl.data.batch import PackedBatch
-from fastssl.data.in_context_corpus import INSTRUCTIONS, TaskFamilies
+from fastssl.data.in_context_corpus import INSTRUCTIONS, TaskFamilies, document
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
@@ -19,18 +19,15 @@ STEPS, DOCUMENTS_PER_STEP, LINES = 200, 24, 4
 FAMILIES = TaskFamilies(num_words=8, seed=0)
 
 
-def document(draw: random.Random) -> str:
+def text(draw: random.Random) -> str:
     """Some words, all of them copied or all in the same made-up language."""
-    questions = [FAMILIES.question("translate", draw) for _ in range(LINES)]
-    operation = draw.choice(list(questions[0].answers))
-    lines = [f"{question.prompt} => {question.answers[operation]}" for question in questions]
-    return "\n".join((INSTRUCTIONS["translate"], *lines))
+    return document(FAMILIES, "translate", LINES, draw)
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     draw = random.Random(0)
-    tokenizer = Tokenizer.train_byte_pairs([document(draw) for _ in range(300)], vocab_size=420)
+    tokenizer = Tokenizer.train_byte_pairs([text(draw) for _ in range(300)], vocab_size=420)
     bounds = tokenizer.bounds
     torch.manual_seed(0)
     config = GPTConfig(
@@ -43,7 +40,7 @@ def directory(tmp_path_factory):
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=STEPS, pct_start=0.1)
     for _ in range(STEPS):
-        texts = tokenizer.encode_many([document(draw) for _ in range(DOCUMENTS_PER_STEP)])
+        texts = tokenizer.encode_many([text(draw) for _ in range(DOCUMENTS_PER_STEP)])
         batch = PackedBatch.from_sequences([[bounds.bos, *ids, bounds.eos] for ids in texts], predict_next=True)
         optimizer.zero_grad()
         model(batch).loss.backward()
@@ -58,12 +55,12 @@ def directory(tmp_path_factory):
 @pytest.mark.parametrize("scoring", ["likelihood", "generation"])
 def test_one_example_tells_the_operation(directory, tmp_path, scoring):
     draw = random.Random("questions")
+    tasks = FAMILIES.tasks("translate", draw)
     rows = []
     for number in range(60):
-        question = FAMILIES.question("translate", draw)
-        operation = list(question.answers)[number % 4]
-        answer, choices = question.answers[operation], list(question.answers.values())
-        rows.append({"prompt": question.prompt, "completion": answer, "choices": choices, "operation": operation})
+        operation, ask = tasks[number % 4]
+        prompt, answer, choices = ask(draw)
+        rows.append({"prompt": prompt, "completion": answer, "choices": choices, "operation": operation})
     task = tmp_path / "translate.jsonl"
     task.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = InContextConfig(

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from fastssl.tasks.in_context.answers import Asker, GenerationAsker, LikelihoodA
 from fastssl.tasks.in_context.config import InContextConfig, Scoring
 from fastssl.tasks.in_context.demonstrations import Demonstrations
 from fastssl.tasks.in_context.figure import draw_shots, draw_sizes
-from fastssl.tasks.in_context.layout import Layout
+from fastssl.tasks.in_context.layout import Example, Layout
 from fastssl.tasks.in_context.prompts import PromptMaker, Room
 from fastssl.tasks.in_context.results import AskedModel, AskedTask, InContextReport, InContextRun
 from fastssl.tasks.in_context.task_file import InContextTask, read_task
@@ -42,6 +43,19 @@ class _Asked:
     is_own: bool
     rows: tuple[int, ...]
     scoring: Scoring
+
+    def draws(self, setting: _Setting, *, shared: bool) -> list[list[Example]]:
+        """Return the examples above each question."""
+        pool, groups = self.pool, self.task.groups
+        demonstrations = Demonstrations(
+            pool.examples, groups=pool.groups, is_own=self.is_own, shared=shared, seed=setting.seed
+        )
+        return [
+            demonstrations.draw(
+                row, setting.shots, group=None if groups is None else groups[row], shuffled=setting.shuffled
+            )
+            for row in self.rows
+        ]
 
     def described(self) -> AskedTask:
         """Return it with what is right by chance and by the most frequent answer."""
@@ -72,7 +86,7 @@ def measure_in_context(config: InContextConfig, *, say: Callable[[str], None] = 
     names = unique_names([path.absolute() for path in config.model])
     models, runs, prompts = [], [], {}
     for name, directory in zip(names, config.model, strict=True):
-        asked, own_runs = _ask_model(config, name, directory, tasks, prompts, say)
+        asked, own_runs = _ask_model(config, _Subject(config, name, directory), tasks, prompts, say)
         models.append(asked)
         runs += own_runs
     report = InContextReport(
@@ -124,54 +138,72 @@ def _prepare(config: InContextConfig, number: int, path: Path) -> _Asked:
     )
 
 
+class _Subject:
+    """A model that is asked.
+
+    Raises:
+        ValueError: where prompts are to begin with a token that it does not have.
+    """
+
+    def __init__(self, config: InContextConfig, name: str, directory: Path) -> None:
+        generator = TextGenerator.load(directory, dtype=config.dtype)
+        self.name, self.directory, self.model = name, directory, generator.model
+        self.parameters = sum(weight.numel() for weight in self.model.parameters())
+        sizes, wanted = self.model.config, config.layout.begin_with_bos
+        if wanted and sizes.bos_token_id is None:
+            raise ValueError(f"begin_with_bos: the model in {directory} has no bos_token_id; leave it out")
+        self.room = Room(
+            tokenizer=generator.tokenizer,
+            positions=sizes.max_position_embeddings,
+            bos=sizes.bos_token_id if wanted or (wanted is None and generator.tokenizer.adds_bos) else None,
+        )
+        self.askers: dict[Scoring, Asker] = {
+            "likelihood": LikelihoodAsker(self.model, tokens_per_batch=config.tokens_per_batch),
+            "generation": GenerationAsker(generator, max_new_tokens=config.max_new_tokens),
+        }
+
+
 def _ask_model(
     config: InContextConfig,
-    name: str,
-    directory: Path,
+    subject: _Subject,
     tasks: Sequence[_Asked],
     prompts: dict[str, str],
     say: Callable[[str], None],
 ) -> tuple[AskedModel, list[InContextRun]]:
-    generator = TextGenerator.load(directory, dtype=config.dtype)
-    model = generator.model
-    wanted = config.layout.begin_with_bos
-    bos = model.config.bos_token_id if wanted or (wanted is None and generator.tokenizer.adds_bos) else None
-    if config.layout.begin_with_bos and bos is None:
-        raise ValueError(f"begin_with_bos: the model in {directory} has no bos_token_id; leave it out")
-    room = Room(tokenizer=generator.tokenizer, positions=model.config.max_position_embeddings, bos=bos)
-    askers: dict[str, Asker] = {
-        "likelihood": LikelihoodAsker(model, tokens_per_batch=config.tokens_per_batch),
-        "generation": GenerationAsker(generator, max_new_tokens=config.max_new_tokens),
-    }
-    parameters, before, begin = sum(p.numel() for p in model.parameters()), weights_sha256(model), time.perf_counter()
-    runs = []
+    before, begin, runs = weights_sha256(subject.model), time.perf_counter(), []
     for asked in tasks:
-        maker, asker = PromptMaker(asked.task, asked.layout, room), askers[asked.scoring]
-        for shots, shuffled, seed in _settings(config):
-            run, first = _ask(asked, maker, asker, shots, shuffled, seed, config, name, parameters)
+        for setting in _settings(config):
+            run, first = _ask(asked, subject, setting, shared=config.demonstrations.shared_demonstrations)
             runs.append(run)
-            if not shuffled:
-                prompts.setdefault(f"{asked.task.name}, {shots} shots", first)
+            if not setting.shuffled:
+                prompts.setdefault(f"{asked.task.name}, {setting.shots} shots", first)
             say(_told(run))
-    seconds = time.perf_counter() - begin
-    model_asked = AskedModel(
-        name=name,
-        directory=str(directory),
-        parameters=parameters,
+    model = AskedModel(
+        name=subject.name,
+        directory=str(subject.directory),
+        parameters=subject.parameters,
         sha256_before=before,
-        sha256_after=weights_sha256(model),
-        seconds=seconds,
+        sha256_after=weights_sha256(subject.model),
+        seconds=time.perf_counter() - begin,
     )
-    return model_asked, runs
+    return model, runs
 
 
-def _settings(config: InContextConfig) -> list[tuple[int, bool, int]]:
-    """Return (shots, shuffled, seed) of every run: without examples there is one draw, and nothing to shuffle."""
+class _Setting(NamedTuple):
+    """What is in the prompts of one run."""
+
+    shots: int
+    shuffled: bool
+    seed: int
+
+
+def _settings(config: InContextConfig) -> list[_Setting]:
+    """Return the settings of all runs: without examples there is one draw, and nothing to shuffle."""
     own = config.demonstrations
     seeds = range(own.seed, own.seed + own.num_seeds)
     kinds = (False,) if own.skip_shuffled_control else (False, True)
     return [
-        (shots, shuffled, seed)
+        _Setting(shots, shuffled, seed)
         for shots in sorted(own.shots)
         for shuffled in kinds
         for seed in seeds
@@ -179,36 +211,19 @@ def _settings(config: InContextConfig) -> list[tuple[int, bool, int]]:
     ]
 
 
-def _ask(
-    asked: _Asked,
-    maker: PromptMaker,
-    asker: Asker,
-    shots: int,
-    shuffled: bool,
-    seed: int,
-    config: InContextConfig,
-    name: str,
-    parameters: int,
-) -> tuple[InContextRun, str]:
-    shared = config.demonstrations.shared_demonstrations
-    demonstrations = Demonstrations(
-        asked.pool.examples, groups=asked.pool.groups, is_own=asked.is_own, shared=shared, seed=seed
-    )
-    groups = asked.task.groups
-    draws = [
-        demonstrations.draw(row, shots, group=None if groups is None else groups[row], shuffled=shuffled)
-        for row in asked.rows
-    ]
+def _ask(asked: _Asked, subject: _Subject, setting: _Setting, *, shared: bool) -> tuple[InContextRun, str]:
+    maker, asker = PromptMaker(asked.task, asked.layout, subject.room), subject.askers[asked.scoring]
+    draws = asked.draws(setting, shared=shared)
     prompts = maker.make(asked.rows, draws, asker.room_for_answers(maker, asked.rows))
     answered = asker.ask(maker, prompts)
     per_token = [one.is_right_per_token for one in answered]
     run = InContextRun(
-        model=name,
-        parameters=parameters,
+        model=subject.name,
+        parameters=subject.parameters,
         task=asked.task.name,
-        shots=shots,
-        answers="shuffled" if shuffled else "true",
-        seed=seed,
+        shots=setting.shots,
+        answers="shuffled" if setting.shuffled else "true",
+        seed=setting.seed,
         num_examples=len(answered),
         num_right=sum(one.is_right for one in answered),
         num_right_per_token=None if None in per_token else sum(per_token),
