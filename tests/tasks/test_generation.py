@@ -1,12 +1,15 @@
 """Text generation: prompts to texts, stop strings across tokens, streaming of half characters, the command line."""
 
+import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
 import torch
 
 from fastssl.cli.main import main
+from fastssl.data.batch import PackedBatch
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
@@ -120,6 +123,45 @@ def test_samples_and_beams(generator):
 def test_the_pipeline(directory, generator):
     served = pipeline("text-generation", directory)
     assert served(["In the"], max_new_tokens=5) == generator(["In the"], max_new_tokens=5)
+
+
+def test_a_stream_reads_no_more_than_it_writes_on_together(generator):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        for text in itertools.cycle(["In the", "God", "earth"]):
+            taken += 1
+            yield text
+
+    ahead = []
+    for number, text in enumerate(generator.stream(endless(), texts_at_once=4, max_new_tokens=2), start=1):
+        assert text.prompt == ["In the", "God", "earth"][(number - 1) % 3]
+        ahead.append(taken - number)
+        if number == 13:
+            break
+    assert max(ahead) == 3
+
+
+def test_many_threads_may_use_one_generator(generator):
+    prompts = ["In the", "God", "earth", ""]
+    expected = [generator([prompt], max_new_tokens=8, temperature=1.0) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: generator([prompts[n % 4]], max_new_tokens=8, temperature=1.0), range(16)))
+    assert found == [expected[number % 4] for number in range(16)]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_fewer_bits_write_on_too(directory, generator, dtype):
+    """Of scores that lie far apart the likeliest stays the likeliest."""
+    fewer = TextGenerator.load(directory, dtype=dtype)
+    batch = PackedBatch.from_sequences([generator.encode(text) for text in ("In the", "God created")])
+    with torch.no_grad():
+        exact, near = (one.model.next_token_logits(batch).float() for one in (generator, fewer))
+    assert (exact - near).abs().max() < 0.1 * exact.abs().max()
+    assert not torch.equal(exact, near)
+    texts = fewer(["In the", "God created"], max_new_tokens=12)
+    assert [text.num_tokens for text in texts] == [12, 12] or any(t.finish_reason == "end_token" for t in texts)
 
 
 @pytest.mark.parametrize(
