@@ -34,6 +34,15 @@ class GenerationConfig(SamplingConfig):
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.num_beams > 1:
             self._check_beams()
+        elif self.length_penalty != 1.0 or self.early_stopping:
+            raise ValueError(
+                "length_penalty and early_stopping are of a beam search; leave them out, or give num_beams above 1"
+            )
+        elif self.num_samples > 1 and not self.draws:
+            raise ValueError(
+                f"num_samples={self.num_samples} texts would all be the same, as the likeliest token is taken each "
+                "time; draw them (temperature, top_k, top_p or min_p), or give num_beams"
+            )
 
     def _check_beams(self) -> None:
         if self.draws or self.min_new_tokens:

@@ -171,6 +171,10 @@ def test_repetition_penalty_is_that_of_transformers(tmp_path):
         ([[1]], {"min_p": 1.5}, "min_p must be at least 0 and at most 1"),
         ([[1]], {"top_k": 0}, "top_k must be at least 1"),
         ([[1]], {"num_beams": 2, "temperature": 1.0}, "num_beams above 1 takes the likeliest texts"),
+        ([[1]], {"early_stopping": True}, "length_penalty and early_stopping are of a beam search"),
+        ([[1]], {"length_penalty": 0.5, "temperature": 1.0}, "length_penalty and early_stopping are of a beam search"),
+        ([[1]], {"num_samples": 2}, "num_samples=2 texts would all be the same"),
+        ([[1]], {"num_samples": 2, "temperature": 0}, "num_samples=2 texts would all be the same"),
         ([[1]], {"num_beams": 2, "num_samples": 3}, "num_samples must be at most num_beams=2, got 3"),
     ],
 )

@@ -167,7 +167,7 @@ def test_fewer_bits_write_on_too(directory, generator, dtype):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_samples": 2}, "one text is written at a time here, got num_samples=2"),
+        ({"num_samples": 2, "temperature": 1.0}, "one text is written at a time here, got num_samples=2"),
         ({"num_beams": 2}, "beam search knows its texts only at the end"),
         ({"temperature": -1}, "temperature must be at least 0"),
     ],
