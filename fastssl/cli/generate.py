@@ -41,6 +41,8 @@ class GenerateFlags(GenerationConfig):
     """Strings at which a text ends; they are not shown."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the model computes in; int8 rounds its linear maps to 8 bits."""
+    device: str = "auto"
+    """Where: auto (a GPU where there is one; int8 always on the CPU), cpu, cuda or cuda:1."""
     num_threads: int | None = None
     """Threads of the computation; None: PyTorch's choice."""
     json: bool = False
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError('expected either --prompt "..." (- reads standard input), or --interactive')
     if flags.num_threads is not None:
         torch.set_num_threads(flags.num_threads)
-    generator = TextGenerator.load(flags.model, dtype=flags.dtype)
+    generator = TextGenerator.load(flags.model, dtype=flags.dtype, device=flags.device)
     if flags.interactive:
         return _interact(generator, flags)
     prompts = [sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt for prompt in flags.prompt]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fastssl.data.files import sha256_of_file
+from fastssl.device import choose_device
 from fastssl.models.cost import flops_per_token, num_parameters, training_memory
 from fastssl.tasks.classification.parts import classification_parts
 from fastssl.tasks.embedding.parts import embedding_parts
@@ -106,7 +107,7 @@ def prepare_finetuning(config: FinetuningConfig, *, say: Callable[[str], None] =
     world = World.join()
     parts = TASKS[config.task](config, say if world.is_main else _say_nothing)
     freeze(parts.model, config.tuning.frozen_layers)
-    if world.size == 1:
+    if world.size == 1 and choose_device(config.training.device).type == "cpu":
         parts.model.use_sparse_word_gradients()
     return FinetuningRun(config=config, parts=parts, is_main=world.is_main)
 

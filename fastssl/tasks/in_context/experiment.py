@@ -146,7 +146,7 @@ class _Subject:
     """
 
     def __init__(self, config: InContextConfig, name: str, directory: Path) -> None:
-        generator = TextGenerator.load(directory, dtype=config.dtype)
+        generator = TextGenerator.load(directory, dtype=config.dtype, device=config.device)
         self.name, self.directory, self.model = name, directory, generator.model
         self.parameters = sum(weight.numel() for weight in self.model.parameters())
         sizes, wanted = self.model.config, config.layout.begin_with_bos
