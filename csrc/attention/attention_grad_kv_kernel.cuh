@@ -30,15 +30,14 @@ __device__ __forceinline__ void to_weights_of_keys(const ScoreRules& rules, int 
       for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          c.at[r][n][e] = exp2_approx(
-              score(c.at[r][n][e], query + 8 * n + 2 * (lane % 4) + e % 2, key + 16 * r + 8 * (e / 2) + lane / 4) -
-              pair.lse[e % 2]);
+          c.at[r][n][e] = exp2_approx(score(c.at[r][n][e], query + 8 * n + 2 * (lane % 4) + e % 2,
+                                            key + 16 * r + 8 * (e / 2) + lane / 4, pair.lse[e % 2]));
     }
   };
   if (rules.only_scale(query, kQueries, key, 16 * kRowTiles))
-    each([&](float product, int, int) { return product * rules.scale; });
+    each([&](float product, int, int, float lse) { return fmaf(product, rules.scale, -lse); });
   else
-    each([&](float product, int q, int k) { return rules.score(product, q, k); });
+    each([&](float product, int q, int k, float lse) { return rules.score(product, q, k) - lse; });
 }
 
 // P and dO V^T become what dV and dK are products of: M * P and dS, but for dropout's factor. `query`, `key`: those of
@@ -73,10 +72,11 @@ __device__ __forceinline__ void to_gradients(const Dropout& dropout, PhiloxKey s
 
 // dK = scale dS^T Q and dV = (M * P)^T dO.
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kAttentionThreads) attention_grad_kv(const AttentionGradArguments a) {
+__global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_kv(const AttentionGradArguments a) {
   using Shape = AttentionGradShape<kWidth>;
   using Queries = typename Shape::Passing;
-  constexpr int kRowTiles = Shape::kRowTiles, kQueries = Shape::kPassing;
+  constexpr int kRowTiles = Shape::kRowTiles, kQueries = Shape::kPassing, kAtOnce = 16;
+  using Part = Tile<kAtOnce, kWidth>;
   const Place place = place_of<Shape::kKept>(a, a.keys, blockIdx.x);
   if (place.begin >= place.keys) return;
   const int key_head = static_cast<int>(blockIdx.y), first_head = key_head * a.heads_per_key;
@@ -119,14 +119,20 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_grad_kv(const Att
     copy_async_wait<0>();
     __syncthreads();  // this tile is there, and nobody reads the one before any more
     load(next_query, next_head, stage ^ 1);
-    const unsigned char* statistics = statistics_of_stage(stage);
-    Sums<kRowTiles, kQueries> weights, gradients;
-    multiply_rows<T>(weights, keys, row, queries_of(stage));
-    to_weights_of_keys(ScoreRules(a, place, head), query, key, statistics, weights);
-    multiply_rows<T>(gradients, values, row, grad_out_of(stage));
-    to_gradients(a.dropout, seed, query, key, head, place.sequence, statistics, weights, gradients);
-    add_product<T>(grad_v, left_of<T>(weights), grad_out_of(stage));
-    add_product<T>(grad_k, left_of<T>(gradients), queries_of(stage));
+#pragma unroll 1
+    for (int part = 0; part < kQueries / kAtOnce; ++part) {
+      const Part some_queries = rows_of_tile<kAtOnce>(queries_of(stage), part),
+                 some_grad_out = rows_of_tile<kAtOnce>(grad_out_of(stage), part);
+      const unsigned char* statistics = statistics_of_stage(stage) + part * kAtOnce * static_cast<int>(sizeof(float2));
+      const int first = query + part * kAtOnce;
+      Sums<kRowTiles, kAtOnce> weights, gradients;
+      multiply_rows<T>(weights, keys, row, some_queries);
+      to_weights_of_keys(ScoreRules(a, place, head), first, key, statistics, weights);
+      multiply_rows<T>(gradients, values, row, some_grad_out);
+      to_gradients(a.dropout, seed, first, key, head, place.sequence, statistics, weights, gradients);
+      add_product<T>(grad_v, left_of<T>(weights), some_grad_out);
+      add_product<T>(grad_k, left_of<T>(gradients), some_queries);
+    }
     query = next_query;
     head = next_head;
   }

@@ -63,19 +63,18 @@ __device__ __forceinline__ void to_weights(const ScoreRules& rules, int query, i
       for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          c.at[r][n][e] = exp2_approx(
-              score(c.at[r][n][e], query + 16 * r + 8 * (e / 2) + lane / 4, key + 8 * n + 2 * (lane % 4) + e % 2) -
-              statistics.lse[r][e / 2]);
+          c.at[r][n][e] = exp2_approx(score(c.at[r][n][e], query + 16 * r + 8 * (e / 2) + lane / 4,
+                                            key + 8 * n + 2 * (lane % 4) + e % 2, statistics.lse[r][e / 2]));
   };
   if (rules.only_scale(query, 16 * kRowTiles, key, kKeys))
-    each([&](float product, int, int) { return product * rules.scale; });
+    each([&](float product, int, int, float lse) { return fmaf(product, rules.scale, -lse); });
   else
-    each([&](float product, int q, int k) { return rules.score(product, q, k); });
+    each([&](float product, int q, int k, float lse) { return rules.score(product, q, k) - lse; });
 }
 
 // dQ = scale dS K, and the statistics of the queries.
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kAttentionThreads) attention_grad_q(const AttentionGradArguments a) {
+__global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_q(const AttentionGradArguments a) {
   using Shape = AttentionGradShape<kWidth>;
   using Keys = typename Shape::Passing;
   constexpr int kRowTiles = Shape::kRowTiles, kKeys = Shape::kPassing;

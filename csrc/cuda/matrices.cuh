@@ -27,6 +27,13 @@ struct Tile {
   }
 };
 
+// Rows [kCount index, kCount (index + 1)) of a tile.
+template <int kCount, int kRows, int kWidth>
+__device__ __forceinline__ Tile<kCount, kWidth> rows_of_tile(const Tile<kRows, kWidth>& tile, int index) {
+  static_assert(kCount % 8 == 0);  // chunks are where they are in a tile of these rows alone
+  return {tile.memory + index * Tile<kCount, kWidth>::kBytes};
+}
+
 // Rows of a matrix in global memory, of which the first `count` and their first `width` elements exist.
 template <class T>
 struct RowsInMemory {
