@@ -24,6 +24,9 @@ template <int kWidth>
 struct AttentionGradShape {
   static constexpr int kRowTiles = kWidth <= 64 ? 2 : 1;
   static constexpr int kKept = kAttentionWarps * kRowTiles * 16, kPassing = 32;
+  // Of the queries that pass by, those whose products with the keys are in registers at a time, beside all sums.
+  static constexpr int kQueriesAtOnce = 16;
+  static constexpr bool kHoldsKeys = kWidth <= 96;  // in registers too
   using Kept = Tile<kKept, kWidth>;
   using Passing = Tile<kPassing, kWidth>;
   static constexpr int kStatisticsBytes = kPassing * static_cast<int>(sizeof(float2));  // of queries that pass by

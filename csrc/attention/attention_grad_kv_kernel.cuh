@@ -75,11 +75,11 @@ template <class T, int kWidth>
 __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_kv(const AttentionGradArguments a) {
   using Shape = AttentionGradShape<kWidth>;
   using Queries = typename Shape::Passing;
-  constexpr int kRowTiles = Shape::kRowTiles, kQueries = Shape::kPassing, kAtOnce = 16;
-  using Part = Tile<kAtOnce, kWidth>;
+  constexpr int kRowTiles = Shape::kRowTiles, kQueries = Shape::kPassing, kAtOnce = Shape::kQueriesAtOnce;
   const Place place = place_of<Shape::kKept>(a, a.keys, blockIdx.x);
   if (place.begin >= place.keys) return;
   const int key_head = static_cast<int>(blockIdx.y), first_head = key_head * a.heads_per_key;
+  const int end_head = first_head + a.heads_per_key;
   const Range seeing = queries_seeing(ScoreRules(a, place, first_head), place, Shape::kKept, kQueries);
   const typename Shape::Kept keys{dynamic_shared()}, values{dynamic_shared() + Shape::Kept::kBytes};
   unsigned char* stages = dynamic_shared() + 2 * Shape::Kept::kBytes;
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_kv(const 
   };
   const int64_t first_place = int64_t{first_slot<Shape::kKept>(a.queries, place.sequence)} * Shape::kKept;
   const auto load = [&](int query, int head, int stage) {
-    if (head < first_head + a.heads_per_key) {
+    if (head < end_head) {
       load_async<kAttentionThreads>(queries_of(stage),
                                     rows_in<const T>(a, a.q, place, place.q_row, head, query, place.queries));
       load_async<kAttentionThreads>(grad_out_of(stage),
@@ -105,15 +105,20 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_kv(const 
   load_async<kAttentionThreads>(keys, rows_in<const T>(a, a.k, place, place.k_row, key_head, place.begin, place.keys));
   load_async<kAttentionThreads>(values,
                                 rows_in<const T>(a, a.v, place, place.k_row, key_head, place.begin, place.keys));
-  int head = seeing.begin < seeing.end ? first_head : first_head + a.heads_per_key;
+  copy_async_commit();
+  int head = seeing.begin < seeing.end ? first_head : end_head;
   load(seeing.begin, head, 0);
+  copy_async_wait<1>();
+  __syncthreads();
   const int row = static_cast<int>(threadIdx.x) / kWarp * 16 * kRowTiles, key = place.begin + row;
   const PhiloxKey seed = a.dropout.threshold ? philox_key(a.dropout) : PhiloxKey{};
+  Left<kRowTiles, kWidth> k;
+  if constexpr (Shape::kHoldsKeys) k = left_of<kRowTiles>(keys, row);
   Sums<kRowTiles, kWidth> grad_k, grad_v;
   grad_k.clear();
   grad_v.clear();
 
-  for (int query = seeing.begin, stage = 0; head < first_head + a.heads_per_key; stage ^= 1) {
+  for (int query = seeing.begin, stage = 0; head < end_head; stage ^= 1) {
     const bool last = query + kQueries >= seeing.end;  // of this head
     const int next_query = last ? seeing.begin : query + kQueries, next_head = last ? head + 1 : head;
     copy_async_wait<0>();
@@ -121,23 +126,25 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_kv(const 
     load(next_query, next_head, stage ^ 1);
 #pragma unroll 1
     for (int part = 0; part < kQueries / kAtOnce; ++part) {
-      const Part some_queries = rows_of_tile<kAtOnce>(queries_of(stage), part),
-                 some_grad_out = rows_of_tile<kAtOnce>(grad_out_of(stage), part);
-      const unsigned char* statistics = statistics_of_stage(stage) + part * kAtOnce * static_cast<int>(sizeof(float2));
-      const int first = query + part * kAtOnce;
+      const auto queries = rows_of_tile<kAtOnce>(queries_of(stage), part);
+      const auto grad_out = rows_of_tile<kAtOnce>(grad_out_of(stage), part);
+      const unsigned char* statistics =
+          statistics_of_stage(stage) + part * (Shape::kStatisticsBytes * kAtOnce / kQueries);
       Sums<kRowTiles, kAtOnce> weights, gradients;
-      multiply_rows<T>(weights, keys, row, some_queries);
+      if constexpr (Shape::kHoldsKeys)
+        multiply_rows<T>(weights, k, queries);
+      else
+        multiply_rows<T>(weights, keys, row, queries);
+      const int first = query + part * kAtOnce;
       to_weights_of_keys(ScoreRules(a, place, head), first, key, statistics, weights);
-      multiply_rows<T>(gradients, values, row, some_grad_out);
+      multiply_rows<T>(gradients, values, row, grad_out);
       to_gradients(a.dropout, seed, first, key, head, place.sequence, statistics, weights, gradients);
-      add_product<T>(grad_v, left_of<T>(weights), some_grad_out);
-      add_product<T>(grad_k, left_of<T>(gradients), some_queries);
+      add_product<T>(grad_v, left_of<T>(weights), grad_out);
+      add_product<T>(grad_k, left_of<T>(gradients), queries);
     }
     query = next_query;
     head = next_head;
   }
-  copy_async_wait<0>();  // keys that nobody sees
-  __syncthreads();
   write_gradient<T>(grad_k, a.scale * a.dropout.scale, keys, row,
                     rows_in<T>(a, a.grad_k, place, place.k_row, key_head, place.begin, place.keys));
   write_gradient<T>(grad_v, a.dropout.scale, values, row,
