@@ -1,4 +1,4 @@
-"""`attention` by the compiled kernels: on the CPU the whole semantics, on CUDA all but a bias; memory linear in length."""
+"""`attention` by the compiled kernels: on the CPU all of it, on CUDA all but a bias; memory linear in length."""
 
 import torch
 from torch import Tensor
