@@ -19,19 +19,19 @@ struct AttentionGradArguments : AttentionArguments {
   QueryStatistics statistics;
 };
 
-// A block keeps the rows of two tensors, kRowTiles x 16 a warp, and sums for them; those of the other side pass by.
+// A block keeps rows of its side's tensors, kRowTiles x 16 a warp, and sums for them; two of the other side pass by.
 template <int kWidth>
 struct AttentionGradShape {
   static constexpr int kRowTiles = kWidth <= 64 ? 2 : 1;
   static constexpr int kKept = kAttentionWarps * kRowTiles * 16, kPassing = 32;
   // Of the queries that pass by, those whose products with the keys are in registers at a time, beside all sums.
   static constexpr int kQueriesAtOnce = 16;
-  static constexpr bool kHoldsKeys = kWidth <= 96;  // in registers too
+  static constexpr bool kHoldsMore = kWidth <= 96;  // left operands in registers: dO for dQ, the keys for dK and dV
   using Kept = Tile<kKept, kWidth>;
   using Passing = Tile<kPassing, kWidth>;
   static constexpr int kStatisticsBytes = kPassing * static_cast<int>(sizeof(float2));  // of queries that pass by
-  static constexpr int kSharedBytes = 2 * Kept::kBytes + 4 * Passing::kBytes;
-  static constexpr int kSharedBytesOfKeys = kSharedBytes + 2 * kStatisticsBytes;
+  static constexpr int kSharedBytesForQ = 3 * Kept::kBytes + 4 * Passing::kBytes;       // O is among what is kept
+  static constexpr int kSharedBytesForKV = 2 * Kept::kBytes + 4 * Passing::kBytes + 2 * kStatisticsBytes;
 };
 
 // The queries that see some key of [place.begin, place.begin + count).

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_kv(const 
   const auto queries_of = [&](int stage) { return Queries{stages + 2 * stage * Queries::kBytes}; };
   const auto grad_out_of = [&](int stage) { return Queries{stages + (2 * stage + 1) * Queries::kBytes}; };
   const auto statistics_of_stage = [&](int stage) {
-    return dynamic_shared() + Shape::kSharedBytes + stage * Shape::kStatisticsBytes;
+    return stages + 4 * Queries::kBytes + stage * Shape::kStatisticsBytes;
   };
   const int64_t first_place = int64_t{first_slot<Shape::kKept>(a.queries, place.sequence)} * Shape::kKept;
   const auto load = [&](int query, int head, int stage) {
@@ -112,8 +112,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_kv(const 
   __syncthreads();
   const int row = static_cast<int>(threadIdx.x) / kWarp * 16 * kRowTiles, key = place.begin + row;
   const PhiloxKey seed = a.dropout.threshold ? philox_key(a.dropout) : PhiloxKey{};
-  Left<kRowTiles, kWidth> k;
-  if constexpr (Shape::kHoldsKeys) k = left_of<kRowTiles>(keys, row);
+  const auto k = left_of<Shape::kHoldsMore, kRowTiles>(keys, row);
+  const auto v = left_of<false, kRowTiles>(values, row);
   Sums<kRowTiles, kWidth> grad_k, grad_v;
   grad_k.clear();
   grad_v.clear();
@@ -126,18 +126,17 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_kv(const 
     load(next_query, next_head, stage ^ 1);
 #pragma unroll 1
     for (int part = 0; part < kQueries / kAtOnce; ++part) {
+      const int first = query + part * kAtOnce;
+      const ScoreRules rules(a, place, head);
+      if (rules.hides_all(first, kAtOnce, key, 16 * kRowTiles)) continue;
       const auto queries = rows_of_tile<kAtOnce>(queries_of(stage), part);
       const auto grad_out = rows_of_tile<kAtOnce>(grad_out_of(stage), part);
       const unsigned char* statistics =
           statistics_of_stage(stage) + part * (Shape::kStatisticsBytes * kAtOnce / kQueries);
       Sums<kRowTiles, kAtOnce> weights, gradients;
-      if constexpr (Shape::kHoldsKeys)
-        multiply_rows<T>(weights, k, queries);
-      else
-        multiply_rows<T>(weights, keys, row, queries);
-      const int first = query + part * kAtOnce;
-      to_weights_of_keys(ScoreRules(a, place, head), first, key, statistics, weights);
-      multiply_rows<T>(gradients, values, row, grad_out);
+      multiply_rows<T>(weights, k, queries);
+      to_weights_of_keys(rules, first, key, statistics, weights);
+      multiply_rows<T>(gradients, v, grad_out);
       to_gradients(a.dropout, seed, first, key, head, place.sequence, statistics, weights, gradients);
       add_product<T>(grad_v, left_of<T>(weights), grad_out);
       add_product<T>(grad_k, left_of<T>(gradients), queries);

@@ -5,6 +5,16 @@
 
 namespace fastssl::cuda {
 
+template <class T>
+__device__ __forceinline__ float product_of_chunks(const uint4& a, const uint4& b) {
+  float x[kVector], y[kVector], sum = 0.0f;
+  widen(Packed<T>{a}, x);
+  widen(Packed<T>{b}, y);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) sum = fmaf(x[i], y[i], sum);
+  return sum;
+}
+
 // delta and lse in units of ln 2 of the queries of a warp, those of rows lane / 4 and lane / 4 + 8 of each row tile.
 // Where a query sees nothing, lse is infinite, so that its weights are zero.
 template <int kRowTiles>
@@ -13,14 +23,12 @@ struct StatisticsOfRows {
 };
 
 // delta = rowsum(dO * O) - dlse, divided by what dropout scales by: that comes last. Also written for the kernel that
-// follows, `to` being the place of row 0. `row`: the warp's first in the tile of dO.
-template <class T, int kRowTiles, int kRows, int kWidth>
+// follows. The tiles begin at place.begin, as `to` does; `row` is the warp's first in them.
+template <class T, int kRowTiles, class Rows>
 __device__ __forceinline__ StatisticsOfRows<kRowTiles> statistics_of_rows(const AttentionGradArguments& a,
-                                                                          const Place& place, int head,
-                                                                          const Tile<kRows, kWidth>& grad_out, int row,
-                                                                          float2* to) {
-  const auto out = rows_in<const T>(a, a.out, place, place.q_row, head, place.begin, place.queries);
-  const int64_t first = statistics_of(a, place, head) + place.begin;
+                                                                          const Place& place, int head, const Rows& out,
+                                                                          const Rows& grad_out, int row, float2* to) {
+  const int64_t begin = statistics_of(a, place, head) + place.begin;
   const int member = lane_of_warp() % 4;
   StatisticsOfRows<kRowTiles> statistics;
 #pragma unroll
@@ -28,24 +36,17 @@ __device__ __forceinline__ StatisticsOfRows<kRowTiles> statistics_of_rows(const 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int query = row + 16 * r + 8 * half + lane_of_warp() / 4;
-      const bool exists = query < out.count;
+      const bool exists = place.begin + query < place.queries;
+      const int64_t at = begin + (exists ? query : 0);
+      const float lse = a.lse[at], grad_lse = a.grad_lse ? a.grad_lse[at] : 0.0f;
       float sum = 0.0f;
-#pragma unroll 2  // more at a time would take more registers
-      for (int chunk = member; chunk < kWidth / kVector; chunk += 4) {
-        const int left = exists ? out.width - chunk * kVector : 0;
-        if (left <= 0) continue;
-        float values[kVector], gradients[kVector];
-        load_any(out.first + query * out.stride + chunk * kVector, left < kVector ? left : kVector, values);
-        widen(Packed<T>{*grad_out.at(query, chunk)}, gradients);
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) sum = fmaf(values[i], gradients[i], sum);
-      }
+      for (int chunk = 0; chunk < Rows::kChunks; chunk += 4)
+        sum += product_of_chunks<T>(*out.at(query, chunk + member), *grad_out.at(query, chunk + member));
       sum += __shfl_xor_sync(kWholeWarp, sum, 1);
       sum += __shfl_xor_sync(kWholeWarp, sum, 2);
-      if (exists && a.grad_lse) sum -= a.grad_lse[first + query];
-      const float lse = exists ? a.lse[first + query] : -INFINITY;
-      statistics.delta[r][half] = sum / a.dropout.scale;
-      statistics.lse[r][half] = lse == -INFINITY ? INFINITY : lse * kLog2E;
+      statistics.delta[r][half] = exists ? (sum - grad_lse) * kept_share(a.dropout) : 0.0f;
+      statistics.lse[r][half] = exists && lse != -INFINITY ? lse * kLog2E : INFINITY;
       if (member == 0) to[query] = make_float2(statistics.lse[r][half], statistics.delta[r][half]);
     }
   return statistics;
@@ -85,8 +86,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_q(const A
   const int head = static_cast<int>(blockIdx.y), key_head = head / a.heads_per_key;
   const ScoreRules rules(a, place, head);
   const Range seen = keys_seen(rules, place, Shape::kKept, kKeys);
-  const typename Shape::Kept queries{dynamic_shared()}, grad_out{dynamic_shared() + Shape::Kept::kBytes};
-  unsigned char* stages = dynamic_shared() + 2 * Shape::Kept::kBytes;
+  const auto kept = [&](int index) { return typename Shape::Kept{dynamic_shared() + index * Shape::Kept::kBytes}; };
+  const typename Shape::Kept queries = kept(0), grad_out = kept(1), out = kept(2);
+  unsigned char* stages = kept(3).memory;
   const auto keys_of = [&](int stage) { return Keys{stages + 2 * stage * Keys::kBytes}; };
   const auto values_of = [&](int stage) { return Keys{stages + (2 * stage + 1) * Keys::kBytes}; };
   const auto load = [&](int key, int stage) {
@@ -98,19 +100,23 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_q(const A
     }
     copy_async_commit();
   };
-  load_async<kAttentionThreads>(queries,
-                                rows_in<const T>(a, a.q, place, place.q_row, head, place.begin, place.queries));
-  load_async<kAttentionThreads>(grad_out,
-                                rows_in<const T>(a, a.grad_out, place, place.q_row, head, place.begin, place.queries));
+  const auto load_kept = [&](const auto& tile, const AttentionRows& tensor) {
+    load_async<kAttentionThreads>(tile,
+                                  rows_in<const T>(a, tensor, place, place.q_row, head, place.begin, place.queries));
+  };
+  load_kept(queries, a.q);
+  load_kept(grad_out, a.grad_out);
+  load_kept(out, a.out);
   copy_async_commit();
   load(seen.begin, 0);
   copy_async_wait<1>();
   __syncthreads();
   const int row = static_cast<int>(threadIdx.x) / kWarp * 16 * kRowTiles, query = place.begin + row;
   const StatisticsOfRows<kRowTiles> statistics = statistics_of_rows<T, kRowTiles>(
-      a, place, head, grad_out, row, a.statistics.data + head * a.statistics.head + int64_t{slot} * Shape::kKept);
+      a, place, head, out, grad_out, row, a.statistics.data + head * a.statistics.head + int64_t{slot} * Shape::kKept);
   const PhiloxKey seed = a.dropout.threshold ? philox_key(a.dropout) : PhiloxKey{};
-  const Left<kRowTiles, kWidth> q = left_of<kRowTiles>(queries, row), d_out = left_of<kRowTiles>(grad_out, row);
+  const auto q = left_of<true, kRowTiles>(queries, row);
+  const auto d_out = left_of<Shape::kHoldsMore, kRowTiles>(grad_out, row);
   Sums<kRowTiles, kWidth> sums;
   sums.clear();
 
@@ -118,6 +124,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_q(const A
     copy_async_wait<0>();
     __syncthreads();  // this tile is there, and nobody reads the one before any more
     load(key + kKeys, stage ^ 1);
+    if (rules.hides_all(query, 16 * kRowTiles, key, kKeys)) continue;
     Sums<kRowTiles, kKeys> weights, gradients;
     multiply_rows<T>(weights, q, keys_of(stage));
     to_weights(rules, query, key, statistics, weights);

@@ -117,6 +117,11 @@ struct ScoreRules {
     return slope == 0.0f && key + num_keys <= keys && key - (query + num_queries - 1) - shift >= -window_left &&
            key + num_keys - 1 - query - shift <= window_right;
   }
+  // Whether none of these queries, from one that may be behind the last, sees any of these keys.
+  __device__ __forceinline__ bool hides_all(int query, int num_queries, int key, int num_keys) const {
+    return key >= keys || query >= keys - shift || key + num_keys - 1 - query - shift < -window_left ||
+           key - (query + num_queries - 1) - shift > window_right;
+  }
 };
 
 struct Range {

@@ -63,9 +63,9 @@ inline void launch_attention_backward(const AttentionGradArguments& a, int64_t n
     const dim3 for_queries(attention_slots(a, a.queries, num_queries, Shape::kKept), static_cast<unsigned>(a.heads));
     const dim3 for_keys(attention_slots(a, a.keys, num_keys, Shape::kKept),
                         static_cast<unsigned>(a.heads / a.heads_per_key));
-    launch(attention_grad_q<decltype(value), decltype(width)::value>, for_queries, threads, Shape::kSharedBytes, stream,
-           a);
-    launch(attention_grad_kv<decltype(value), decltype(width)::value>, for_keys, threads, Shape::kSharedBytesOfKeys,
+    launch(attention_grad_q<decltype(value), decltype(width)::value>, for_queries, threads, Shape::kSharedBytesForQ,
+           stream, a);
+    launch(attention_grad_kv<decltype(value), decltype(width)::value>, for_keys, threads, Shape::kSharedBytesForKV,
            stream, a);
   });
 }

@@ -135,6 +135,21 @@ __device__ __forceinline__ Left<kRowTiles, kWidth> left_of(const Tile<kRows, kWi
   return a;
 }
 
+// Rows of a tile from `row` on, a left operand that is read whenever it is needed and takes few registers.
+template <int kRowTiles, int kRows, int kDepth>
+struct LeftInShared {
+  Tile<kRows, kDepth> tile;
+  int row;
+};
+
+template <bool kInRegisters, int kRowTiles, int kRows, int kWidth>
+__device__ __forceinline__ auto left_of(const Tile<kRows, kWidth>& tile, int row) {
+  if constexpr (kInRegisters)
+    return left_of<kRowTiles>(tile, row);
+  else
+    return LeftInShared<kRowTiles, kRows, kWidth>{tile, row};
+}
+
 // Sums, narrowed, are a left operand as they lie.
 template <class T, int kRowTiles, int kColumns>
 __device__ __forceinline__ Left<kRowTiles, kColumns> left_of(const Sums<kRowTiles, kColumns>& c) {
@@ -176,16 +191,16 @@ __device__ __forceinline__ void multiply_rows(Sums<kRowTiles, kColumns>& c, cons
   for (int k = 0; k < kDepth / 16; ++k) add_rows<T>(c, a.at[k], b, k);
 }
 
-// The same, A being the rows of a tile from `row` on: read when they are needed, they take few registers.
 template <class T, int kRowTiles, int kColumns, int kRows, int kDepth>
-__device__ __forceinline__ void multiply_rows(Sums<kRowTiles, kColumns>& c, const Tile<kRows, kDepth>& a, int row,
+__device__ __forceinline__ void multiply_rows(Sums<kRowTiles, kColumns>& c,
+                                              const LeftInShared<kRowTiles, kRows, kDepth>& a,
                                               const Tile<kColumns, kDepth>& b) {
   c.clear();
 #pragma unroll
   for (int k = 0; k < kDepth / 16; ++k) {
     uint4 left[kRowTiles];
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) left[r] = left_block(a, row + 16 * r, k);
+    for (int r = 0; r < kRowTiles; ++r) left[r] = left_block(a.tile, a.row + 16 * r, k);
     add_rows<T>(c, left, b, k);
   }
 }
