@@ -41,8 +41,9 @@ __device__ __forceinline__ Range queries_seeing(const ScoreRules& rules, const P
   return tiles_between(first - rules.window_right, first + rows + rules.window_left, place.queries, tile);
 }
 
-// The same for scores with keys as rows: body(word, row tile, column tile, element) for pairs of neighbouring queries.
-// Groups of eight keys are what an 8 x 8 matrix of the fragments has as rows; the words arrive with keys as columns.
+// As for_dropout_words, for scores with keys as rows: body(word, row tile, column tile, element) for pairs of
+// neighbouring queries. A call's eight keys are the rows of an 8 x 8 matrix of the fragments; its words have them as
+// columns and are transposed.
 template <int kRowTiles, int kQueries, class Body>
 __device__ __forceinline__ void for_dropout_words_of_keys(PhiloxKey seed, int query, int key, int head, int sequence,
                                                           Body body) {
