@@ -1,5 +1,7 @@
 """On a GPU, the host sends a training step off without waiting for anything."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -29,22 +31,28 @@ def batch_for(name: str) -> PackedBatch:
     return PackedBatch.from_padded(ids, **{"labels": labels} if name == "bert" else {"causal_labels": ids})
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["bert", "gpt"])
-def test_the_host_does_not_wait_inside_a_step(name: str):
-    model = models()[name].cuda().train()
+def training_step(name: str, device: str, dtype: torch.dtype) -> Callable[[], SentNumbers]:
+    """Return a step of a small model as the training loop takes it on a GPU."""
+    model = models()[name].to(device).train()
     optimizer = make_optimizer(model, TrainingConfig(output_dir="run", max_steps=3))
-    batches = [NumberedBatch(epoch=0, index=0, batch=batch_for(name).to("cuda"))]
+    batches = [NumberedBatch(epoch=0, index=0, batch=batch_for(name).to(device))]
 
     def step() -> SentNumbers:
-        losses, metrics = accumulate_gradients(model, batches, dtype=torch.bfloat16, world=World())
+        losses, metrics = accumulate_gradients(model, batches, dtype=dtype, world=World())
         norm = gradient_norm(optimizer)
         sent = SentNumbers.send(1, losses, norm, metrics, batches)
         optimizer.step(gradient_factor=clip_factor_on_device(norm, 1.0, losses))
         optimizer.zero_grad(set_to_none=True)
         return sent
 
+    return step
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["bert", "gpt"])
+def test_the_host_does_not_wait_inside_a_step(name: str):
+    step = training_step(name, "cuda", torch.bfloat16)
     first = step().report(World()).loss
     torch.cuda.set_sync_debug_mode("error")
     try:
