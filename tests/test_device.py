@@ -52,7 +52,8 @@ def test_a_model_answers_on_a_gpu_as_on_the_cpu(tmp_path):
     tokenizer = Tokenizer.train_wordpiece(TEXTS, vocab_size=80, min_frequency=1)
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3}
-    BertForMaskedLM(BertConfig(vocab_size=tokenizer.vocab_size, intermediate_size=96, **sizes)).save_pretrained(tmp_path)
+    config = BertConfig(vocab_size=tokenizer.vocab_size, intermediate_size=96, **sizes)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
     answers = {}
     for device in ("cpu", "auto"):
