@@ -103,6 +103,7 @@ def prepare_finetuning(config: FinetuningConfig, *, say: Callable[[str], None] =
         RunDirectoryError: when the output directory holds checkpoints and the run is not to be resumed.
     """
     check_output_directory(config.training)
+    choose_device(config.training.device)  # says at once that there is none
     torch.manual_seed(config.training.seed)
     world = World.join()
     parts = TASKS[config.task](config, say if world.is_main else _say_nothing)
