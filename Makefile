@@ -25,8 +25,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What can be known of a GPU without one: its kernels compile for sm_80 and sm_90a, and nothing stays on the CPU. Results are kept in build/cuda-check, so
-# that what did not change is not compiled again. Without nvcc in CUDA_HOME or PATH the CUDA half is skipped, as it says.
+# What can be known of a GPU without one: its kernels compile for sm_80 and sm_90a, and no tensor stays on the CPU.
+# Compilations are kept in build/cuda-check, so that what did not change is not compiled again. Without nvcc in CUDA_HOME
+# or PATH the CUDA half is skipped, as it says.
 cuda-check: setup
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/cuda_check/check_*.py
 	$(BIN)/python -m pytest tests/simulated_device/check_*.py
