@@ -15,6 +15,7 @@ from fastssl.cli.flags import parse_flags
 from fastssl.cli.text_lines import STANDARD_INPUT, standard_text, text_lines
 from fastssl.cli.threads import use_threads
 from fastssl.models.generated import GenerationConfig
+from fastssl.models.published_generation import GENERATION_FILE, read_published_generation
 from fastssl.tasks.generation.text_generator import GeneratedText, TextGenerator
 from fastssl.tasks.generation.text_stream import StopStrings
 
@@ -23,8 +24,9 @@ from fastssl.tasks.generation.text_stream import StopStrings
 class GenerateFlags(GenerationConfig):
     """Write on from prompts with a causal language model.
 
-    Without temperature, top-k, top-p and min-p the likeliest token is taken each time. One text is shown as it is
-    written; tokens per second go to standard error.
+    Without temperature, top-k, top-p and min-p the likeliest token is taken each time. Texts end at the end tokens that
+    the model's generation_config.json or config.json names; how the former would have tokens drawn is told, not done.
+    One text is shown as it is written; tokens per second go to standard error.
 
     Examples:
       fastssl generate --model runs/gpt --prompt "In the beginning"
@@ -59,6 +61,7 @@ def main(arguments: list[str]) -> int:
     StopStrings(flags.stop)  # refuses an empty one before the model is read
     use_threads(flags.num_threads)
     generator = TextGenerator.load(flags.model, dtype=flags.dtype)
+    _tell_published_sampling(flags)
     if flags.interactive:
         return _interact(generator, flags)
     _write_on(generator, [standard_text() if prompt == "-" else prompt for prompt in flags.prompt], flags)
@@ -103,6 +106,20 @@ def _shown_as_written(prompt: str, pieces: Generator[str, None, GeneratedText]) 
         except StopIteration as end:
             print()
             return end.value
+
+
+def _tell_published_sampling(flags: GenerateFlags) -> None:
+    """Tell what the model is meant to be sampled with, where nothing was said of sampling."""
+    if flags.draws or flags.temperature == 0 or flags.repetition_penalty != 1.0 or flags.num_beams > 1:
+        return
+    meant = read_published_generation(flags.model).sampling
+    if meant:
+        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in meant.items())
+        print(
+            f"{flags.model / GENERATION_FILE} means the model to be sampled, with {options}; without these flags the "
+            "likeliest token is taken each time (--temperature 0 says so)",
+            file=sys.stderr,
+        )
 
 
 def _tell_speed(texts: Sequence[GeneratedText], seconds: float) -> None:

@@ -6,7 +6,7 @@ with our own names, so that `transformers` refuses it instead of computing other
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.pretrained import FileLayout, file_tensors, load_weights, read_config, save_directory
+from fastssl.models.published_generation import read_published_generation
 from fastssl.nn.rotary import RotaryScaling
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -165,6 +166,7 @@ FAMILIES: dict[str, Family] = {
         "Mistral",
         fixed=_NO_BIAS,
         options={"sliding_window": "sliding_window"},
+        sliding_window=4096,
         intermediate_size=14336,
         num_key_value_heads=8,
         max_position_embeddings=131072,
@@ -189,6 +191,7 @@ def load(model_class: type[Model], directory: str | Path, dtype: torch.dtype = t
     """Return a model of `model_class` with the weights of a Hugging Face directory, in eval mode.
 
     Weights come from model.safetensors or pytorch_model.bin, whole or in shards, with or without the body's prefix.
+    The end tokens of a generation_config.json are taken, and nothing else of it; see `load_config`.
     Mask and rotary buffers, tied copies and a head that the class does not have are skipped; an untied head that the
     file does not have starts fresh, with a warning. Both are listed in the model's `load_report`.
 
@@ -211,8 +214,19 @@ def load(model_class: type[Model], directory: str | Path, dtype: torch.dtype = t
 
 
 def load_config(directory: str | Path) -> GPTConfig:
-    """Return the config of a Hugging Face directory; errors as in `load`."""
-    return config_from_dict(read_config(directory), source=str(directory))
+    """Return the config of a Hugging Face directory; errors as in `load`.
+
+    Texts end where its generation_config.json says, if it does, as in `transformers`, and else where config.json says;
+    an id beyond the vocabulary, which no text can hold, ends none. The first token is that of config.json, or else
+    that of generation_config.json.
+    """
+    config = config_from_dict(read_config(directory), source=str(directory))
+    published = read_published_generation(directory)
+    ends = tuple(end for end in published.eos_token_ids if 0 <= end < config.vocab_size)
+    first = published.bos_token_id
+    if config.bos_token_id is None and first is not None and 0 <= first < config.vocab_size:
+        config = replace(config, bos_token_id=first)
+    return replace(config, eos_token_id=ends[0] if len(ends) == 1 else ends) if ends else config
 
 
 def save(model: nn.Module, directory: str | Path) -> None:

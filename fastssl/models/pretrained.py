@@ -80,6 +80,11 @@ def read_config(directory: str | Path) -> dict:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; a model directory holds config.json and model.safetensors")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict:
+    """Return the contents of a JSON file of a model directory; ValueError where it is not a JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -273,3 +274,16 @@ def test_a_full_context_is_told(directory, capsys):
 def test_the_command_line_wants_a_prompt(directory, capsys):
     assert main(["generate", "--model", str(directory)]) == 1
     assert 'expected either --prompt "..."' in capsys.readouterr().err
+
+
+def test_published_sampling_is_told_where_nothing_was_said(directory, tmp_path, capsys):
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    flags = ["generate", "--model", str(tmp_path), "--prompt", "In", "--max-new-tokens", "2"]
+    assert main(flags) == 0
+    assert "generation_config.json means the model to be sampled, with --temperature 0.6 --top-p 0.9;" in (
+        capsys.readouterr().err
+    )
+    assert main([*flags, "--temperature", "0"]) == 0
+    assert "generation_config.json" not in capsys.readouterr().err
