@@ -61,7 +61,7 @@ class TrainingConfig:
     logging_steps: int = 10
     """Steps between two lines of metrics."""
     eval_steps: int | None = None
-    """Steps between two evaluations on held-out data; None evaluates at the end only."""
+    """Steps between two evaluations on held-out data; None: at the end only, or, in pretraining, every save_steps."""
     eval_strategy: EvalStrategy = "auto"
     """Evaluate every eval_steps, or at the end of each epoch; auto: by steps where eval_steps is given."""
     metric_for_best_model: str | None = None

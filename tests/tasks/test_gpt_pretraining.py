@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastssl import GPTForCausalLM, Tokenizer
 from fastssl.data.causal import CausalObjectiveConfig
 from fastssl.data.encode import encode_files
+from fastssl.tasks.gpt_pretraining import count_bytes
 from fastssl.tasks.gpt_pretraining_config import (
     CausalCorpusConfig,
     CausalVocabularyConfig,
@@ -84,6 +85,15 @@ def test_bits_per_byte_are_those_of_the_text(text: Path, tmp_path: Path):
     assert found["eval_loss"] == pytest.approx(nats / (len(sequence) - 1), rel=1e-4)
     assert found["eval_causal_lm_perplexity"] == pytest.approx(math.exp(found["eval_loss"]))
     assert found["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / len(held_out.encode()), rel=1e-4)
+
+
+def test_an_unknown_character_is_a_byte(tmp_path: Path):
+    """And not the five of "<unk>", which would make the figure better the less a tokenizer knows."""
+    text = tmp_path / "text.txt"
+    text.write_text("aaaaaaabc" * 40)
+    vocabulary = CausalVocabularyConfig(tokenizer_type="characters", vocab_size=3)
+    run = prepare_pretraining(make_config(text, tmp_path / "run", vocabulary=vocabulary))
+    assert count_bytes(run.held_out, run.tokenizer) == run.held_out.num_tokens == 36
 
 
 def test_many_documents_are_held_out_whole(text: Path, tmp_path: Path):
@@ -196,6 +206,22 @@ def test_sequences_longer_than_the_model_are_refused(text: Path, tmp_path: Path)
     model = replace(SMALL, max_position_embeddings=16)
     with pytest.raises(ValueError, match="max_seq_length=32 is above the 16 positions"):
         prepare_pretraining(make_config(text, tmp_path / "run", model=model))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size must be a multiple of num_attention_heads=4"),
+        ({"hidden_act": "swish"}, "hidden_act must be one of gelu, .* got 'swish'"),
+        ({"dropout": 1.5}, "embedding_dropout_prob must be at least 0 and below 1, got 1.5"),
+        ({"preset": "gpt3"}, "there is no preset 'gpt3'"),
+        ({"model": Path("x"), "hidden_size": 32}, "model=x has a hidden_size of its own, which stays"),
+        ({"model": Path("x"), "norm": "rms_norm", "dropout": 0.0}, "model=x has a norm of its own, which stays"),
+    ],
+)
+def test_wrong_sizes_are_told_before_anything_is_read(options, message):
+    with pytest.raises(ValueError, match=message):
+        GptModelConfig(**options)
 
 
 def test_one_byte_more_than_nothing_can_be_learnt(tmp_path: Path):
