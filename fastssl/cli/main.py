@@ -64,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe, such as `head`, has seen enough; Python must not try to flush into it at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except UnicodeEncodeError as error:
+        told = f"{error.object[error.start]!r} cannot be printed in {error.encoding}; set PYTHONIOENCODING=utf-8"
+        print(f"fastssl: error: {told}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"fastssl: error: {error}", file=sys.stderr)
         return 1

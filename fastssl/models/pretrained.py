@@ -109,8 +109,10 @@ def load_weights(
     Raises:
         FileNotFoundError: where there are no weights.
         ValueError: for a damaged file (named), and for tensors that are missing, surplus, of the wrong shape, or
-            tied by the config but different (each named).
+            tied by the config but different (each named); and for a `dtype` that is none of floating point.
     """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point torch.dtype, such as torch.bfloat16, got {dtype!r}")
     found = _canonical_tensors(read_tensors(directory), layout, directory)
     _resolve_fallbacks(found, layout, directory)
     lacking = [h for h in layout.heads if not any(name.startswith(h) for name in found)]

@@ -253,6 +253,13 @@ def test_nothing_is_printed_before_an_error(directory, capsys, monkeypatch, flag
     assert message in shown.err
 
 
+def test_characters_that_cannot_be_printed_are_told(directory, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    assert main(["generate", "--model", str(directory), "--prompt", "台", "--max-new-tokens", "2"]) == 1
+    told = "fastssl: error: '台' cannot be printed in latin-1; set PYTHONIOENCODING=utf-8"
+    assert capsys.readouterr().err.splitlines()[-1] == told
+
+
 def test_texts_are_numbered_and_tokens_are_counted(directory, generator, capsys):
     flags = ["generate", "--model", str(directory), "--seed", "2", "--temperature", "2"]
     assert main([*flags, "--prompt", "In", "God", "--max-new-tokens", "9"]) == 0

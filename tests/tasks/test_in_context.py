@@ -315,11 +315,14 @@ def test_mistakes_are_told_before_a_model_is_asked(directory, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "t5"}')
     config = InContextConfig(
-        model=(directory, tmp_path / "other"), task=(task,), output_dir=tmp_path / "out", layout=layout
-    )
+        model=(directory, tmp_path / "other"), task=(task,), output_dir=tmp_path / "out", layout=layout,
+        demonstrations=DemonstrationConfig(shots=(0,)),
+    )  # fmt: skip
     said = []
     with pytest.raises(ValueError, match="a model of type 't5'"):
         measure_in_context(config, say=said.append)
+    with pytest.raises(ValueError, match="2 shots need as many examples to draw from, and there are 1"):
+        measure_in_context(replace(config, demonstrations=DemonstrationConfig(shots=(0, 2))), say=said.append)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="must be a directory"):
         measure_in_context(replace(config, model=(directory,), output_dir=tmp_path / "file"), say=said.append)

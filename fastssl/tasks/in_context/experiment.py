@@ -87,7 +87,9 @@ def measure_in_context(config: InContextConfig, *, say: Callable[[str], None] = 
     """
     tasks = _named_apart([_prepare(config, number, path) for number, path in enumerate(config.task)], config.task)
     _check_label_words(config, tasks)
-    for directory in config.model:  # a mistake in the last one is told before the first has been asked
+    for asked in tasks:  # too few rows are told by the most shots, and what is wrong with the last model at once
+        asked.draws(_settings(config)[-1], shared=config.demonstrations.shared_demonstrations)
+    for directory in config.model:
         load_config(directory)
         Tokenizer.load(directory)
     make_directory(config.output_dir)
