@@ -222,11 +222,10 @@ def load_config(directory: str | Path) -> GPTConfig:
     """
     config = config_from_dict(read_config(directory), source=str(directory))
     published = read_published_generation(directory)
-    ends = tuple(end for end in published.eos_token_ids if 0 <= end < config.vocab_size)
-    first = published.bos_token_id
-    if config.bos_token_id is None and first is not None and 0 <= first < config.vocab_size:
-        config = replace(config, bos_token_id=first)
-    return replace(config, eos_token_id=ends[0] if len(ends) == 1 else ends) if ends else config
+    ends = _known(published.eos_token_ids, config.vocab_size)
+    if config.bos_token_id is None:
+        config = replace(config, bos_token_id=_known(published.bos_token_id, config.vocab_size))
+    return config if ends is None else replace(config, eos_token_id=ends)
 
 
 def save(model: nn.Module, directory: str | Path) -> None:
@@ -308,6 +307,8 @@ def config_from_dict(values: dict, *, source: str) -> GPTConfig:
     if name != "gpt2":
         chosen |= {**_rotary_options(values, source), **dict.fromkeys(_DROPOUTS[:2], 0.0)}
     chosen |= {key: value for key, value in values.get(_OUR_KEY, {}).items() if key in _DROPOUTS}
+    for token in ("bos_token_id", "eos_token_id"):
+        chosen[token] = _known(chosen.get(token, getattr(GPTConfig, token)), chosen.get("vocab_size"))
     return _made(chosen, source)
 
 
@@ -336,8 +337,22 @@ def file_layout(model: nn.Module) -> FileLayout:
     )
 
 
+def _known(ids: object, vocab_size: object) -> object:
+    """Return an id, or several, without those beyond the vocabulary: None where none is left.
+
+    Configs that were never told of a smaller vocabulary name GPT-2's token 50256, which no text of theirs can hold.
+    """
+    several = ids if isinstance(ids, list | tuple) else [ids]
+    known = tuple(
+        i
+        for i in several
+        if i is not None and not (isinstance(i, int) and isinstance(vocab_size, int) and i >= vocab_size)
+    )
+    return known if len(known) > 1 else known[0] if known else None
+
+
 def _made(values: dict, source: str) -> GPTConfig:
-    if isinstance(values.get("eos_token_id"), list):
+    if isinstance(values.get("eos_token_id"), list):  # of a directory of our own type
         values["eos_token_id"] = tuple(values["eos_token_id"])
     if isinstance(values.get("rope_scaling"), dict):
         values["rope_scaling"] = RotaryScaling(**values["rope_scaling"])
@@ -350,7 +365,9 @@ def _made(values: dict, source: str) -> GPTConfig:
 def _rotary_options(values: dict, source: str) -> dict[str, object]:
     """Return base and scaling of the wavelengths, which older and newer files keep in different places."""
     found = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = float(found.get("rope_theta", values.get("rope_theta", 10000.0)))
+    if not isinstance(found, dict):
+        raise ValueError(f"{source}: config.json must hold rope_parameters by name, got {found!r}; fetch it again")
+    theta = found.get("rope_theta", values.get("rope_theta", 10000.0))
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
         return {"rope_theta": theta}

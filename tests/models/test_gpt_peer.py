@@ -192,6 +192,18 @@ def test_what_a_generation_config_says(tmp_path, said, ends, sampling):
     assert read_published_generation(tmp_path / "theirs").sampling == sampling
 
 
+def test_tokens_beyond_the_vocabulary_are_none(tmp_path):
+    """As configs of small vocabularies have them that were made with GPT-2's defaults."""
+    theirs, ours = both(tmp_path, "gpt2", bos_token_id=50256, eos_token_id=50256)
+    assert (ours.config.bos_token_id, ours.config.end_tokens) == (None, ())
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(ours(input_ids=ids).logits, theirs(ids).logits, **CLOSE)
+    changed = {"eos_token_id": [50256, None, 7, 9]}
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    assert gpt_files.load_config(tmp_path / "theirs").end_tokens == (7, 9)
+
+
 def test_first_tokens_of_generation_configs_and_damaged_ones(tmp_path):
     both(tmp_path, "llama", bos_token_id=None)
     path = tmp_path / "theirs" / "generation_config.json"
@@ -221,7 +233,12 @@ def test_unknown_scalings_of_rotary_positions_are_refused(tmp_path):
     both(tmp_path, "llama")
     path = tmp_path / "theirs" / "config.json"
     values = json.loads(path.read_text())
-    values["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 8.0}
-    path.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match="scales rotary positions by 'yarn'"):
-        GPTForCausalLM.from_pretrained(tmp_path / "theirs")
+    wrong = {
+        "scales rotary positions by 'yarn'": {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 8.0},
+        "must hold rope_parameters by name, got \\[2.0\\]": [2.0],
+        "rope_theta must be above 0, got 'x'": {"rope_theta": "x"},
+    }
+    for message, parameters in wrong.items():
+        path.write_text(json.dumps(values | {"rope_parameters": parameters}))
+        with pytest.raises(ValueError, match=message):
+            GPTForCausalLM.from_pretrained(tmp_path / "theirs")
