@@ -50,6 +50,12 @@ class GptParts:
             model.set_dropout(wanted.dropout)
         return model
 
+    def fit(self, model: GPTForCausalLM, tokenizer: Tokenizer) -> None:
+        """Let its texts begin and end with the tokens that training puts around documents."""
+        bounds, ends = tokenizer.bounds, model.config.end_tokens
+        changes = {} if bounds.eos in ends else {"eos_token_id": (*ends, bounds.eos) if ends else bounds.eos}
+        model.gpt.config = replace(model.config, bos_token_id=bounds.bos, **changes)
+
     def new_model(self, tokenizer: Tokenizer) -> GPTForCausalLM:
         """Make a model of the preset, with what was asked for besides, as long as the sequences of training."""
         bounds = tokenizer.bounds

@@ -105,7 +105,10 @@ def prepare_pretraining(
         world.barrier()  # the first process has written tokenizer and shards by then; the others find them complete
         say, progress = _say_nothing, False
     tokenizer = _tokenizer(config, parts, model, output_dir / "data", say)
-    model = parts.new_model(tokenizer) if model is None else _fit_to(tokenizer, model)
+    if model is None:
+        model = parts.new_model(tokenizer)
+    else:
+        parts.fit(model, tokenizer)
     _check_lengths(config, model)
     shards = _shards(config, parts, tokenizer, output_dir / "data", say, progress)
     if world.is_main:
@@ -122,13 +125,6 @@ def prepare_pretraining(
         identity=_identity(config, shards),
         is_main=world.is_main,
     )
-
-
-def _fit_to(tokenizer: Tokenizer, model: nn.Module) -> nn.Module:
-    """Grow a published model's vocabulary to an extended tokenizer."""
-    if tokenizer.vocab_size > model.config.vocab_size:
-        model.resize_token_embeddings(tokenizer.vocab_size)
-    return model
 
 
 def _check_lengths(config: AnyPretrainingConfig, model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """Pretraining GPT as a whole: from text as it is to a model, resumed, gone on with, measured, refused."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,16 @@ def test_goes_on_from_a_directory(text: Path, tmp_path: Path):
         assert torch.equal(tensor, run.model.state_dict()[name]), name
     run.run()
     assert any(not torch.equal(t, weights(tmp_path / "first")[n]) for n, t in weights(tmp_path / "second").items())
+
+
+def test_a_model_that_goes_on_ends_its_texts_as_they_ended(text: Path, tmp_path: Path):
+    prepare_pretraining(make_config(text, tmp_path / "first")).run()
+    path = tmp_path / "first" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token_id": None, "eos_token_id": 7}))
+    run = prepare_pretraining(make_config(text, tmp_path / "second", model=GptModelConfig(model=tmp_path / "first")))
+    run.run()
+    bounds, config = run.tokenizer.bounds, GPTForCausalLM.from_pretrained(tmp_path / "second").config
+    assert (config.bos_token_id, config.end_tokens) == (bounds.bos, (7, bounds.eos))
 
 
 def test_learns_the_text(tmp_path: Path):
