@@ -25,7 +25,7 @@ def parse_flags(config_class: type[Config], arguments: Sequence[str], *, program
     """Make a config from command-line flags.
 
     Fields of nested configs are flat flags of their own name; lists are separated by spaces; a bool that defaults to
-    False is a flag without value.
+    False is a flag without value, and of one that defaults to True the flag is --no-NAME.
 
     Args:
         config_class: A dataclass; its docstring is the description.
@@ -104,7 +104,8 @@ def _flags(config_class: type) -> Iterator[str]:
         if dataclasses.is_dataclass(types[field.name]):
             yield from _flags(types[field.name])
         else:
-            yield "--" + field.name.replace("_", "-")
+            negated = "no-" if types[field.name] is bool and field.default is True else ""
+            yield f"--{negated}{field.name.replace('_', '-')}"
 
 
 def _refuse_unknown_flags(known: Sequence[str], arguments: Sequence[str], program: str) -> None:

@@ -29,14 +29,14 @@ def text_lines(file: Path) -> Iterator[str]:
 
 
 def standard_text() -> str:
-    """Return all of standard input as one text, without a byte order mark and the line end at its end.
+    r"""Return all of standard input as one text, each line end ``\n``, without a byte order mark and the last line end.
 
     Raises:
         ValueError: Bytes that are not UTF-8; names the first.
     """
     content = sys.stdin.buffer.read().removeprefix(_BYTE_ORDER_MARK)
     try:
-        return content.decode().removesuffix("\n")
+        return content.decode().replace("\r\n", "\n").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is not UTF-8 at byte {error.start + 1}; convert it, as with iconv") from error
 

@@ -208,6 +208,9 @@ def test_the_command_line(directory, generator, capsys, monkeypatch):
     shown = capsys.readouterr()
     assert shown.out == f"In the{generator(['In the'], max_new_tokens=6)[0].text}\n"
     assert "tokens/s" in shown.err
+    flags = ["--prompt", "In the", "--max-new-tokens", "6", "--no-use-cache"]
+    assert main(["generate", "--model", str(directory), *flags]) == 0
+    assert capsys.readouterr().out == shown.out
     flags = ["--num-samples", "2", "--temperature", "0.7", "--max-new-tokens", "6", "--json"]
     assert main(["generate", "--model", str(directory), "--prompt", "God", "", *flags]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -221,7 +224,7 @@ def give(monkeypatch, content: bytes) -> None:
 
 @pytest.mark.parametrize("way", ["-", "interactive"])
 def test_prompts_from_standard_input(directory, generator, capsys, monkeypatch, way):
-    give(monkeypatch, "In the 台\n".encode())
+    give(monkeypatch, "\ufeffIn the 台\r\n".encode())
     flags = ["--interactive"] if way == "interactive" else ["--prompt", "-"]
     assert main(["generate", "--model", str(directory), *flags, "--max-new-tokens", "6"]) == 0
     assert f"In the 台{generator(['In the 台'], max_new_tokens=6)[0].text}\n" in capsys.readouterr().out
