@@ -67,7 +67,7 @@ class TrainingConfig:
     metric_for_best_model: str | None = None
     """Keep the checkpoint of the best evaluation by this figure, such as accuracy or loss; None keeps none for it."""
     greater_is_better: bool | None = None
-    """Whether more of that figure is better; None: not of a loss or perplexity, of all others."""
+    """Whether more of that figure is better; None: not of a loss, perplexity or bits_per_byte, of all others."""
     early_stopping_patience: int | None = None
     """Stop after this many evaluations in a row that were not the best."""
     save_strategy: SaveStrategy = "steps"
