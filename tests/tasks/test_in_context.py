@@ -10,6 +10,7 @@ import torch
 
 from fastssl.data.continuation import encode_continuations
 from fastssl.data.tokenizer import Tokenizer
+from fastssl.models.cost import num_parameters
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.tasks.generation.text_generator import TextGenerator
@@ -303,6 +304,12 @@ def test_files_of_one_name_are_tasks_of_their_own(directory, tmp_path):
     assert [task.name for task in report.tasks] == ["a/dev.jsonl", "b/dev.jsonl"]
     assert [point.num_examples for point in report.points] == [1, 1]
     assert sum(point.accuracy for point in report.points) == 1
+
+
+def test_a_quantised_model_is_as_large_as_before(directory, tmp_path):
+    task = write_lines(tmp_path / "dev.jsonl", [{"text": "q", "label": "x", "choices": ["x", "y"]}])
+    sizes = [ask(directory, tmp_path, (task,), dtype=dtype).models[0].parameters for dtype in ("fp32", "int8")]
+    assert sizes[0] == sizes[1] == num_parameters(GPTForCausalLM.from_pretrained(directory))
 
 
 def test_mistakes_are_told_before_a_model_is_asked(directory, tmp_path):

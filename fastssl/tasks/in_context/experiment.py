@@ -19,6 +19,7 @@ import numpy as np
 
 from fastssl.data.files import make_directory
 from fastssl.data.tokenizer import Tokenizer
+from fastssl.models.cost import num_parameters
 from fastssl.models.gpt_files import load_config
 from fastssl.tasks.generation.text_generator import TextGenerator
 from fastssl.tasks.in_context.answers import Asker, GenerationAsker, LikelihoodAsker
@@ -178,7 +179,7 @@ class _Subject:
     def __init__(self, config: InContextConfig, name: str, directory: Path) -> None:
         generator = TextGenerator.load(directory, dtype=config.dtype)
         self.name, self.directory, self.model = name, directory, generator.model
-        self.parameters = sum(weight.numel() for weight in self.model.parameters())
+        self.parameters = num_parameters(self.model.config)  # of a quantised one, those that it was made of
         sizes, wanted = self.model.config, config.layout.begin_with_bos
         if wanted and sizes.bos_token_id is None:
             raise ValueError(f"begin_with_bos: the model in {directory} has no bos_token_id; leave it out")
