@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastssl.data.files import make_directory, replace_file, replaceable_file, write_with_usual_mode
 from fastssl.nn.init import initialize
+from fastssl.nn.quantized import QuantizedLinear
 
 SAFE_FILE, PICKLE_FILE, CONFIG_FILE = "model.safetensors", "pytorch_model.bin", "config.json"
 _NAMES_SHOWN = 12
@@ -173,7 +174,13 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def file_tensors(model: nn.Module, layout: FileLayout) -> dict[str, Tensor]:
-    """Return a model's weights as they are spelt in its file; parts of a fused parameter are views of it."""
+    """Return a model's weights as they are spelt in its file; parts of a fused parameter are views of it.
+
+    Raises:
+        ValueError: of a quantised model, whose weights no file has a place for.
+    """
+    if any(isinstance(part, QuantizedLinear) for part in model.modules()):
+        raise ValueError("a quantised model cannot be saved; save the model that it was made of, and quantise it again")
     parameters = dict(model.named_parameters())
     tensors = {}
     for parameter, names in layout.tensors.items():
