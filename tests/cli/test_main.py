@@ -98,6 +98,16 @@ def test_a_wrong_command_line_is_told_in_one_line(capsys, arguments: list[str], 
     assert line.endswith("`fastssl finetune --help` explains the flags")
 
 
+def test_a_list_in_parts_is_refused(capsys):
+    """Of which the last part alone would count, and the others be lost without a word."""
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "--model", "a", "--prompt", "b", "--max-new-tokens", "3", "--prompt=c"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "fastssl: error: --prompt is given 2 times; put all of its values behind one --prompt\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
