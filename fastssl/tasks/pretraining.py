@@ -148,6 +148,7 @@ def _tokenizer(
     given = wanted.tokenizer or config.model.model or (corpus.train_files[0] if _is_encoded(corpus) else None)
     kept = data_dir / "train"
     if config.training.resume_from_checkpoint is not None and (kept / "tokenizer.json").is_file():
+        _check_kept(Tokenizer.load(kept), wanted.tokenizer)
         given = kept
     elif given is None or parts.extends_vocabulary:
         return parts.learn_tokenizer(given, _tokenizer_text(corpus, parts), say)
@@ -159,6 +160,13 @@ def _tokenizer(
             f"vocab_size={model.config.vocab_size}; give the model's own tokenizer"
         )
     return tokenizer
+
+
+def _check_kept(kept: Tokenizer, given: Path | None) -> None:
+    if given is not None and Tokenizer.load(given).fingerprint != kept.fingerprint:
+        raise ValueError(
+            f"tokenizer={given} is another than the run began with; leave it out to go on, or choose another output_dir"
+        )
 
 
 def _tokenizer_text(corpus: CorpusConfig, parts: PretrainingParts) -> Corpus:

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,16 @@ def test_resumed_run_ends_in_the_same_weights(text: Path, tmp_path: Path, kind: 
         prepare_pretraining(make_config(text, tmp_path / name, vocabulary=vocabulary, training=training)).run()
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+
+
+def test_a_resumed_run_keeps_its_tokenizer(text: Path, tmp_path: Path):
+    prepare_pretraining(make_config(text, tmp_path / "run")).run()
+    kept = tmp_path / "run" / "data" / "train"
+    Tokenizer.of_bytes().save(tmp_path / "bytes")
+    again = partial(make_config, text, tmp_path / "run", training={"resume_from_checkpoint": "last"})
+    prepare_pretraining(again(vocabulary=CausalVocabularyConfig(tokenizer=kept)))
+    with pytest.raises(ValueError, match=r"tokenizer=.*bytes is another than the run began with; leave it out"):
+        prepare_pretraining(again(vocabulary=CausalVocabularyConfig(tokenizer=tmp_path / "bytes")))
 
 
 def test_goes_on_from_a_directory(text: Path, tmp_path: Path):
