@@ -80,6 +80,6 @@ def _warning_in_one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Show what fastssl warns of as its errors are shown, and all other warnings as Python does."""
-    if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+    if category in (UserWarning, RuntimeWarning) and Path(filename).is_relative_to(_PACKAGE):
         return f"fastssl: warning: {message}\n"
     return _usual_form(message, category, filename, lineno, line)
