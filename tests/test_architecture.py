@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastssl"
 LAYERS = {
     "extension": 0,
+    "device": 0,
     "allocator": 1,
     "ops": 1,
     "data": 1,

@@ -21,7 +21,7 @@ def preferring(backend: str) -> Iterator[None]:
         if module is None:
             continue
         kept.append((backends, dict(backends), module, module.SUPPORTS))
-        module.SUPPORTS = replace(module.SUPPORTS, unverified_on=(), first_on=("cpu", "cuda"))
+        module.SUPPORTS = replace(module.SUPPORTS, unverified_on=(), unverified={}, first_on=("cpu", "cuda"))
         rest = {name: other for name, other in backends.items() if name != backend}
         backends.clear()
         backends.update({backend: module} | rest)

@@ -5,10 +5,12 @@ By torch's profiler: durations of kernels without the gaps between them. `--rehe
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu.environment import cuda_ops_loaded
 from benchmarks.models import batches
 from benchmarks.models.training_step import our_adamw
 from fastssl.models.bert import BertForMaskedLM
@@ -40,9 +42,11 @@ def calls(device: torch.device, sequences: int, length: int, vocab_sizes: Mappin
         torch.autograd.grad(out, leaves, out.detach())  # the output stands for its gradient: no kernel more
 
     qkv, lengths = [leaf(rows, 12, 64) for _ in range(3)], offsets((length,) * sequences).to(device)
-    for p in (0.0, 0.1):
+    compiled = device.type == "cpu" or cuda_ops_loaded()
+    for p, backend in product((0.0, 0.1), ("auto", "native") if compiled else ("auto",)):
         options = {"cu_seqlens_q": lengths, "max_seqlen_q": length, "dropout_p": p, "seed": 3 if p else None}
-        found[f"attention, dropout {p}"] = lambda options=options: both(attention(*qkv, **options), qkv)
+        options["backend"] = backend
+        found[f"attention, dropout {p}, {backend}"] = lambda options=options: both(attention(*qkv, **options), qkv)
     x, bias = leaf(rows, 3072), leaf(3072, dtype=torch.float32)
     for backend in ("auto", "stock"):
         found[f"bias + GELU, {backend}"] = lambda backend=backend: both(bias_gelu(x, bias, backend=backend), (x, bias))

@@ -124,9 +124,77 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_in, const Tensor& k_in, const
   return {out, lse};
 }
 
+// The gradients of q, k and v: apart, or in one buffer (rows, H + 2 H_k, D); see csrc/registration.cpp.
+struct Gradients {
+  Tensor of_q, of_k, of_v;
+  AttentionRows q, k, v;
+};
+
+Gradients gradients(const Tensor& q, const Tensor& k, bool together) {
+  if (!together) {
+    Gradients g{empty_output(q), empty_output(k), empty_output(k), {}, {}, {}};
+    g.q = rows_of(g.of_q);
+    g.k = rows_of(g.of_k);
+    g.v = rows_of(g.of_v);
+    return g;
+  }
+  const int64_t heads = q.size(-2), key_heads = k.size(-2);
+  STD_TORCH_CHECK(q.size(0) == k.size(0) && (q.dim() == 3 || q.size(1) == k.size(1)),
+                  "attention: q and k of one projection must have the same rows");
+  std::vector<int64_t> sizes(q.sizes().begin(), q.sizes().end());
+  sizes[sizes.size() - 2] = heads + 2 * key_heads;
+  Gradients g{empty_output(q, sizes, q.scalar_type()), nothing(k), nothing(k), {}, {}, {}};
+  const auto from_head = [&](int64_t head) {
+    AttentionRows rows = rows_of(g.of_q);
+    rows.data = static_cast<uint16_t*>(rows.data) + head * rows.head;
+    return rows;
+  };
+  g.q = from_head(0);
+  g.k = from_head(heads);
+  g.v = from_head(heads + key_heads);
+  return g;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_out_in, const OptionalTensor& grad_lse_in, const Tensor& q_in, const Tensor& k_in,
+    const Tensor& v_in, const Tensor& out_in, const Tensor& lse, const OptionalTensor& cu_seqlens_q,
+    const OptionalTensor& cu_seqlens_k, const OptionalTensor& bias, const OptionalTensor& alibi_slopes,
+    int64_t window_left, int64_t window_right, int64_t dropout_threshold, const OptionalTensor& seed, double scale,
+    bool bias_needs_grad, bool together) {
+  check_shapes(q_in, k_in, v_in, bias);
+  const Device device(q_in);
+  const Tensor q = with_contiguous_columns(q_in), k = with_contiguous_columns(k_in), v = with_contiguous_columns(v_in);
+  const Tensor grad_out = with_contiguous_columns(grad_out_in), out = with_contiguous_columns(out_in);
+  const OptionalTensor grad_lse = grad_lse_in ? OptionalTensor(torch::stable::contiguous(*grad_lse_in)) : std::nullopt;
+  STD_TORCH_CHECK(grad_out.sizes().equals(q.sizes()) && out.sizes().equals(q.sizes()) && lse.is_contiguous() &&
+                      lse.numel() * q.size(-1) == q.numel() && (!grad_lse || grad_lse->sizes().equals(lse.sizes())),
+                  "attention: shapes of the backward");
+  STD_TORCH_CHECK(grad_out.scalar_type() == q.scalar_type() && out.scalar_type() == q.scalar_type() &&
+                      lse.scalar_type() == ScalarType::Float &&
+                      (!grad_lse || grad_lse->scalar_type() == ScalarType::Float) && !bias_needs_grad,
+                  "attention: dtypes of the backward");
+  const Offsets offsets(q, cu_seqlens_q, cu_seqlens_k);
+  const Gradients g = gradients(q, k, together);
+  AttentionGradArguments args{};
+  static_cast<AttentionArguments&>(args) =
+      arguments(q, k, v, out, lse, offsets, alibi_slopes, window_left, window_right, dropout_threshold, seed, scale);
+  args.grad_out = rows_of(grad_out);
+  args.grad_q = g.q;
+  args.grad_k = g.k;
+  args.grad_v = g.v;
+  args.aligned &= is_aligned(args.grad_out) && is_aligned(g.q) && is_aligned(g.k) && is_aligned(g.v);
+  if (grad_lse) args.grad_lse = grad_lse->const_data_ptr<float>();
+  args.statistics.head = attention_statistics_places(args, packed_rows(q));
+  const Tensor statistics = empty_output(q, {args.heads, args.statistics.head, 2}, ScalarType::Float);
+  args.statistics.data = static_cast<float2*>(statistics.data_ptr());
+  launch_attention_backward(args, packed_rows(q), packed_rows(k), element_of(q, kOp), device.stream);
+  return {g.of_q, g.of_k, g.of_v, empty_output(lse, {0}, ScalarType::Float)};
+}
+
 }  // namespace
 }  // namespace fastssl::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(fastssl, FASTSSL_GPU, m) {
   m.impl("attention_forward", TORCH_BOX(&fastssl::cuda::forward));
+  m.impl("attention_backward", TORCH_BOX(&fastssl::cuda::backward));
 }

@@ -44,29 +44,35 @@ struct Place {
 };
 
 // Sequence b of packed ones has slots from offsets[b] / kTile + b on, which are enough for its tiles, so that neither
-// the host nor a kernel before this one needs to count them. Some slots are empty: then `begin` is behind the end.
+// the host nor a kernel before this one needs to count them. Some slots are empty.
+template <int kTile>
+__device__ __forceinline__ unsigned first_slot(const SequenceRows& tiled, int sequence) {
+  if (tiled.offsets) return static_cast<unsigned>(tiled.offsets[sequence] / kTile + sequence);
+  return static_cast<unsigned>(sequence) * static_cast<unsigned>((tiled.length + kTile - 1) / kTile);
+}
+
+// In an empty slot, `begin` is behind the end.
 template <int kTile>
 __device__ __forceinline__ Place place_of(const AttentionArguments& a, const SequenceRows& tiled, unsigned slot) {
   Place place{};
   if (!tiled.offsets) {
-    const auto tiles = static_cast<unsigned>((tiled.length + kTile - 1) / kTile);
+    const unsigned tiles = first_slot<kTile>(tiled, 1);
     place.sequence = static_cast<int>(slot / tiles);
     place.begin = static_cast<int>(slot % tiles) * kTile;
     place.queries = a.queries.length;
     place.keys = a.keys.length;
     return place;
   }
-  const auto first_slot = [&](int b) { return static_cast<unsigned>(tiled.offsets[b] / kTile + b); };
   int low = 0;
   for (int high = a.sequences; high - low > 1;) {
     const int middle = low + (high - low) / 2;
-    if (first_slot(middle) <= slot)
+    if (first_slot<kTile>(tiled, middle) <= slot)
       low = middle;
     else
       high = middle;
   }
   place.sequence = low;
-  place.begin = static_cast<int>(slot - first_slot(low)) * kTile;
+  place.begin = static_cast<int>(slot - first_slot<kTile>(tiled, low)) * kTile;
   place.q_row = a.queries.offsets[low];
   place.k_row = a.keys.offsets[low];
   place.queries = a.queries.offsets[low + 1] - a.queries.offsets[low];
@@ -110,6 +116,11 @@ struct ScoreRules {
   __device__ __forceinline__ bool only_scale(int query, int num_queries, int key, int num_keys) const {
     return slope == 0.0f && key + num_keys <= keys && key - (query + num_queries - 1) - shift >= -window_left &&
            key + num_keys - 1 - query - shift <= window_right;
+  }
+  // Whether none of these queries, from one that may be behind the last, sees any of these keys.
+  __device__ __forceinline__ bool hides_all(int query, int num_queries, int key, int num_keys) const {
+    return key >= keys || query >= keys - shift || key + num_keys - 1 - query - shift < -window_left ||
+           key - (query + num_queries - 1) - shift > window_right;
   }
 };
 

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "attention/attention_forward_kernel.cuh"
+#include "attention/attention_grad_kv_kernel.cuh"
+#include "attention/attention_grad_q_kernel.cuh"
 #include "common/element.h"
 
 namespace fastssl::cuda {
@@ -40,6 +42,30 @@ inline void launch_attention_forward(const AttentionArguments& a, int64_t num_qu
     using Shape = AttentionForwardShape<kWidth, kRowTiles>;
     const dim3 blocks(attention_slots(a, a.queries, num_queries, Shape::kQueries), static_cast<unsigned>(a.heads));
     launch(attention_forward<decltype(value), kWidth, kRowTiles>, blocks, dim3(kAttentionThreads), Shape::kSharedBytes,
+           stream, a);
+  });
+}
+
+// Places of the statistics of one head's queries, of which there are num_queries in all sequences together.
+inline int64_t attention_statistics_places(const AttentionArguments& a, int64_t num_queries) {
+  int tile = 0;
+  with_attention_kernel(Element::bfloat16, a.width,
+                        [&](auto, auto width) { tile = AttentionGradShape<decltype(width)::value>::kKept; });
+  return int64_t{attention_slots(a, a.queries, num_queries, tile)} * tile;
+}
+
+// The second kernel reads the statistics that the first one leaves.
+inline void launch_attention_backward(const AttentionGradArguments& a, int64_t num_queries, int64_t num_keys,
+                                      Element element, cudaStream_t stream) {
+  with_attention_kernel(element, a.width, [&](auto value, auto width) {
+    using Shape = AttentionGradShape<decltype(width)::value>;
+    const dim3 threads(kAttentionThreads);
+    const dim3 for_queries(attention_slots(a, a.queries, num_queries, Shape::kKept), static_cast<unsigned>(a.heads));
+    const dim3 for_keys(attention_slots(a, a.keys, num_keys, Shape::kKept),
+                        static_cast<unsigned>(a.heads / a.heads_per_key));
+    launch(attention_grad_q<decltype(value), decltype(width)::value>, for_queries, threads, Shape::kSharedBytesForQ,
+           stream, a);
+    launch(attention_grad_kv<decltype(value), decltype(width)::value>, for_keys, threads, Shape::kSharedBytesForKV,
            stream, a);
   });
 }

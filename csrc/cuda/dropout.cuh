@@ -15,6 +15,11 @@ struct Dropout {
   const int64_t* seed = nullptr;
 };
 
+// 1 / scale, exactly.
+__device__ __forceinline__ float kept_share(const Dropout& dropout) {
+  return static_cast<float>(65536 - static_cast<int>(dropout.threshold)) * (1.0f / 65536.0f);
+}
+
 struct PhiloxKey {
   uint32_t low, high;
 };

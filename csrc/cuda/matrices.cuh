@@ -27,6 +27,13 @@ struct Tile {
   }
 };
 
+// Rows [kCount index, kCount (index + 1)) of a tile.
+template <int kCount, int kRows, int kWidth>
+__device__ __forceinline__ Tile<kCount, kWidth> rows_of_tile(const Tile<kRows, kWidth>& tile, int index) {
+  static_assert(kCount % 8 == 0);  // chunks are where they are in a tile of these rows alone
+  return {tile.memory + index * Tile<kCount, kWidth>::kBytes};
+}
+
 // Rows of a matrix in global memory, of which the first `count` and their first `width` elements exist.
 template <class T>
 struct RowsInMemory {
@@ -101,7 +108,7 @@ struct Sums {
 
 template <int kRowTiles, int kDepth>
 struct Left {
-  uint4 at[kRowTiles][kDepth / 16];
+  uint4 at[kDepth / 16][kRowTiles];
 };
 
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint4& a, uint32_t b_0, uint32_t b_1, BFloat16) {
@@ -124,8 +131,23 @@ __device__ __forceinline__ Left<kRowTiles, kWidth> left_of(const Tile<kRows, kWi
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-    for (int k = 0; k < kWidth / 16; ++k) a.at[r][k] = left_block(tile, row + 16 * r, k);
+    for (int k = 0; k < kWidth / 16; ++k) a.at[k][r] = left_block(tile, row + 16 * r, k);
   return a;
+}
+
+// Rows of a tile from `row` on, a left operand that is read whenever it is needed and takes few registers.
+template <int kRowTiles, int kRows, int kDepth>
+struct LeftInShared {
+  Tile<kRows, kDepth> tile;
+  int row;
+};
+
+template <bool kInRegisters, int kRowTiles, int kRows, int kWidth>
+__device__ __forceinline__ auto left_of(const Tile<kRows, kWidth>& tile, int row) {
+  if constexpr (kInRegisters)
+    return left_of<kRowTiles>(tile, row);
+  else
+    return LeftInShared<kRowTiles, kRows, kWidth>{tile, row};
 }
 
 // Sums, narrowed, are a left operand as they lie.
@@ -138,29 +160,49 @@ __device__ __forceinline__ Left<kRowTiles, kColumns> left_of(const Sums<kRowTile
     for (int k = 0; k < kColumns / 16; ++k) {
       const float (&low)[4] = c.at[r][2 * k];
       const float (&high)[4] = c.at[r][2 * k + 1];
-      a.at[r][k] = make_uint4(narrow(low[0], low[1], T{}), narrow(low[2], low[3], T{}), narrow(high[0], high[1], T{}),
+      a.at[k][r] = make_uint4(narrow(low[0], low[1], T{}), narrow(low[2], low[3], T{}), narrow(high[0], high[1], T{}),
                               narrow(high[2], high[3], T{}));
     }
   return a;
+}
+
+// c += A B^T over columns 16 k to 16 k + 15, of which `a` has those of A.
+template <class T, int kRowTiles, int kColumns, int kDepth>
+__device__ __forceinline__ void add_rows(Sums<kRowTiles, kColumns>& c, const uint4 (&a)[kRowTiles],
+                                         const Tile<kColumns, kDepth>& b, int k) {
+  const int lane = lane_of_warp();
+#pragma unroll
+  for (int n = 0; n < kColumns / 16; ++n) {
+    const uint4 right = load_matrices<false>(b.at(16 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+      multiply_add(c.at[r][2 * n], a[r], right.x, right.y, T{});
+      multiply_add(c.at[r][2 * n + 1], a[r], right.z, right.w, T{});
+    }
+  }
 }
 
 // c = A B^T: rows with rows.
 template <class T, int kRowTiles, int kColumns, int kDepth>
 __device__ __forceinline__ void multiply_rows(Sums<kRowTiles, kColumns>& c, const Left<kRowTiles, kDepth>& a,
                                               const Tile<kColumns, kDepth>& b) {
-  const int lane = lane_of_warp();
   c.clear();
 #pragma unroll
-  for (int k = 0; k < kDepth / 16; ++k)
+  for (int k = 0; k < kDepth / 16; ++k) add_rows<T>(c, a.at[k], b, k);
+}
+
+template <class T, int kRowTiles, int kColumns, int kRows, int kDepth>
+__device__ __forceinline__ void multiply_rows(Sums<kRowTiles, kColumns>& c,
+                                              const LeftInShared<kRowTiles, kRows, kDepth>& a,
+                                              const Tile<kColumns, kDepth>& b) {
+  c.clear();
 #pragma unroll
-    for (int n = 0; n < kColumns / 16; ++n) {
-      const uint4 right = load_matrices<false>(b.at(16 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+  for (int k = 0; k < kDepth / 16; ++k) {
+    uint4 left[kRowTiles];
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-        multiply_add(c.at[r][2 * n], a.at[r][k], right.x, right.y, T{});
-        multiply_add(c.at[r][2 * n + 1], a.at[r][k], right.z, right.w, T{});
-      }
-    }
+    for (int r = 0; r < kRowTiles; ++r) left[r] = left_block(a.tile, a.row + 16 * r, k);
+    add_rows<T>(c, left, b, k);
+  }
 }
 
 // c += A B.
@@ -175,8 +217,8 @@ __device__ __forceinline__ void add_product(Sums<kRowTiles, kWidth>& c, const Le
       const uint4 right = load_matrices<true>(b.at(16 * k + lane % 16, 2 * n + lane / 16));
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
-        multiply_add(c.at[r][2 * n], a.at[r][k], right.x, right.y, T{});
-        multiply_add(c.at[r][2 * n + 1], a.at[r][k], right.z, right.w, T{});
+        multiply_add(c.at[r][2 * n], a.at[k][r], right.x, right.y, T{});
+        multiply_add(c.at[r][2 * n + 1], a.at[k][r], right.z, right.w, T{});
       }
     }
 }

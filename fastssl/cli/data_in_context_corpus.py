@@ -20,7 +20,8 @@ class InContextCorpusFlags(InContextCorpusConfig):
     Examples:
       fastssl data in-context-corpus --output-dir made-up
       fastssl pretrain --arch gpt --train-files made-up/corpus.jsonl --vocab-size 1024
-          --initializer-range 0.08 --dropout 0 --max-seq-length 128 --max-steps 4000 --output-dir runs/made-up
+          --position-embedding rotary --initializer-range 0.08 --dropout 0 --max-seq-length 128 --max-steps 4000
+          --output-dir runs/made-up
       fastssl in-context --model runs/made-up --task made-up/translate.jsonl made-up/look-up.jsonl
           --group-column operation --shots 0 1 5 --output-dir runs/shots
     """

@@ -44,6 +44,8 @@ class EmbedFlags:
     """Tokens of a text that are read, [CLS] and [SEP] included; None: as the directory says."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the model computes in: int8 where the CPU has AVX-512 VNNI, bf16 where it has bf16 instructions."""
+    device: str = "auto"
+    """Where: auto (a GPU where there is one; int8 always on the CPU), cpu, cuda or cuda:1."""
     tokens_per_batch: int = 2048
     """About how many tokens go through the model at once."""
     num_threads: int | None = None
@@ -64,6 +66,7 @@ def main(arguments: list[str]) -> int:
     embedder = SentenceEmbedder.load(
         flags.model,
         dtype=flags.dtype,
+        device=flags.device,
         pooling=flags.pooling or None,
         normalize=flags.normalize or None,
         max_length=flags.max_length,

@@ -67,6 +67,8 @@ class EvaluateFlags:
     """Longer texts are cut, in tokens; None: where they were cut in training."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the model computes in; int8 rounds its linear maps to 8 bits."""
+    device: str = "auto"
+    """Where: auto (a GPU where there is one; int8 always on the CPU), cpu, cuda or cuda:1."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -107,7 +109,9 @@ def main(arguments: list[str]) -> int:
 
 def _measure_classes(flags: EvaluateFlags) -> Measured:
     examples = read_labelled_texts(flags.eval_file, flags.columns)
-    classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
+    classifier = Classifier.load(
+        flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype, device=flags.device
+    )
     figures = classifier.evaluate(examples)
     return Measured(
         num_examples=len(examples),
@@ -118,14 +122,19 @@ def _measure_classes(flags: EvaluateFlags) -> Measured:
 
 def _measure_tags(flags: EvaluateFlags) -> Measured:
     sentences = read_tagged_sentences(flags.eval_file, flags.columns)
-    tagger = Tagger.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
+    tagger = Tagger.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype, device=flags.device)
     return Measured(num_examples=len(sentences), figures=tagger.evaluate(sentences))
 
 
 def _measure_answers(flags: EvaluateFlags) -> Measured:
     file = read_squad(flags.eval_file)
     answerer = QuestionAnswerer.load(
-        flags.model, max_seq_length=flags.max_seq_length, windows=flags.windows, spans=flags.spans, dtype=flags.dtype
+        flags.model,
+        max_seq_length=flags.max_seq_length,
+        windows=flags.windows,
+        spans=flags.spans,
+        dtype=flags.dtype,
+        device=flags.device,
     )
     remarks = Console(stderr=True, highlight=False)
     evaluation = answerer.evaluation(file, say=lambda text: remarks.print(text, markup=False, soft_wrap=True))
@@ -147,7 +156,9 @@ def _keep_threshold(flags: EvaluateFlags, figures: Mapping[str, float]) -> None:
 def _measure_embeddings(flags: EvaluateFlags) -> Measured:
     needs_labels = flags.columns.label_column is not None
     examples = read_labelled_texts(flags.eval_file, flags.columns, needs_labels=needs_labels)
-    embedder = SentenceEmbedder.load(flags.model, max_length=flags.max_seq_length, dtype=flags.dtype)
+    embedder = SentenceEmbedder.load(
+        flags.model, max_length=flags.max_seq_length, dtype=flags.dtype, device=flags.device
+    )
     return Measured(num_examples=len(examples), figures=embedder.evaluate(examples))
 
 

@@ -36,6 +36,8 @@ class FillMaskFlags:
     """Tokens to show for each mask."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the model computes in; int8 rounds its linear maps to 8 bits."""
+    device: str = "auto"
+    """Where: auto (a GPU where there is one; int8 always on the CPU), cpu, cuda or cuda:1."""
     json: bool = False
     """Print JSON, one object for each text, instead of tables."""
 
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             'there is no text to fill; give one in quotes: fastssl fill-mask --model DIR "text with [MASK]"'
         )
-    results = FillMask.load(flags.model, dtype=flags.dtype)(flags.texts, top_k=flags.top_k)
+    results = FillMask.load(flags.model, dtype=flags.dtype, device=flags.device)(flags.texts, top_k=flags.top_k)
     if flags.json:
         print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
         return 0

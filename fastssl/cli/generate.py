@@ -45,6 +45,8 @@ class GenerateFlags(GenerationConfig):
     """Strings at which a text ends; they are not shown. Some shells spell a line end $'\\n'."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the model computes in; int8 rounds its linear maps to 8 bits."""
+    device: str = "auto"
+    """Where: auto (a GPU where there is one; int8 always on the CPU), cpu, cuda or cuda:1."""
     num_threads: int | None = None
     """Threads of the computation; None: PyTorch's choice."""
     json: bool = False
@@ -60,7 +62,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--prompt takes - once, as it reads standard input to its end; leave the others out")
     StopStrings(flags.stop)  # refuses an empty one before the model is read
     use_threads(flags.num_threads)
-    generator = TextGenerator.load(flags.model, dtype=flags.dtype)
+    generator = TextGenerator.load(flags.model, dtype=flags.dtype, device=flags.device)
     _tell_published_sampling(flags)
     if flags.interactive:
         return _interact(generator, flags)

@@ -29,7 +29,12 @@ def predict_answers(flags: PredictFlags) -> None:
     """Print the answer to every question."""
     _check(flags)
     answerer = QuestionAnswerer.load(
-        flags.model, max_seq_length=flags.max_seq_length, windows=flags.windows, spans=flags.spans, dtype=flags.dtype
+        flags.model,
+        max_seq_length=flags.max_seq_length,
+        windows=flags.windows,
+        spans=flags.spans,
+        dtype=flags.dtype,
+        device=flags.device,
     )
     asked = _of_file(flags.file) if flags.file is not None else _of_document(flags.document, flags.question)
     console = Console(highlight=False)

@@ -29,7 +29,9 @@ def predict_classes(flags: PredictFlags) -> None:
             f"expected one text or a pair, got {len(flags.texts)} texts; give many as --file, or one a line on "
             "standard input"
         )
-    classifier = Classifier.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
+    classifier = Classifier.load(
+        flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype, device=flags.device
+    )
     stream = classifier.stream(text if pair is None else (text, pair) for text, pair in _examples(flags))
     console = Console(highlight=False)
     while predictions := list(itertools.islice(stream, _AT_ONCE)):

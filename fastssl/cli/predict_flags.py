@@ -59,5 +59,7 @@ class PredictFlags:
     """Longer texts are cut, in tokens; None: where they were cut in training."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the model computes in; int8 rounds its linear maps to 8 bits."""
+    device: str = "auto"
+    """Where: auto (a GPU where there is one; int8 always on the CPU), cpu, cuda or cuda:1."""
     json: bool = False
     """Print one JSON object a line, with the probabilities of all labels, instead of a table."""

@@ -24,7 +24,7 @@ _SHOWN = 3
 
 def predict_tags(flags: PredictFlags) -> None:
     """Print the tags of all words."""
-    tagger = Tagger.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype)
+    tagger = Tagger.load(flags.model, max_seq_length=flags.max_seq_length, dtype=flags.dtype, device=flags.device)
     console = Console(highlight=False)
     for one in tagger.stream(_sentences(flags), texts_at_once=_AT_ONCE):
         if flags.json:

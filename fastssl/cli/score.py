@@ -49,6 +49,8 @@ class ScoreFlags:
     """Directory of a causal or a masked language model, and its tokenizer."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the model computes in."""
+    device: str = "auto"
+    """Where: auto (a GPU where there is one; int8 always on the CPU), cpu, cuda or cuda:1."""
     tokens_per_batch: int = 4096
     """About how many tokens go through the model at once."""
     num_threads: int | None = None
@@ -72,7 +74,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _by_causal_model(flags: ScoreFlags, texts: Iterable[str]) -> Iterator[_Score]:
-    generator = TextGenerator.load(flags.model, dtype=flags.dtype)
+    generator = TextGenerator.load(flags.model, dtype=flags.dtype, device=flags.device)
     config, texts = generator.model.config, iter(texts)
     first = next((token for token in (config.bos_token_id, *config.end_tokens) if token is not None), None)
     if first is None:
@@ -90,6 +92,8 @@ def _by_causal_model(flags: ScoreFlags, texts: Iterable[str]) -> Iterator[_Score
 
 
 def _by_masked_model(flags: ScoreFlags, texts: Iterable[str]) -> Iterator[_Score]:
-    scorer = PseudoLikelihoodScorer.load(flags.model, dtype=flags.dtype, tokens_per_batch=flags.tokens_per_batch)
+    scorer = PseudoLikelihoodScorer.load(
+        flags.model, dtype=flags.dtype, device=flags.device, tokens_per_batch=flags.tokens_per_batch
+    )
     for one in scorer.stream(texts, texts_at_once=_LINES_AT_ONCE):
         yield _Score(one.score, len(one.tokens), one.text)

@@ -57,6 +57,8 @@ class SearchFlags:
     """Tokens of a text that are read, [CLS] and [SEP] included; None: as the directory says."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the model computes in: int8 where the CPU has AVX-512 VNNI, bf16 where it has bf16 instructions."""
+    device: str = "auto"
+    """Where: auto (a GPU where there is one; int8 always on the CPU), cpu, cuda or cuda:1."""
     num_threads: int | None = None
     """Threads; None keeps PyTorch's choice."""
     json: bool = False
@@ -74,7 +76,7 @@ def main(arguments: list[str]) -> int:
     keep_freed_memory()
     lines = text_lines(flags.file)
     embedder = SentenceEmbedder.load(
-        flags.model, dtype=flags.dtype, pooling=flags.pooling or None, max_length=flags.max_length
+        flags.model, dtype=flags.dtype, device=flags.device, pooling=flags.pooling or None, max_length=flags.max_length
     )
     embeddings = None if flags.embeddings is None else read_embeddings(flags.embeddings, embedder)
     if embeddings is not None:

@@ -97,8 +97,11 @@ class PackedBatch:
         """Return the number of targets of each kind present.
 
         "masked_lm", "token" -> M, "sentence", "sequence" -> B, "answer" -> the sequences that have one, "pair" -> P,
-        "causal_lm" -> the tokens whose next one is to be predicted.
+        "causal_lm" -> the tokens whose next one is to be predicted. A batch that was brought to a GPU knows them from
+        before: nobody waits for the GPU here.
         """
+        if (counted := self.__dict__.get("_counted")) is not None:
+            return dict(counted)
         counts = {}
         if self.masked_labels is not None:
             counts["masked_lm"] = self.masked_labels.numel()
@@ -120,7 +123,10 @@ class PackedBatch:
         """Return the batch with every tensor on `device`: itself where they are there already."""
         if all(tensor.device == torch.device(device) for tensor in self._tensors().values()):
             return self
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        # No field: `dataclasses.replace` makes a batch of other targets, which are to be counted anew.
+        object.__setattr__(moved, "_counted", self.target_counts())
+        return moved
 
     def pin_memory(self) -> "PackedBatch":
         """Return the batch in page-locked memory, from which a GPU copies without waiting."""

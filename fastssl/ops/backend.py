@@ -30,6 +30,8 @@ class Supports:
     """Whether it is written in Triton, which runs on a CUDA device or, in Triton's interpreter, on the CPU."""
     unverified_on: tuple[str, ...] = ()
     """Device types on which no recorded run has verified it: there it runs when asked for by name, never by "auto"."""
+    unverified: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
+    """What -> predicate over the call's keyword facts: the same for a part of what it does, such as "the backward"."""
     first_on: tuple[str, ...] = ()
     """Device types on which "auto" tries it before the others: the fastest of our own there."""
     refuses: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
@@ -97,8 +99,9 @@ def choose(
     tried = []
     for name, module in _in_order(backends, device.type):
         reasons = refusals(module.SUPPORTS, device, dtype, facts)
-        if device.type in module.SUPPORTS.unverified_on:
-            reasons.append(f"no recorded run has verified it on {device.type}; ask for it by name")
+        parts = [part for part, concerns in module.SUPPORTS.unverified.items() if concerns(**facts)]
+        for part in ["it"] if device.type in module.SUPPORTS.unverified_on else parts:
+            reasons.append(f"no recorded run has verified {part} on {device.type}; ask for it by name")
         if not reasons:
             return name
         tried.append(f"{name}: {'; '.join(reasons)}")

@@ -13,7 +13,7 @@ from fastssl.data.batch import PackedBatch
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.tasks.encoded_texts import groups_by_length
-from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
+from fastssl.tasks.inference import dtype_of_parameters, ready
 from fastssl.tasks.streaming import TEXTS_AT_ONCE, one_by_one, stream_windows
 
 
@@ -67,12 +67,15 @@ class FillMask:
         self.tokens_per_batch = tokens_per_batch
 
     @classmethod
-    def load(cls, directory: str | Path, *, dtype: str = "fp32", tokens_per_batch: int = 4096) -> "FillMask":
+    def load(
+        cls, directory: str | Path, *, dtype: str = "fp32", device: str = "auto", tokens_per_batch: int = 4096
+    ) -> "FillMask":
         """Read model and tokenizer from one directory.
 
         Args:
             directory: of a model with a masked-LM head.
             dtype: "fp32", "bf16" or "int8" (see `fastssl.quantize`), of the computation.
+            device: "auto" (a GPU where there is one; "int8" always the CPU), "cpu", "cuda" or "cuda:1".
             tokens_per_batch: about how many tokens go through the model at once.
 
         Raises:
@@ -90,7 +93,7 @@ class FillMask:
                 f"{directory} holds a model without a masked-LM head, which could only guess at random; "
                 "pretrain it first (fastssl pretrain --model DIR)"
             )
-        return cls(in_dtype(model, dtype), tokenizer, tokens_per_batch=tokens_per_batch)
+        return cls(ready(model, dtype, device), tokenizer, tokens_per_batch=tokens_per_batch)
 
     def __call__(self, texts: Iterable[str], *, top_k: int = 5) -> list[FilledText]:
         """Return what the model makes of each text.

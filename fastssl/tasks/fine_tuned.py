@@ -12,13 +12,13 @@ from torch import nn
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.pretrained import read_config
 from fastssl.tasks.finetuning_config import TaskName
-from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
+from fastssl.tasks.inference import dtype_of_parameters, ready
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def load_fine_tuned(
-    model_class: type[Model], directory: str | Path, task: TaskName, dtype: str
+    model_class: type[Model], directory: str | Path, task: TaskName, dtype: str, device: str
 ) -> tuple[Model, Tokenizer]:
     """Return the model and the tokenizer of one directory.
 
@@ -27,6 +27,7 @@ def load_fine_tuned(
         directory: of a model that was fine-tuned for the task.
         task: for the error.
         dtype: a key of `DTYPES`: what the model computes in.
+        device: where, as `choose_device` takes it.
 
     Raises:
         FileNotFoundError: where a part is missing.
@@ -44,7 +45,7 @@ def load_fine_tuned(
             f"{directory} holds a model that was not fine-tuned for {task} and could only guess at random; "
             f"train it first (fastssl finetune --task {task} --model {directory} --train-file ...)"
         )
-    return in_dtype(model, dtype), tokenizer
+    return ready(model, dtype, device), tokenizer
 
 
 def check_vocabulary(model: nn.Module, tokenizer: Tokenizer) -> None:

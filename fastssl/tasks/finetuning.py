@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fastssl.data.files import sha256_of_file
+from fastssl.device import choose_device
 from fastssl.models.cost import flops_per_token, num_parameters, training_memory
 from fastssl.tasks.classification.parts import classification_parts
 from fastssl.tasks.embedding.parts import embedding_parts
@@ -102,11 +103,12 @@ def prepare_finetuning(config: FinetuningConfig, *, say: Callable[[str], None] =
         RunDirectoryError: when the output directory holds checkpoints and the run is not to be resumed.
     """
     check_output_directory(config.training)
+    choose_device(config.training.device)  # says at once that there is none
     torch.manual_seed(config.training.seed)
     world = World.join()
     parts = TASKS[config.task](config, say if world.is_main else _say_nothing)
     freeze(parts.model, config.tuning.frozen_layers)
-    if world.size == 1:
+    if world.size == 1 and choose_device(config.training.device).type == "cpu":
         parts.model.use_sparse_word_gradients()
     return FinetuningRun(config=config, parts=parts, is_main=world.is_main)
 

@@ -47,7 +47,8 @@ class FastsslLM(LM):
         max_gen_toks: tokens to generate where a task does not say.
         add_bos_token: put the model's first token in front of texts; None: where its tokenizer does so.
         prefix_token_id: what stands in front of an empty context; None: the model's first token, or its end.
-        batch_size, max_batch_size, device: given by the harness and not needed here.
+        batch_size, max_batch_size: given by the harness and not needed here.
+        device: "cpu", "cuda" and so on; None: a GPU where there is one.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class FastsslLM(LM):
     ) -> None:
         super().__init__()
         names = {"float32": "fp32", "auto": "fp32", "bfloat16": "bf16"}
-        self._generator = TextGenerator.load(pretrained, dtype=names.get(dtype, dtype))
+        self._generator = TextGenerator.load(pretrained, dtype=names.get(dtype, dtype), device=device or "auto")
         self._model, self._tokenizer = self._generator.model, self._generator.tokenizer
         config = self._model.config
         self._device = next(self._model.parameters()).device

@@ -24,7 +24,7 @@ class Pipeline(Protocol):
     """
 
     @classmethod
-    def load(cls, directory: str | Path, *, dtype: str = "fp32") -> Pipeline:
+    def load(cls, directory: str | Path, *, dtype: str = "fp32", device: str = "auto") -> Pipeline:
         """Read model and tokenizer; an error says so where the model is not of this task."""
 
     def __call__(self, texts: Iterable) -> Any:
@@ -46,7 +46,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
 """Task, as Hugging Face names it where it does -> what serves its models."""
 
 
-def pipeline(task: str, model: str | Path, *, dtype: str = "fp32", **options: object) -> Pipeline:
+def pipeline(task: str, model: str | Path, *, dtype: str = "fp32", device: str = "auto", **options: object) -> Pipeline:
     """Return an object that serves the model of a directory.
 
     | task | object | an answer |
@@ -66,6 +66,7 @@ def pipeline(task: str, model: str | Path, *, dtype: str = "fp32", **options: ob
             one a token.
         model: a local directory.
         dtype: "fp32", "bf16" or "int8" (see `fastssl.quantize`), of the computation.
+        device: "auto" (a GPU where there is one; "int8" always the CPU), "cpu", "cuda" or "cuda:1".
         options: further ones of the object's own `load`, such as `max_seq_length` or `pooling`.
 
     Raises:
@@ -77,8 +78,8 @@ def pipeline(task: str, model: str | Path, *, dtype: str = "fp32", **options: ob
         suggestion = f"did you mean {nearest[0]!r}, of " if nearest else "expected one of "
         raise ValueError(f"there is no task {task!r}; {suggestion}{', '.join(PIPELINES)}")
     load = PIPELINES[task].load
-    known = [name for name in inspect.signature(load).parameters if name not in ("directory", "dtype")]
+    known = [name for name in inspect.signature(load).parameters if name not in ("directory", "dtype", "device")]
     for name in options:
         if name not in known:
             raise ValueError(f"the pipeline {task!r} has no option {name!r}; expected some of {', '.join(known)}")
-    return load(model, dtype=dtype, **options)
+    return load(model, dtype=dtype, device=device, **options)

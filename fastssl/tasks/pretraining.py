@@ -13,6 +13,7 @@ from fastssl.data.encode import encode_files
 from fastssl.data.shard_format import INDEX_NAME, ShardError
 from fastssl.data.shards import TokenShards
 from fastssl.data.tokenizer import Tokenizer
+from fastssl.device import choose_device
 from fastssl.tasks.bert_pretraining import BertParts
 from fastssl.tasks.gpt_pretraining import GptParts
 from fastssl.tasks.gpt_pretraining_config import GptPretrainingConfig
@@ -97,6 +98,7 @@ def prepare_pretraining(
     """
     output_dir = Path(config.training.output_dir)
     check_output_directory(config.training)
+    choose_device(config.training.device)  # says at once that there is none
     torch.manual_seed(config.training.seed)
     parts = GptParts(config=config) if isinstance(config, GptPretrainingConfig) else BertParts(config=config)
     model = parts.published_model()

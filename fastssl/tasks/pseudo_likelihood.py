@@ -73,10 +73,15 @@ class PseudoLikelihoodScorer:
 
     @classmethod
     def load(
-        cls, directory: str | Path, *, dtype: str = "fp32", tokens_per_batch: int = TOKENS_PER_BATCH
+        cls,
+        directory: str | Path,
+        *,
+        dtype: str = "fp32",
+        device: str = "auto",
+        tokens_per_batch: int = TOKENS_PER_BATCH,
     ) -> PseudoLikelihoodScorer:
         """Read model and tokenizer from one directory; arguments and errors as in `FillMask.load`."""
-        served = FillMask.load(directory, dtype=dtype)
+        served = FillMask.load(directory, dtype=dtype, device=device)
         return cls(served.model, served.tokenizer, tokens_per_batch=tokens_per_batch)
 
     def __call__(self, texts: Iterable[str]) -> list[PseudoLikelihood]:

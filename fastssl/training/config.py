@@ -54,6 +54,8 @@ class TrainingConfig:
     """Recompute the activations of each block in the backward pass: less memory, about a third more time."""
     precision: PrecisionName = "auto"
     """Arithmetic: fp32, or bf16 (autocast; weights stay fp32); auto is fp32 on a CPU, bf16 on a GPU that has it."""
+    device: str = "auto"
+    """Where it trains: auto (a GPU where there is one; a model that is on one stays there), cpu, cuda or cuda:1."""
     seed: int = 42
     """Seed of everything random in training; dropout at step k is a function of (seed, k) alone."""
     num_threads: int | None = None
@@ -181,6 +183,7 @@ LENGTH_FIELDS = ("max_steps", "num_train_epochs", "time_budget_minutes")
 _FREE_FIELDS = (
     "output_dir",
     "gradient_checkpointing",
+    "device",
     "num_threads",
     "logging_steps",
     "eval_steps",

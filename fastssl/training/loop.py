@@ -17,7 +17,13 @@ from fastssl.training.evaluation import Evaluation
 from fastssl.training.interrupt import EXIT_CODES, StopRequest
 from fastssl.training.log import Sink
 from fastssl.training.metrics import MetricSums
-from fastssl.training.optimizer import FusedAdamW, clip_factor, gradient_norm, set_learning_rate
+from fastssl.training.optimizer import (
+    FusedAdamW,
+    clip_factor,
+    clip_factor_on_device,
+    gradient_norm,
+    set_learning_rate,
+)
 from fastssl.training.progress import Reporter, Stopwatch
 from fastssl.training.run_directory import RunDirectoryError
 from fastssl.training.schedule import Schedule
@@ -26,11 +32,14 @@ from fastssl.training.state import TrainingState
 from fastssl.training.step import (
     NonFiniteError,
     NumberedBatch,
+    SentNumbers,
     accumulate_gradients,
-    make_report,
     seed_generators,
     step_seed,
 )
+
+WAITING_DEVICES = frozenset({"cpu"})
+"""Devices on which an operator is done when its call returns, so that to read a number costs nothing."""
 
 
 @dataclass(kw_only=True)
@@ -78,6 +87,7 @@ class TrainingLoop:
     _stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _timed_tokens: int = 0
     _timed_steps: int = 0
+    _unsettled: SentNumbers | None = None
 
     def run(self, batches: Iterable[tuple[int, int, Batch]]) -> str:
         """Train and return why it ended: "max_steps", "time_budget", "early_stopping", "SIGINT" or "SIGTERM".
@@ -127,35 +137,53 @@ class TrainingLoop:
         return [NumberedBatch(epoch=epoch, index=index, batch=batch) for epoch, index, batch in taken]
 
     def _step(self, model: nn.Module, batches: Sequence[NumberedBatch], learning_rate: float) -> None:
-        """Do one optimizer step and note its numbers."""
+        """Do one optimizer step and note its numbers.
+
+        A GPU's are read when the next step has been sent there: the host never waits for a step while the GPU has
+        nothing else to do. Whether they are finite is then decided on the GPU, and a bad step does nothing.
+        """
         state = self.state
         device = next(self.model.parameters()).device
         seed_generators(step_seed(self.config.seed, state.step, self.world.rank), device)
         losses, metrics = accumulate_gradients(model, batches, dtype=self.dtype, world=self.world)
-        norm = gradient_norm(self.optimizer)
-        try:
-            report = make_report(losses, norm, metrics, batches, self.world)
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"step {state.step + 1}: {error}; nothing of this step was applied or saved; last good checkpoint: "
-                f"{self.last_checkpoint or 'none'}; try a lower learning_rate or max_grad_norm, or look at that batch"
-            ) from error
+        norm, limit = gradient_norm(self.optimizer), self.config.max_grad_norm
+        self._settle()
+        self._unsettled = SentNumbers.send(state.step + 1, losses, norm, metrics, batches)
+        if device.type in WAITING_DEVICES:
+            self._settle()
+            factor = clip_factor(norm, limit)
+        else:
+            factor = clip_factor_on_device(norm, limit, losses)
         set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step(gradient_factor=clip_factor(norm, self.config.max_grad_norm))
+        self.optimizer.step(gradient_factor=factor)
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
+
+    def _settle(self) -> None:
+        """Note the numbers of the step that was sent last, if that is not done yet."""
+        sent, self._unsettled = self._unsettled, None
+        if sent is None:
+            return
+        try:
+            report = sent.report(self.world)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"step {sent.step}: {error}; nothing of this step was applied or saved; last good checkpoint: "
+                f"{self.last_checkpoint or 'none'}; try a lower learning_rate or max_grad_norm, or look at that batch"
+            ) from error
+        state = self.state
         state.tokens_seen += report.tokens
         state.average.add(report.loss)
         state.window.add({"steps": 1, "loss": report.loss, "grad_norm": report.grad_norm} | report.metrics)
         self._timed_tokens += report.tokens
         self._timed_steps += 1
+        if message := state.plateau.add(sent.step, state.average.value, self.config.plateau_steps):
+            self.reporter.say(message)
 
     def _after_step(self, last: NumberedBatch, learning_rate: float) -> None:
         """Report, evaluate and save where they are due."""
         step, config = self.state.step, self.config
         self.reporter.advance(step)
-        if message := self.state.plateau.add(step, self.state.average.value, config.plateau_steps):
-            self.reporter.say(message)
         if step % config.logging_steps == 0 or step == self.total_steps:
             self._log(last, learning_rate)
         pause = time.monotonic()
@@ -166,6 +194,7 @@ class TrainingLoop:
 
     def _log(self, last: NumberedBatch, learning_rate: float) -> None:
         """Write a row over the steps since the last one."""
+        self._settle()
         seconds, window = self._stopwatch.read(), self.state.window
         tokens_per_second = self._timed_tokens / seconds
         row = {
@@ -216,6 +245,7 @@ class TrainingLoop:
     def _evaluate(self) -> None:
         if self.evaluation is None:
             return
+        self._settle()
         cancelled = self.stop.__bool__
         found = self.evaluation(self.model, dtype=self.dtype, world=self.world, cancelled=cancelled)
         if found is not None:
@@ -255,6 +285,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """Write a checkpoint, then delete the oldest beyond save_total_limit; nothing where none are wanted."""
+        self._settle()
         if self.config.save_strategy == "no":
             return
         if self.world.is_main:

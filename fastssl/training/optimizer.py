@@ -25,16 +25,20 @@ class FusedAdamW(AdamW):
         self._touched: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
-    def step(self, closure=None, *, gradient_factor: float = 1.0) -> None:
+    def step(self, closure=None, *, gradient_factor: float | Tensor = 1.0) -> None:
         """Update the parameters that have a gradient.
 
         Args:
             closure: not taken; torch's signature has it.
-            gradient_factor: of all gradients, as `clip_factor` gives it.
+            gradient_factor: of all gradients, as `clip_factor` gives it; or as `clip_factor_on_device` does, which the
+                host never reads: NaN leaves parameters and state as they are.
         """
         if closure is not None:
             raise ValueError("FusedAdamW.step takes no closure; compute the gradients before it")
         parameters = _parameters_with_gradients(self)
+        if isinstance(gradient_factor, Tensor):
+            self._step_unread(parameters, gradient_factor)
+            return
         if all(p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous() for p in parameters):
             for group in self.param_groups:
                 self._update(group, gradient_factor)
@@ -42,6 +46,17 @@ class FusedAdamW(AdamW):
         _scale(values_of_gradients(parameters), gradient_factor)
         with self._row_gradients.dense(parameters):
             super().step()
+
+    def _step_unread(self, parameters: Sequence[nn.Parameter], gradient_factor: Tensor) -> None:
+        """Take torch's fused step, which divides gradients by a tensor and does nothing where another one is 1."""
+        skipped = gradient_factor.isnan()
+        self.grad_scale = torch.where(skipped, 1.0, gradient_factor).reciprocal()
+        self.found_inf = skipped.float()
+        try:
+            with self._row_gradients.dense(parameters):
+                super().step()
+        finally:
+            self.grad_scale = self.found_inf = None
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take over a state, torch's or ours."""
@@ -151,6 +166,19 @@ def clip_factor(norm: Tensor, max_norm: float) -> float:
     if max_norm > 0 and not norm <= max_norm:
         return float(max_norm / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
     return 1.0
+
+
+def clip_factor_on_device(norm: Tensor, max_norm: float, losses: Sequence[Tensor]) -> Tensor:
+    """Return what `clip_factor` returns as a tensor beside the gradients, NaN where a step must not be taken.
+
+    Args:
+        norm: of the gradients, 0-d.
+        max_norm: 0: no limit.
+        losses: 0-d; a step is taken where these and the norm are finite.
+    """
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) if max_norm > 0 else torch.ones_like(norm)
+    finite = torch.stack([norm, *(loss.to(norm.dtype) for loss in losses)]).isfinite().all()
+    return torch.where(finite, factor, torch.nan)
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:

@@ -104,41 +104,68 @@ def accumulate_gradients(
     return losses, metrics
 
 
-def make_report(
-    losses: Sequence[Tensor],
-    grad_norm: Tensor,
-    metrics: dict[str, Tensor],
-    batches: Sequence[NumberedBatch],
-    world: World,
-) -> StepReport:
-    """Sum a step's numbers over the processes, and stop the run if one of them is not finite.
+@dataclass(frozen=True, kw_only=True)
+class SentNumbers:
+    """A step's numbers on their way to the host, which may go on with the next step meanwhile."""
 
-    Raises:
-        NonFiniteError: names the first batch with a bad loss, or all of the step's batches for a bad gradient.
-    """
-    own_norm, *values = _numbers([grad_norm, *losses, *metrics.values()])
-    own_losses, own_metrics = values[: len(losses)], values[len(losses) :]
-    bad = [n for n, loss in zip(batches, own_losses, strict=True) if not math.isfinite(loss)]
-    own = {"loss": sum(own_losses), "tokens": sum(n.batch.num_tokens for n in batches)}
-    total = world.sum(own | {f"metrics/{name}": value for name, value in zip(metrics, own_metrics, strict=True)})
-    report = StepReport(
-        loss=total["loss"],
-        grad_norm=own_norm,
-        tokens=round(total["tokens"]),
-        metrics={name: total[f"metrics/{name}"] for name in metrics},
-    )
-    if not math.isfinite(report.loss):
-        where = _places(bad[:1]) if bad else "another process's batch"
-        raise NonFiniteError(f"the loss is {report.loss} at {where}")
-    if not math.isfinite(report.grad_norm):
-        raise NonFiniteError(f"the gradient norm is {report.grad_norm} over {_places(batches)}")
-    return report
+    step: int
+    """Number of the step, from 1."""
+    batches: Sequence[NumberedBatch]
+    """Its batches in this process."""
+    metrics: Sequence[str]
+    """Names of the model's metric sums."""
+    values: Tensor
+    """On the host: the gradient's norm, each batch's loss, the metric sums; float64."""
+    arrived: torch.cuda.Event | None
+    """Passed when they are there; None: they are."""
 
+    @classmethod
+    def send(
+        cls,
+        step: int,
+        losses: Sequence[Tensor],
+        grad_norm: Tensor,
+        metrics: dict[str, Tensor],
+        batches: Sequence[NumberedBatch],
+    ) -> "SentNumbers":
+        """Begin to bring 0-d tensors to the host; those of a GPU in one transfer, for which nobody waits here."""
+        device = losses[0].device
+        numbers = [grad_norm, *losses, *metrics.values()]
+        values = torch.stack([value.detach().to(device, torch.float64, non_blocking=True) for value in numbers])
+        arrived = None
+        if device.type == "cuda":
+            on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            values = on_host.copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return cls(step=step, batches=batches, metrics=list(metrics), values=values, arrived=arrived)
 
-def _numbers(values: Sequence[Tensor]) -> list[float]:
-    """Return 0-d tensors as numbers; those of a GPU in one transfer, so that the host waits for it once."""
-    device = values[0].device
-    return torch.stack([value.detach().to(device, torch.float64, non_blocking=True) for value in values]).tolist()
+    def report(self, world: World) -> StepReport:
+        """Sum the numbers over the processes, and stop the run if one of them is not finite.
+
+        Raises:
+            NonFiniteError: names the first batch with a bad loss, or all of the step's batches for a bad gradient.
+        """
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        own_norm, *values = self.values.tolist()
+        own_losses, own_metrics = values[: len(self.batches)], values[len(self.batches) :]
+        bad = [n for n, loss in zip(self.batches, own_losses, strict=True) if not math.isfinite(loss)]
+        own = {"loss": sum(own_losses), "tokens": sum(n.batch.num_tokens for n in self.batches)}
+        sums = {f"metrics/{name}": value for name, value in zip(self.metrics, own_metrics, strict=True)}
+        total = world.sum(own | sums)
+        report = StepReport(
+            loss=total["loss"],
+            grad_norm=own_norm,
+            tokens=round(total["tokens"]),
+            metrics={name: total[f"metrics/{name}"] for name in self.metrics},
+        )
+        if not math.isfinite(report.loss):
+            where = _places(bad[:1]) if bad else "another process's batch"
+            raise NonFiniteError(f"the loss is {report.loss} at {where}")
+        if not math.isfinite(report.grad_norm):
+            raise NonFiniteError(f"the gradient norm is {report.grad_norm} over {_places(self.batches)}")
+        return report
 
 
 def _places(batches: Sequence[NumberedBatch]) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 from fastssl.allocator import keep_freed_memory
 from fastssl.data.loader import Loader
+from fastssl.device import choose_device
 from fastssl.ops.machine import measured_matmul_flops
 from fastssl.training.checkpoint import checkpoint_to_resume, list_checkpoints
 from fastssl.training.config import TrainingConfig
@@ -103,7 +104,7 @@ class Trainer:
         if config.gradient_checkpointing:
             _enable_gradient_checkpointing(model)
         self._model, self._config, self._cost = model, config, cost
-        self._device = next(model.parameters()).device
+        self._device = _move(model, config.device)
         self._dtype = resolve_precision(config.precision, self._device)
         self._world = World.join()
         self._train_data, self._lr_scales = train_data, lr_scales
@@ -247,6 +248,16 @@ class Trainer:
             seconds.append(time.perf_counter() - start)
             self._model.zero_grad(set_to_none=True)
         return min(seconds)
+
+
+def _move(model: nn.Module, name: str) -> torch.device:
+    """Bring the model to the device of a run and return that; "auto" leaves it where it is, unless on the CPU."""
+    present = next(model.parameters()).device
+    device = present if name == "auto" and present.type != "cpu" else choose_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # for all that asks for "the" GPU, such as the exchange of gradients
+    model.to(device)
+    return device
 
 
 def _close(sink: Sink) -> None:

@@ -1,5 +1,7 @@
 """PackedBatch: what goes in padded comes out padded, and nothing in between is padding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -125,3 +127,12 @@ def test_inconsistent_fields_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             PackedBatch(**{**good, **change})
+
+
+def test_targets_are_counted_before_a_batch_leaves_the_host():
+    ids = torch.arange(12).view(2, 6)
+    batch = PackedBatch.from_padded(ids, causal_labels=ids.masked_fill(ids % 4 == 1, -100))
+    # Nothing can be read of a meta tensor, as nothing should be of a GPU's.
+    assert batch.to("meta").target_counts() == batch.target_counts() == {"causal_lm": 7}
+    fewer = replace(batch.to("cpu"), next_tokens=torch.full_like(batch.next_tokens, -100))
+    assert fewer.target_counts() == {"causal_lm": 0}

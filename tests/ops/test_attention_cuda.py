@@ -1,68 +1,102 @@
 """The CUDA kernels of attention, on a GPU or in the emulation, against the definition in float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fastssl.ops.attention import native
+from fastssl import extension
+from fastssl.ops.attention import native, split_projection, stock
 from fastssl.ops.attention.cases import EDGE_CASES, AttentionCase
+from fastssl.ops.backend import choose
 from fastssl.ops.philox import attention_keep_mask, dropout_scale
 from tests.ops.surroundings import Surrounded
-from tests.ops.test_attention import call
+from tests.ops.test_attention import call, check
 from tests.oracle import assert_within_budget
 
 pytestmark = [pytest.mark.native, pytest.mark.cuda]
 
 DTYPES = [torch.bfloat16, torch.float16]
-NAMES = [name for name, case in EDGE_CASES.items() if case.bias is None and case.width <= 128]
-NAMES.remove("long, causal")  # slow in the emulation
+CASES = {name: case for name, case in EDGE_CASES.items() if case.bias is None and case.width <= 128} | {
+    "everything but a bias": replace(EDGE_CASES["everything"], bias=None),
+    "tiles of both sides": AttentionCase(
+        lengths_q=(150, 129), lengths_k=(140, 260), heads=4, key_heads=2, width=64, window=(100, 30), dropout_p=0.1
+    ),
+}
 
 
-def check_forward(case, inputs):
-    """Hold output and lse to the budget of `tests/oracle.py`."""
-
-    def results(backend, tensors):
-        return call(case, backend, list(inputs), return_lse=True)(*tensors)
-
-    tensors = list(inputs.values())
-    dtype = tensors[0].dtype
-    runs = (
-        results("native", tensors),
-        results("reference", tensors),
-        results("reference", [x.double() for x in tensors]),
+def results(case, backend, inputs):
+    """Return output, lse and the gradients through both, by name."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    out, lse = call(case, backend, list(inputs), return_lse=True)(*leaves.values())
+    generator = torch.Generator().manual_seed(7)
+    cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (out, lse)]
+    seen = lse > -math.inf
+    gradients = torch.autograd.grad(
+        (out, lse[seen]),
+        leaves.values(),
+        (cotangents[0].bfloat16().to(out.dtype), cotangents[1][seen].to(lse.dtype)),
+        materialize_grads=True,
     )
-    for name, got, same, wide in zip(("output", "lse"), *runs, strict=True):
-        assert_within_budget(name, got, same, wide, dtype)
+    return {"output": out.detach(), "lse": lse.detach()} | dict(zip(inputs, gradients, strict=True))
+
+
+def same_bits(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_against_the_definition(cuda_kernels, name, dtype):
-    check_forward(EDGE_CASES[name], EDGE_CASES[name].inputs(dtype))
+    inputs = CASES[name].inputs(dtype)
+    wide = {name: tensor.double() for name, tensor in inputs.items()}
+    got, same, exact = (
+        results(CASES[name], backend, tensors)
+        for backend, tensors in (("native", inputs), ("reference", inputs), ("reference", wide))
+    )
+    for part, tensor in got.items():
+        assert tensor.dtype == (torch.float32 if part == "lse" else dtype)
+        assert_within_budget(part, tensor, same[part], exact[part], dtype)
 
 
 @pytest.mark.parametrize("width", [1, 24, 32, 64, 72, 96, 100, 128])
 def test_head_widths(cuda_kernels, width):
     case = AttentionCase(lengths_q=(65, 17), width=width, heads=1, key_heads=1, causal=True)
-    check_forward(case, case.inputs(torch.bfloat16))
+    check(case, case.inputs(torch.bfloat16))
 
 
-def test_grouped_heads_on_a_projection(cuda_kernels):
-    """Slices of one (N, H + 2 H_k, D) tensor are read where they lie."""
-    case = AttentionCase(lengths_q=(70, 5), heads=4, key_heads=2, width=32, causal=True)
+@pytest.mark.parametrize("dense", [False, True])
+def test_grouped_heads_on_a_projection(cuda_kernels, dense):
+    """Slices of one (N, H + 2 H_k, D) tensor are read where they lie, and so are their gradients written."""
+    case = AttentionCase(lengths_q=(70, 70) if dense else (70, 5), heads=4, key_heads=2, width=32, dense=dense)
     inputs = case.inputs(torch.bfloat16)
-    apart = call(case, "native", list(inputs))(*inputs.values())
-    together = torch.cat(list(inputs.values()), dim=1).split((4, 2, 2), dim=1)
-    assert torch.equal(call(case, "native", list(inputs))(*together), apart)
+    apart = results(case, "native", inputs)
+    fused = torch.cat(list(inputs.values()), dim=-2).requires_grad_()
+    together = dict(zip("qkv", split_projection(fused, 4, 2), strict=True))
+    seen = []
+    together["q"].register_hook(lambda gradient: seen.append(gradient.data_ptr()))
+    out = call(case, "native", list(together))(*together.values())
+    (gradient,) = torch.autograd.grad(out, fused, torch.ones_like(out))
+    assert torch.equal(out, apart["output"]) and seen == [gradient.data_ptr()]
+    assert same_bits(results(case, "native", {name: x.detach() for name, x in together.items()}), apart)
 
 
 def test_a_query_that_sees_nothing_gives_zero(cuda_kernels):
     case = AttentionCase(lengths_q=(90, 4), lengths_k=(20, 0), causal=True)
-    out, lse = call(case, "native", ["q", "k", "v"], return_lse=True)(*case.inputs(torch.bfloat16).values())
+    found = results(case, "native", case.inputs(torch.bfloat16))
     blind = torch.cat([torch.arange(90) < 70, torch.ones(4, dtype=torch.bool)])
-    assert (out[blind] == 0).all() and (lse[:, blind] == -math.inf).all()
-    assert torch.isfinite(lse[:, ~blind]).all()
+    assert (found["output"][blind] == 0).all() and (found["lse"][:, blind] == -math.inf).all()
+    assert torch.isfinite(found["lse"][:, ~blind]).all()
+    assert (found["q"][blind] == 0).all() and (found["q"][~blind] != 0).any()
+
+
+def test_keys_that_nobody_sees_have_no_gradient(cuda_kernels):
+    case = AttentionCase(lengths_q=(30, 0), lengths_k=(400, 9), window=(9, 0))
+    found = results(case, "native", case.inputs(torch.bfloat16))
+    seen = (torch.arange(409) >= 361) & (torch.arange(409) < 400)
+    for name in "kv":
+        assert (found[name][~seen] == 0).all() and found[name][seen].any()
 
 
 def test_nan_is_not_hidden(cuda_kernels):
@@ -70,9 +104,27 @@ def test_nan_is_not_hidden(cuda_kernels):
     for name in "qkv":
         inputs = case.inputs(torch.bfloat16)
         inputs[name][3, 1, 2] = math.nan
-        out = call(case, "native", list(inputs))(*inputs.values())
-        assert out[3, 1].isnan().any()
-        assert torch.isfinite(out[:, 0]).all() and torch.isfinite(out[40:]).all()
+        found = results(case, "native", inputs)
+        assert found["output"][3, 1].isnan().any() and found["q"][3, 1].isnan().any()
+        for part in ("output", *"qkv"):
+            assert found[part][:, 0].isfinite().all() and found[part][40:].isfinite().all()
+
+
+def test_a_sequence_knows_nothing_of_its_neighbours(cuda_kernels):
+    """The same bits alone, in front of others, and as part of a dense batch."""
+    case = AttentionCase(lengths_q=(70, 70), causal=True, dropout_p=0.2)
+    inputs = case.inputs(torch.bfloat16)
+
+    def gradients(case, inputs):
+        leaves = [x.detach().requires_grad_() for x in inputs.values()]
+        out = call(case, "native", list(inputs))(*leaves)
+        return torch.autograd.grad(out, leaves, out.detach())
+
+    packed = gradients(case, inputs)
+    dense = gradients(replace(case, dense=True), {name: x.unflatten(0, (2, 70)) for name, x in inputs.items()})
+    alone = gradients(replace(case, lengths_q=(70,)), {name: x[:70] for name, x in inputs.items()})
+    for of_packed, of_dense, of_alone in zip(packed, dense, alone, strict=True):
+        assert torch.equal(of_dense.flatten(0, 1), of_packed) and torch.equal(of_alone, of_packed[:70])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,13 +144,31 @@ def test_the_dropout_mask_is_the_defined_one(cuda_kernels, dtype):
 
 
 def test_same_bits_in_every_order_of_the_threads(cuda_kernels):
-    case = AttentionCase(lengths_q=(150, 0, 9), causal=True, width=64, dropout_p=0.2)
+    case = AttentionCase(lengths_q=(150, 0, 9), heads=4, causal=True, width=64, dropout_p=0.2)
     inputs = case.inputs(torch.bfloat16)
     runs = []
     for order in (0, 1, 2):
         cuda_kernels.set_thread_order(order)
-        runs.append(call(case, "native", list(inputs), return_lse=True)(*inputs.values()))
-    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+        runs.append(results(case, "native", inputs))
+    assert all(same_bits(runs[0], run) for run in runs[1:])
+
+
+@pytest.mark.parametrize("dims", [(1, 0, 2), (2, 1, 0)])
+def test_any_strides(cuda_kernels, dims):
+    case = AttentionCase(lengths_q=(20, 45), width=8, heads=4)
+    inputs = case.inputs(torch.bfloat16)
+    back = [dims.index(i) for i in range(3)]
+    strided = {name: x.permute(dims).contiguous().permute(back) for name, x in inputs.items()}
+    assert same_bits(results(case, "native", strided), results(case, "native", inputs))
+
+
+def test_expanded_cotangent(cuda_kernels):
+    case = AttentionCase(lengths_q=(20, 45), width=16)
+    leaves = [x.requires_grad_() for x in case.inputs(torch.bfloat16).values()]
+    out = call(case, "native", "qkv")(*leaves)
+    expected = torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
+    found = torch.autograd.grad(out.sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(("width", "offset"), [(32, 0), (32, 1), (13, 0)])
@@ -106,23 +176,41 @@ def test_nothing_outside_the_tensors_is_read_or_written(cuda_kernels, width, off
     """Outputs stand between guard zones of the emulation; the inputs here are surrounded by NaN."""
     case = AttentionCase(lengths_q=(70, 3), width=width, heads=1, key_heads=1)
     inputs = case.inputs(torch.bfloat16)
-    surrounded = [Surrounded(tensor, offset) for tensor in inputs.values()]
-    out = call(case, "native", list(inputs))(*(part.tensor for part in surrounded))
-    torch.testing.assert_close(out, call(case, "native", list(inputs))(*inputs.values()))
-    assert out.isfinite().all() and all(part.untouched_outside() for part in surrounded)
+    surrounded = {name: Surrounded(x, offset) for name, x in (inputs | {"grad": inputs["v"].flip(0)}).items()}
+    leaves = [surrounded[name].tensor.requires_grad_() for name in "qkv"]
+    out = call(case, "native", "qkv")(*leaves)
+    found = torch.autograd.grad(out, leaves, surrounded["grad"].tensor)
+    plain = [x.requires_grad_() for x in inputs.values()]
+    expected = call(case, "native", "qkv")(*plain)
+    torch.testing.assert_close(out, expected)
+    assert all(map(torch.equal, found, torch.autograd.grad(expected, plain, inputs["v"].detach().flip(0))))
+    with torch.no_grad():
+        assert out.isfinite().all() and all(part.untouched_outside() for part in surrounded.values())
 
 
 @pytest.mark.parametrize(
     ("facts", "reason"),
-    [
-        ({"dtype": torch.float32}, "float32"),
-        ({"width": 129}, "at most 128"),
-        ({"biased": True}, "no bias"),
-        ({"needs_grad": True}, "no backward"),
-    ],
+    [({"dtype": torch.float32}, "float32"), ({"width": 129}, "at most 128"), ({"biased": True}, "no bias")],
 )
 def test_what_the_kernels_cannot_do_is_refused(facts, reason):
-    usual = {"device": "cuda", "dtype": torch.bfloat16, "width": 64, "biased": False, "needs_grad": False}
+    usual = {"device": "cuda", "dtype": torch.bfloat16, "width": 64, "biased": False, "needs_grad": True}
     found = [why for why, refuses in native.SUPPORTS.refuses.items() if refuses(**usual | facts)]
     assert len(found) == 1 and reason in found[0]
     assert not any(refuses(**usual | facts | {"device": "cpu"}) for refuses in native.SUPPORTS.refuses.values())
+
+
+@pytest.mark.parametrize(("needs_grad", "chosen"), [(False, "native"), (True, "stock")])
+def test_the_backward_runs_when_asked_for_by_name(monkeypatch, needs_grad, chosen):
+    """No recorded run has verified it, so that `auto` passes it by, and the forward that would lead to it."""
+    monkeypatch.setattr(extension, "cuda_ops_loaded", lambda: True)
+    facts = {"device": "cuda", "dtype": torch.bfloat16, "width": 64, "biased": False, "needs_grad": needs_grad}
+    facts |= {"packed": True, "compiling": False, "dropped": False, "return_lse": False}
+
+    def choice(requested, backends):
+        return choose("attention", requested, backends, torch.device("cuda"), torch.bfloat16, facts)
+
+    assert choice("auto", {"native": native, "stock": stock}) == chosen
+    assert choice("native", {"native": native}) == "native"
+    if needs_grad:
+        with pytest.raises(ValueError, match="no recorded run has verified its backward on cuda; ask for it by name"):
+            choice("auto", {"native": native})

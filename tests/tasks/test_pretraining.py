@@ -137,6 +137,13 @@ def test_another_run_in_the_directory_is_refused(text: Path, tmp_path: Path):
         prepare_pretraining(changed).run()
 
 
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(text: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device='cuda:1', but PyTorch .* finds no CUDA GPU here"):
+        prepare_pretraining(make_config(text, tmp_path / "run", training={"device": "cuda:1"}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_is_no_output_directory(text: Path):
     with pytest.raises(RunDirectoryError, match="is a file"):
         prepare_pretraining(make_config(text, text))

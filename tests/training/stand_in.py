@@ -38,7 +38,7 @@ class StandInBatch:
         return {"masked_lm": self.targets.numel()}
 
     def to(self, device) -> "StandInBatch":
-        return self
+        return StandInBatch(tokens=self.tokens.to(device), targets=self.targets.to(device))
 
 
 class StandInSource:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fastssl.training import TrainingConfig
-from fastssl.training.optimizer import clip_gradients, make_optimizer
+from fastssl.training.optimizer import clip_factor, clip_factor_on_device, clip_gradients, gradient_norm, make_optimizer
 from tests.training.stand_in import StandInModel
 
 CONFIG = TrainingConfig(output_dir="run", learning_rate=0.1, weight_decay=0.5)
@@ -51,6 +51,36 @@ def test_clipping():
     assert clip_gradients(optimizer, 0.0).item() == pytest.approx(2 * size**0.5)
     assert clip_gradients(optimizer, 1.0).item() == pytest.approx(2 * size**0.5)
     assert clip_gradients(optimizer, 1.0).item() == pytest.approx(1.0, abs=1e-4)
+
+
+def with_gradients(seed: int = 0):
+    model, generator = StandInModel(), torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    return model, make_optimizer(model, CONFIG)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6])
+def test_a_factor_that_the_host_never_reads_clips_as_one_that_it_reads(max_norm: float):
+    model, optimizer = with_gradients()
+    optimizer.step(gradient_factor=clip_factor(gradient_norm(optimizer), max_norm))
+    other, unread = with_gradients()
+    unread.step(gradient_factor=clip_factor_on_device(gradient_norm(unread), max_norm, [torch.tensor(1.0)]))
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+        assert optimizer.state[one]["step"] == unread.state[two]["step"] == 1
+
+
+@pytest.mark.parametrize(("norm", "loss"), [(torch.nan, 1.0), (torch.inf, 1.0), (1.0, torch.nan)])
+def test_a_step_that_must_not_be_taken_changes_nothing(norm: float, loss: float):
+    model, optimizer = with_gradients()
+    optimizer.step(gradient_factor=clip_factor_on_device(torch.tensor(1.0), 1.0, [torch.tensor(1.0)]))
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    states = [{name: value.clone() for name, value in optimizer.state[p].items()} for p in model.parameters()]
+    optimizer.step(gradient_factor=clip_factor_on_device(torch.tensor(norm), 1.0, [torch.tensor(loss)]))
+    for parameter, weight, state in zip(model.parameters(), weights, states, strict=True):
+        assert torch.equal(parameter, weight)
+        assert all(torch.equal(optimizer.state[parameter][name], value) for name, value in state.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

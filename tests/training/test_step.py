@@ -5,8 +5,8 @@ from fastssl.training.distributed import World
 from fastssl.training.step import (
     NonFiniteError,
     NumberedBatch,
+    SentNumbers,
     accumulate_gradients,
-    make_report,
     seed_generators,
     step_seed,
     total_target_counts,
@@ -48,14 +48,14 @@ def test_a_bad_loss_names_its_batch():
     batches = numbered(StandInSource(poison=(0, 2)), 4)
     losses, metrics, _ = accumulate_gradients_of(batches)
     with pytest.raises(NonFiniteError, match=r"loss is nan at batch \(epoch 0, index 2\)$"):
-        make_report(losses, torch.tensor(1.0), metrics, batches, World())
+        SentNumbers.send(1, losses, torch.tensor(1.0), metrics, batches).report(World())
 
 
 def test_a_bad_gradient_names_all_batches():
     batches = numbered(StandInSource(), 2)
     losses, metrics, _ = accumulate_gradients_of(batches)
     with pytest.raises(NonFiniteError, match=r"gradient norm is inf over .*index 0\), batch \(epoch 0, index 1\)"):
-        make_report(losses, torch.tensor(torch.inf), metrics, batches, World())
+        SentNumbers.send(1, losses, torch.tensor(torch.inf), metrics, batches).report(World())
 
 
 def accumulate_gradients_of(batches):

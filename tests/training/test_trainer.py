@@ -14,6 +14,7 @@ from fastssl.training import (
     TrainingConfig,
     evaluate,
     log,
+    loop,
     trainer,
 )
 from fastssl.training.checkpoint import list_checkpoints
@@ -111,7 +112,15 @@ def test_a_time_budget_ends_the_run(tmp_path):
     assert again.step == result.step, "the used time must count after a resume"
 
 
-def test_a_nan_stops_the_run_and_names_step_batch_and_checkpoint(tmp_path):
+@pytest.fixture(params=[True, False], ids=["waits", "goes on"])
+def waiting(request, monkeypatch) -> bool:
+    """Whether the host reads the numbers of a step before the next one, as on a CPU; else after, as on a GPU."""
+    if not request.param:
+        monkeypatch.setattr(loop, "WAITING_DEVICES", frozenset())
+    return request.param
+
+
+def test_a_nan_stops_the_run_and_names_step_batch_and_checkpoint(tmp_path, waiting):
     data = StandInSource(poison=(1, 3))
     model = StandInModel()
     training = make_trainer(tmp_path, model=model, data=data, save_steps=4)
@@ -120,6 +129,31 @@ def test_a_nan_stops_the_run_and_names_step_batch_and_checkpoint(tmp_path):
         training.train()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
     assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+def test_a_nan_leaves_the_weights_of_the_step_before(tmp_path, waiting):
+    bad, good = StandInModel(), StandInModel()
+    constant = {"lr_scheduler_type": "constant", "warmup_steps": 0}
+    with pytest.raises(NonFiniteError, match="step 4"):
+        make_trainer(tmp_path / "bad", model=bad, data=StandInSource(poison=(0, 3)), **constant).train()
+    make_trainer(tmp_path / "good", model=good, max_steps=3, **constant).train()
+    assert all(torch.equal(*pair) for pair in zip(bad.parameters(), good.parameters(), strict=True))
+    assert not torch.equal(bad.decoder.weight, StandInModel().decoder.weight)
+
+
+def test_numbers_that_are_read_late_are_the_same(tmp_path, monkeypatch):
+    settings = {"max_steps": 10, "logging_steps": 3, "eval_steps": 4, "save_steps": 5, "max_grad_norm": 0.5}
+    models = {}
+    for name, devices in (("waits", {"cpu"}), ("goes on", set())):
+        monkeypatch.setattr(loop, "WAITING_DEVICES", frozenset(devices))
+        models[name] = StandInModel()
+        make_trainer(tmp_path / name, model=models[name], **settings).train()
+    now, later = (train_rows(tmp_path / name) for name in models)
+    for row, other in zip(now, later, strict=True):
+        for figure in ("step", "loss", "loss_average", "grad_norm", "tokens", "learning_rate"):
+            assert other[figure] == pytest.approx(row[figure], rel=1e-5), figure
+    for one, other in zip(*(model.parameters() for model in models.values()), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_the_same_run_again_asks_for_resume(tmp_path):

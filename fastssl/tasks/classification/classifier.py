@@ -176,20 +176,23 @@ class Classifier:
         self.label_set = LabelSet(names=config.label_names, problem_type=config.problem_type or kind)
 
     @classmethod
-    def load(cls, directory: str | Path, *, max_seq_length: int | None = None, dtype: str = "fp32") -> Classifier:
+    def load(
+        cls, directory: str | Path, *, max_seq_length: int | None = None, dtype: str = "fp32", device: str = "auto"
+    ) -> Classifier:
         """Read model and tokenizer from one directory; texts are cut where they were in training.
 
         Args:
             directory: of a fine-tuned model.
             max_seq_length: where texts are cut instead, in tokens.
             dtype: "fp32", "bf16" or "int8" (see `fastssl.quantize`), of the computation.
+            device: "auto" (a GPU where there is one; "int8" always the CPU), "cpu", "cuda" or "cuda:1".
 
         Raises:
             FileNotFoundError: where a part is missing.
             ValueError: where the model is none for classification, a part is damaged, or the model's positions do not
                 reach to `max_seq_length`.
         """
-        model, tokenizer = load_fine_tuned(BertForSequenceClassification, directory, "classification", dtype)
+        model, tokenizer = load_fine_tuned(BertForSequenceClassification, directory, "classification", dtype, device)
         if max_seq_length is None:
             max_seq_length = trained_length(directory, model.config.max_position_embeddings)
         return cls(model, tokenizer, max_seq_length=max_seq_length)

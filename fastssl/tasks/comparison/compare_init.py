@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fastssl.device import choose_device
 from fastssl.tasks.comparison.compare_init_figure import draw_comparison
 from fastssl.tasks.comparison.config import STARTS, CompareInitConfig, StartName
 from fastssl.tasks.comparison.run_curve import RunCurve
@@ -140,6 +141,7 @@ def compare_init(config: CompareInitConfig, *, say: Callable[[str], None]) -> Co
     for arm in arms.values():
         # Of both before the first: the second would otherwise be refused after minutes.
         check_output_directory(arm.training)
+        choose_device(arm.training.device)  # says at once that there is none
     for start, arm in arms.items():
         say(f"[{start}] in {arm.training.output_dir}")
         run = with_lines_enough(prepare_finetuning(arm, say=say))

@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from fastssl.data.files import sha256_of_file
+from fastssl.device import choose_device
 from fastssl.tasks.comparison.config import STARTS, CompareInitConfig, StartName
 from fastssl.tasks.comparison.label_budget_figure import draw_label_budget
 from fastssl.tasks.example_batches import ExampleBatches
@@ -190,7 +191,8 @@ class LabelBudgetExperiment:
             known = {name: value for name, value in first.state_dict().items() if name not in drawn}
             model.load_state_dict(known, strict=False)
         freeze(model, self.config.tuning.frozen_layers)
-        model.use_sparse_word_gradients()
+        if choose_device(self.config.training.device).type == "cpu":
+            model.use_sparse_word_gradients()
         return model
 
     def _train(self, start: StartName, num_labels: int, seed: int) -> BudgetRun | int:

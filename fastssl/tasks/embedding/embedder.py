@@ -16,7 +16,7 @@ from fastssl.models.bert_embedder import sentence_vectors
 from fastssl.models.embedding_files import EmbeddingConfig, read_embedding_config
 from fastssl.tasks.embedding.scores import pair_scores, similarities
 from fastssl.tasks.encoded_texts import groups_by_length
-from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
+from fastssl.tasks.inference import dtype_of_parameters, ready
 from fastssl.tasks.labelled_texts import LabelledTexts
 from fastssl.tasks.streaming import TEXTS_AT_ONCE, stream_windows
 
@@ -66,6 +66,7 @@ class SentenceEmbedder:
         directory: str | Path,
         *,
         dtype: str = "fp32",
+        device: str = "auto",
         pooling: str | Sequence[str] | None = None,
         normalize: bool | None = None,
         max_length: int | None = None,
@@ -76,6 +77,7 @@ class SentenceEmbedder:
         Args:
             directory: what it says of pooling, normalisation and length holds unless said otherwise here.
             dtype: "fp32", "bf16" or "int8".
+            device: "auto" (a GPU where there is one; "int8" always the CPU), "cpu", "cuda" or "cuda:1".
             pooling: one or several of "cls", "max", "mean", "mean_sqrt_len_tokens"; several are concatenated.
             normalize: divide every vector by its length.
             max_length: tokens of a text that are read, [CLS] and [SEP] included.
@@ -98,7 +100,7 @@ class SentenceEmbedder:
             # Of a pooler that is not there: it is not used.
             warnings.simplefilter("ignore", UserWarning)
             model = BertModel.from_pretrained(model_directory, dtype=parameters_in)
-        return cls(in_dtype(model, dtype), tokenizer, config, tokens_per_batch=tokens_per_batch)
+        return cls(ready(model, dtype, device), tokenizer, config, tokens_per_batch=tokens_per_batch)
 
     @property
     def width(self) -> int:
@@ -159,6 +161,7 @@ def embed(
     *,
     model: str | Path | SentenceEmbedder,
     dtype: str = "fp32",
+    device: str = "auto",
     pooling: str | Sequence[str] | None = None,
     normalize: bool | None = None,
     max_length: int | None = None,
@@ -168,7 +171,7 @@ def embed(
     Args:
         texts: any number of strings.
         model: a directory, read anew by each call, or a `SentenceEmbedder` that keeps what it has read.
-        dtype, pooling, normalize, max_length: as in `SentenceEmbedder.load`; for a directory alone.
+        dtype, device, pooling, normalize, max_length: as in `SentenceEmbedder.load`; for a directory alone.
 
     Raises:
         FileNotFoundError: where a part of the directory is missing.
@@ -176,11 +179,11 @@ def embed(
     """
     options = {"pooling": pooling, "normalize": normalize, "max_length": max_length}
     if not isinstance(model, SentenceEmbedder):
-        return SentenceEmbedder.load(model, dtype=dtype, **options)(texts)
+        return SentenceEmbedder.load(model, dtype=dtype, device=device, **options)(texts)
     given = [name for name, value in options.items() if value is not None]
-    if given or dtype != "fp32":
+    given += [name for name, value, usual in (("dtype", dtype, "fp32"), ("device", device, "auto")) if value != usual]
+    if given:
         raise ValueError(
-            f"{', '.join(given) or 'dtype'} cannot be changed on an embedder that is loaded; "
-            "give it to SentenceEmbedder.load"
+            f"{', '.join(given)} cannot be changed on an embedder that is loaded; give it to SentenceEmbedder.load"
         )
     return model(texts)

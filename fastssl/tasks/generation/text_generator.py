@@ -11,7 +11,7 @@ from fastssl.models.generated import FinishReason, GeneratedTokens, GenerationCo
 from fastssl.models.generation import checked_prompt, generate, stream
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.tasks.generation.text_stream import StopStrings, TextStream
-from fastssl.tasks.inference_dtype import dtype_of_parameters, in_dtype
+from fastssl.tasks.inference import dtype_of_parameters, ready
 from fastssl.tasks.streaming import strings
 
 
@@ -60,12 +60,15 @@ class TextGenerator:
         self.prompts_at_once = prompts_at_once
 
     @classmethod
-    def load(cls, directory: str | Path, *, dtype: str = "fp32", prompts_at_once: int = 16) -> TextGenerator:
+    def load(
+        cls, directory: str | Path, *, dtype: str = "fp32", device: str = "auto", prompts_at_once: int = 16
+    ) -> TextGenerator:
         """Read model and tokenizer from one directory.
 
         Args:
             directory: of a causal language model.
             dtype: "fp32", "bf16" or "int8" (see `fastssl.quantize`), of the computation.
+            device: "auto" (a GPU where there is one; "int8" always the CPU), "cpu", "cuda" or "cuda:1".
             prompts_at_once: how many prompts are written on at the same time.
 
         Raises:
@@ -73,7 +76,7 @@ class TextGenerator:
             ValueError: where the model is of another kind, or a part is damaged.
         """
         model = GPTForCausalLM.from_pretrained(directory, dtype=dtype_of_parameters(dtype))
-        return cls(in_dtype(model, dtype), Tokenizer.load(directory), prompts_at_once=prompts_at_once)
+        return cls(ready(model, dtype, device), Tokenizer.load(directory), prompts_at_once=prompts_at_once)
 
     def __call__(self, prompts: Iterable[str], *, stop: Sequence[str] = (), **options) -> list[GeneratedText]:
         """Return what the model writes on from each prompt, prompt by prompt and sample by sample.

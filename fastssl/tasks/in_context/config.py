@@ -88,6 +88,8 @@ class InContextConfig:
     """About how many tokens go through the model at once."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the model computes in."""
+    device: str = "auto"
+    """Where: auto (a GPU where there is one; int8 always on the CPU), cpu, cuda or cuda:1."""
 
     def __post_init__(self) -> None:
         given = len(self.demonstrations.demonstration_file)

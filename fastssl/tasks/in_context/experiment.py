@@ -177,7 +177,7 @@ class _Subject:
     """
 
     def __init__(self, config: InContextConfig, name: str, directory: Path) -> None:
-        generator = TextGenerator.load(directory, dtype=config.dtype)
+        generator = TextGenerator.load(directory, dtype=config.dtype, device=config.device)
         self.name, self.directory, self.model = name, directory, generator.model
         self.parameters = num_parameters(self.model.config)  # of a quantised one, those that it was made of
         sizes, wanted = self.model.config, config.layout.begin_with_bos

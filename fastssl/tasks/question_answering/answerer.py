@@ -81,6 +81,7 @@ class QuestionAnswerer:
         windows: WindowConfig | None = None,
         spans: SpanConfig | None = None,
         dtype: str = "fp32",
+        device: str = "auto",
     ) -> QuestionAnswerer:
         """Read model and tokenizer from one directory; windows are as long as they were in training.
 
@@ -90,12 +91,13 @@ class QuestionAnswerer:
             windows: how long documents are cut.
             spans: which spans count.
             dtype: "fp32", "bf16" or "int8" (see `fastssl.quantize`), of the computation.
+            device: "auto" (a GPU where there is one; "int8" always the CPU), "cpu", "cuda" or "cuda:1".
 
         Raises:
             FileNotFoundError: where a part is missing.
             ValueError: where the model is none for question answering, a part is damaged, or the lengths do not fit.
         """
-        model, tokenizer = load_fine_tuned(BertForQuestionAnswering, directory, "question_answering", dtype)
+        model, tokenizer = load_fine_tuned(BertForQuestionAnswering, directory, "question_answering", dtype, device)
         if max_seq_length is None:
             max_seq_length = trained_length(directory, model.config.max_position_embeddings)
         return cls(model, tokenizer, max_seq_length=max_seq_length, windows=windows, spans=spans)

@@ -86,20 +86,23 @@ class Tagger:
         self.label_set = LabelSet(names=model.config.label_names, problem_type="single_label_classification")
 
     @classmethod
-    def load(cls, directory: str | Path, *, max_seq_length: int | None = None, dtype: str = "fp32") -> Tagger:
+    def load(
+        cls, directory: str | Path, *, max_seq_length: int | None = None, dtype: str = "fp32", device: str = "auto"
+    ) -> Tagger:
         """Read model and tokenizer from one directory; windows have the length that they had in training.
 
         Args:
             directory: of a fine-tuned model.
             max_seq_length: most tokens of a window instead.
             dtype: "fp32", "bf16" or "int8" (see `fastssl.quantize`), of the computation.
+            device: "auto" (a GPU where there is one; "int8" always the CPU), "cpu", "cuda" or "cuda:1".
 
         Raises:
             FileNotFoundError: where a part is missing.
             ValueError: where the model is none for tagging, a part is damaged, or the model's positions do not reach to
                 `max_seq_length`.
         """
-        model, tokenizer = load_fine_tuned(BertForTokenClassification, directory, "tagging", dtype)
+        model, tokenizer = load_fine_tuned(BertForTokenClassification, directory, "tagging", dtype, device)
         if max_seq_length is None:
             max_seq_length = trained_length(directory, model.config.max_position_embeddings)
         return cls(model, tokenizer, max_seq_length=max_seq_length)
