@@ -19,6 +19,7 @@ import numpy as np
 
 from fastssl.data.files import make_directory
 from fastssl.data.tokenizer import Tokenizer
+from fastssl.device import choose_device
 from fastssl.models.cost import num_parameters
 from fastssl.models.gpt_files import load_config
 from fastssl.tasks.generation.text_generator import TextGenerator
@@ -90,6 +91,7 @@ def measure_in_context(config: InContextConfig, *, say: Callable[[str], None] = 
     _check_label_words(config, tasks)
     for asked in tasks:  # too few rows are told by the most shots, and what is wrong with the last model at once
         asked.draws(_settings(config)[-1], shared=config.demonstrations.shared_demonstrations)
+    choose_device(config.device)
     for directory in config.model:
         load_config(directory)
         Tokenizer.load(directory)
