@@ -13,7 +13,7 @@ def choose_device(name: str = "auto") -> torch.device:
             current one.
 
     Raises:
-        ValueError: for a name that PyTorch does not know, or a GPU that is not there.
+        ValueError: for a name that PyTorch does not know, or a device that is not there.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -23,6 +23,7 @@ def choose_device(name: str = "auto") -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device={name!r} is not known to PyTorch; expected auto, cpu, cuda or cuda:N") from error
     if device.type != "cuda":
+        _expect_to_be_there(device)
         return device
     if gpus == 0:
         raise ValueError(
@@ -37,3 +38,13 @@ def choose_device(name: str = "auto") -> torch.device:
     if index >= gpus:
         raise ValueError(f"device='cuda:{index}', but PyTorch finds {gpus} GPU(s) here, numbered from 0")
     return torch.device("cuda", index)
+
+
+def _expect_to_be_there(device: torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what PyTorch makes of a device that it was not built for
+        raise ValueError(
+            f"device={str(device)!r}, but PyTorch {torch.__version__} finds none here; leave the device out, or "
+            "choose cpu"
+        ) from error

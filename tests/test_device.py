@@ -46,6 +46,13 @@ def test_an_unknown_name_is_refused(gpus):
         choose_device("gpu")
 
 
+@pytest.mark.skipif(torch.xpu.is_available(), reason="needs a machine without such a device")
+def test_a_device_of_another_kind_must_be_there(gpus):
+    gpus(0)
+    with pytest.raises(ValueError, match=r"device='xpu', but PyTorch .* finds none here; .* choose cpu"):
+        choose_device("xpu")
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_model_answers_on_a_gpu_as_on_the_cpu(tmp_path):

@@ -56,9 +56,17 @@ def main(arguments: list[str]) -> int:
     check_files(flags.files, program=_PROGRAM)
     form = TextForm(exact=flags.text_form == "exact", document_separator=flags.document_separator)
     start = time.perf_counter()
+    if form.exact and flags.text.tokenizer is None and flags.text.tokenizer_type == "wordpiece":
+        raise ValueError(
+            "--text-form exact is for causal models, and wordpiece does not keep text as it is; give --tokenizer-type "
+            "bpe, characters or bytes, or --tokenizer DIR"
+        )
+    tokenizer = flags.text.make_tokenizer(flags.files, form)
+    if form.exact:
+        _ = tokenizer.bounds  # the tokens around a document, without which nothing could learn from the shards
     shards = encode_files(
         flags.files,
-        flags.text.make_tokenizer(flags.files, form),
+        tokenizer,
         flags.output_dir,
         form=form,
         num_processes=flags.num_processes,

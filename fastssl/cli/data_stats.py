@@ -15,7 +15,7 @@ from fastssl.cli.shards_of import open_shards
 from fastssl.cli.text_flags import TextFlags
 from fastssl.data.objectives import ObjectiveConfig
 from fastssl.data.shards import TokenShards
-from fastssl.data.statistics import LengthStatistics, length_statistics
+from fastssl.data.statistics import LengthStatistics, causal_length_statistics, length_statistics
 
 _PROGRAM = "fastssl data stats"
 _BAR_WIDTH = 40
@@ -26,7 +26,8 @@ class StatsFlags:
     """Count documents, sentences and tokens, and show how long the training sequences of an epoch are.
 
     A model that pads every sequence to the longest spends the share "padding to the maximum" on nothing. Here nothing
-    is padded: sequences are packed into batches of --tokens-per-batch, and "batch fill" is the share in use.
+    is padded: sequences are packed into batches of --tokens-per-batch, and "batch fill" is the share in use. Of shards
+    that were encoded with --text-form exact, sequences are those of next-token prediction.
 
     Examples:
       fastssl data stats shards --max-seq-length 512 --tokens-per-batch 16384
@@ -55,9 +56,11 @@ def main(arguments: list[str]) -> int:
         )
     console = Console(highlight=False)
     with open_shards(flags.inputs, flags.text, program=_PROGRAM) as (shards, _):
-        statistics = length_statistics(
-            shards, flags.objective, seed=flags.seed, tokens_per_batch=flags.tokens_per_batch
-        )
+        sizes = {"seed": flags.seed, "tokens_per_batch": flags.tokens_per_batch}
+        if shards.is_exact:
+            statistics = causal_length_statistics(shards, flags.objective.max_seq_length, **sizes)
+        else:
+            statistics = length_statistics(shards, flags.objective, **sizes)
         console.print(_counts(shards))
         console.print(_epoch(statistics, flags.tokens_per_batch))
         console.print(_histogram(statistics))

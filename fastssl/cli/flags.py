@@ -11,7 +11,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn, TypeVar, get_type_hints
+from typing import NoReturn, TypeVar, get_origin, get_type_hints
 
 import tyro
 
@@ -25,7 +25,7 @@ def parse_flags(config_class: type[Config], arguments: Sequence[str], *, program
     """Make a config from command-line flags.
 
     Fields of nested configs are flat flags of their own name; lists are separated by spaces; a bool that defaults to
-    False is a flag without value.
+    False is a flag without value, and of one that defaults to True the flag is --no-NAME.
 
     Args:
         config_class: A dataclass; its docstring is the description.
@@ -34,10 +34,12 @@ def parse_flags(config_class: type[Config], arguments: Sequence[str], *, program
 
     Raises:
         SystemExit: With code 2, after one line that says so, for a flag that does not exist (the nearest is suggested),
-            is missing, or has a value that cannot be read.
+            is missing, or has a value that cannot be read, and for a list in several parts.
         ValueError: As the config raises it, for a value that is out of range or does not fit the others.
     """
-    _refuse_unknown_flags(list(_flags(config_class)), arguments, program)
+    flags = dict(_flags(config_class))
+    _refuse_unknown_flags(list(flags), arguments, program)
+    _refuse_lists_in_parts([flag for flag, kind in flags.items() if get_origin(kind) is tuple], arguments)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -98,13 +100,15 @@ def _refuse(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _flags(config_class: type) -> Iterator[str]:
-    types = get_type_hints(config_class)
+def _flags(config_class: type) -> Iterator[tuple[str, object]]:
+    """Yield the name and the type of each flag; that of a flag that may be repeated, or needs no name, is annotated."""
+    types = get_type_hints(config_class, include_extras=True)
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(types[field.name]):
             yield from _flags(types[field.name])
         else:
-            yield "--" + field.name.replace("_", "-")
+            negated = "no-" if types[field.name] is bool and field.default is True else ""
+            yield f"--{negated}{field.name.replace('_', '-')}", types[field.name]
 
 
 def _refuse_unknown_flags(known: Sequence[str], arguments: Sequence[str], program: str) -> None:
@@ -117,3 +121,11 @@ def _refuse_unknown_flags(known: Sequence[str], arguments: Sequence[str], progra
             nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
             remedy = f"did you mean {nearest[0]}?" if nearest else f"`{program} --help` lists them"
             _refuse(f"{program} has no flag {flag}; {remedy}")
+
+
+def _refuse_lists_in_parts(lists: Sequence[str], arguments: Sequence[str]) -> None:
+    """End the process with code 2 at the second flag of one list, whose values alone would count."""
+    given = [argument.split("=")[0].replace("_", "-") for argument in arguments]
+    for flag in lists:
+        if given.count(flag) > 1:
+            _refuse(f"{flag} is given {given.count(flag)} times; put all of its values behind one {flag}")

@@ -6,23 +6,27 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from fastssl.cli.flags import parse_flags
+from fastssl.cli.text_lines import STANDARD_INPUT, standard_text, text_lines
+from fastssl.cli.threads import use_threads
 from fastssl.models.generated import GenerationConfig
+from fastssl.models.published_generation import GENERATION_FILE, read_published_generation
 from fastssl.tasks.generation.text_generator import GeneratedText, TextGenerator
+from fastssl.tasks.generation.text_stream import StopStrings
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateFlags(GenerationConfig):
     """Write on from prompts with a causal language model.
 
-    Without temperature, top-k, top-p and min-p the likeliest token is taken each time. One text is shown as it is
-    written; tokens per second go to standard error.
+    Without temperature, top-k, top-p and min-p the likeliest token is taken each time. Texts end at the end tokens that
+    the model's generation_config.json or config.json names; how the former would have tokens drawn is told, not done.
+    One text is shown as it is written; tokens per second go to standard error.
 
     Examples:
       fastssl generate --model runs/gpt --prompt "In the beginning"
@@ -34,11 +38,11 @@ class GenerateFlags(GenerationConfig):
     model: Path
     """Directory of a causal language model, and its tokenizer."""
     prompt: tuple[str, ...] = ()
-    """Texts to write on from; - reads one from standard input; an empty one begins a text."""
+    """Texts to write on from; - reads one from standard input, all of it; an empty one begins a text."""
     interactive: bool = False
     """Ask for prompts, one line each, until an empty line or the end of the input."""
     stop: tuple[str, ...] = ()
-    """Strings at which a text ends; they are not shown."""
+    """Strings at which a text ends; they are not shown. Some shells spell a line end $'\\n'."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the model computes in; int8 rounds its linear maps to 8 bits."""
     device: str = "auto"
@@ -54,58 +58,73 @@ def main(arguments: list[str]) -> int:
     flags = parse_flags(GenerateFlags, arguments, program="fastssl generate")
     if bool(flags.prompt) == flags.interactive:
         raise ValueError('expected either --prompt "..." (- reads standard input), or --interactive')
-    if flags.num_threads is not None:
-        torch.set_num_threads(flags.num_threads)
+    if flags.prompt.count("-") > 1:
+        raise ValueError("--prompt takes - once, as it reads standard input to its end; leave the others out")
+    StopStrings(flags.stop)  # refuses an empty one before the model is read
+    use_threads(flags.num_threads)
     generator = TextGenerator.load(flags.model, dtype=flags.dtype, device=flags.device)
+    _tell_published_sampling(flags)
     if flags.interactive:
         return _interact(generator, flags)
-    prompts = [sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt for prompt in flags.prompt]
-    if len(prompts) == 1 and _is_one_text(flags) and not flags.json:
-        _write(generator, prompts[0], flags)
-        return 0
-    begin = time.perf_counter()
-    texts = generator(prompts, stop=flags.stop, **_options(flags))
-    seconds = time.perf_counter() - begin
-    for text in texts:
-        print(json.dumps(asdict(text), ensure_ascii=False) if flags.json else _shown(text, len(texts) > 1))
-    _tell_speed(sum(text.num_tokens for text in texts), seconds)
+    _write_on(generator, [standard_text() if prompt == "-" else prompt for prompt in flags.prompt], flags)
     return 0
 
 
-def _is_one_text(flags: GenerateFlags) -> bool:
-    return flags.num_samples == 1 and flags.num_beams == 1
-
-
-def _options(flags: GenerateFlags) -> dict[str, object]:
-    return {field.name: getattr(flags, field.name) for field in dataclasses.fields(GenerationConfig)}
-
-
-def _write(generator: TextGenerator, prompt: str, flags: GenerateFlags) -> None:
-    begin, text = time.perf_counter(), ""
-    print(prompt, end="", flush=True)
-    for piece in generator.write(prompt, stop=flags.stop, **_options(flags)):
-        print(piece, end="", flush=True)
-        text += piece
-    print()
-    _tell_speed(len(generator.tokenizer.encode(text)), time.perf_counter() - begin)
-
-
 def _interact(generator: TextGenerator, flags: GenerateFlags) -> int:
+    lines = text_lines(STANDARD_INPUT)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
-        prompt = sys.stdin.readline().removesuffix("\n")
+        prompt = next(lines, "")
         if not prompt:
             return 0
-        if _is_one_text(flags):
-            _write(generator, prompt, flags)
-        else:
-            for text in generator([prompt], stop=flags.stop, **_options(flags)):
-                print(_shown(text, True))
+        try:
+            _write_on(generator, [prompt], flags)
+        except UnicodeEncodeError:  # of the terminal, whatever is asked next
+            raise
+        except ValueError as error:
+            print(f"fastssl: error: {error}", file=sys.stderr)
 
 
-def _shown(text: GeneratedText, several: bool) -> str:
-    return f"[{text.sample + 1}] {text.prompt}{text.text}\n" if several else f"{text.prompt}{text.text}"
+def _write_on(generator: TextGenerator, prompts: Sequence[str], flags: GenerateFlags) -> None:
+    options = {field.name: getattr(flags, field.name) for field in dataclasses.fields(GenerationConfig)}
+    begin = time.perf_counter()
+    if len(prompts) == flags.num_samples == flags.num_beams == 1 and not flags.json:
+        pieces = generator.write(prompts[0], stop=flags.stop, **options)
+        texts = [_shown_as_written(prompts[0], pieces)]
+    else:
+        texts = generator(prompts, stop=flags.stop, **options)
+        for number, text in enumerate(texts, start=1):
+            whole = f"{text.prompt}{text.text}"
+            shown = f"[{number}] {whole}\n" if len(texts) > 1 else whole
+            print(json.dumps(asdict(text), ensure_ascii=False) if flags.json else shown)
+    _tell_speed(texts, time.perf_counter() - begin)
 
 
-def _tell_speed(num_tokens: int, seconds: float) -> None:
-    print(f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:,.1f} tokens/s", file=sys.stderr)
+def _shown_as_written(prompt: str, pieces: Generator[str, None, GeneratedText]) -> GeneratedText:
+    print(prompt, end="", flush=True)
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            print()
+            return end.value
+
+
+def _tell_published_sampling(flags: GenerateFlags) -> None:
+    """Tell what the model is meant to be sampled with, where nothing was said of sampling."""
+    if flags.draws or flags.temperature == 0 or flags.repetition_penalty != 1.0 or flags.num_beams > 1:
+        return
+    meant = read_published_generation(flags.model).sampling
+    if meant:
+        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in meant.items())
+        print(
+            f"{flags.model / GENERATION_FILE} means the model to be sampled, with {options}; without these flags the "
+            "likeliest token is taken each time (--temperature 0 says so)",
+            file=sys.stderr,
+        )
+
+
+def _tell_speed(texts: Sequence[GeneratedText], seconds: float) -> None:
+    count = sum(text.num_tokens for text in texts)
+    full = "; the model has no further position" if any(text.finish_reason == "context" for text in texts) else ""
+    print(f"{count} tokens in {seconds:.2f} s: {count / seconds:,.1f} tokens/s{full}", file=sys.stderr)

@@ -99,6 +99,10 @@ def _of_directory(name: str) -> tuple[object, type[nn.Module]]:
     if kind in gpt_files.FAMILIES or kind == gpt_files.OUR_MODEL_TYPE:
         is_body = architecture is not None and "LM" not in architecture
         return gpt_files.config_from_dict(values, source=name), GPTModel if is_body else GPTForCausalLM
+    if "bert" not in str(kind or "bert"):
+        raise ValueError(
+            f"{name} holds a model of type {kind!r}, expected bert or one of {', '.join(gpt_files.FAMILIES)}"
+        )
     # Other architectures are a body with a head that pretraining does not know.
     return bert_files.config_from_dict(values, source=name), _CLASSES.get(architecture, BertModel)
 

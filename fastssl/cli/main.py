@@ -64,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe, such as `head`, has seen enough; Python must not try to flush into it at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except UnicodeEncodeError as error:
+        told = f"{error.object[error.start]!r} cannot be printed in {error.encoding}; set PYTHONIOENCODING=utf-8"
+        print(f"fastssl: error: {told}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"fastssl: error: {error}", file=sys.stderr)
         return 1
@@ -76,6 +80,6 @@ def _warning_in_one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Show what fastssl warns of as its errors are shown, and all other warnings as Python does."""
-    if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+    if category in (UserWarning, RuntimeWarning) and Path(filename).is_relative_to(_PACKAGE):
         return f"fastssl: warning: {message}\n"
     return _usual_form(message, category, filename, lineno, line)

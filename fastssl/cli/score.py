@@ -76,7 +76,12 @@ def main(arguments: list[str]) -> int:
 def _by_causal_model(flags: ScoreFlags, texts: Iterable[str]) -> Iterator[_Score]:
     generator = TextGenerator.load(flags.model, dtype=flags.dtype, device=flags.device)
     config, texts = generator.model.config, iter(texts)
-    first = config.end_tokens[0] if config.bos_token_id is None and config.end_tokens else None
+    first = next((token for token in (config.bos_token_id, *config.end_tokens) if token is not None), None)
+    if first is None:
+        raise ValueError(
+            f"{flags.model} has neither a first token to put in front of a text nor an end token; name one as "
+            "bos_token_id in its config.json"
+        )
     while window := list(islice(texts, _LINES_AT_ONCE)):
         tokens = generator.tokenizer.encode_many(window)
         found = rolling_loglikelihoods(

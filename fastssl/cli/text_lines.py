@@ -28,6 +28,19 @@ def text_lines(file: Path) -> Iterator[str]:
     return _decoded((line for _, line in read_lines(file, lambda num_bytes: None)), str(file))
 
 
+def standard_text() -> str:
+    r"""Return all of standard input as one text, each line end ``\n``, without a byte order mark and the last line end.
+
+    Raises:
+        ValueError: Bytes that are not UTF-8; names the first.
+    """
+    content = sys.stdin.buffer.read().removeprefix(_BYTE_ORDER_MARK)
+    try:
+        return content.decode().replace("\r\n", "\n").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 at byte {error.start + 1}; convert it, as with iconv") from error
+
+
 def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
     for number, line in enumerate(lines):
         yield line.removeprefix(_BYTE_ORDER_MARK) if number == 0 else line

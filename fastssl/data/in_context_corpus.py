@@ -24,6 +24,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from fastssl.data.files import make_directory
+
 INSTRUCTIONS = {"translate": "Translate:", "look-up": "Look up:", "pick": "Pick:", "compute": "Compute:"}
 """Family of tasks -> the line above its examples."""
 CORPUS_FILE = "corpus.jsonl"
@@ -185,8 +187,11 @@ def write_in_context_corpus(config: InContextCorpusConfig, directory: Path) -> l
     Args:
         config: how much of what.
         directory: made where missing; gets ``corpus.jsonl`` and a .jsonl file for each family.
+
+    Raises:
+        ValueError: A file stands in the place of the directory.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     paths = [directory / CORPUS_FILE]
     with paths[0].open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in documents(config))

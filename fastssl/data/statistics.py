@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastssl.data.causal_plan import CausalPlan, document_bounds
 from fastssl.data.objectives import ObjectiveConfig
 from fastssl.data.plan import EpochPlan, LengthIndex
 
@@ -82,6 +83,39 @@ def length_statistics(
         num_examples=plan.num_examples,
         example_lengths=plan.example_lengths,
         max_seq_length=objective.max_seq_length,
+        num_batches=plan.num_batches,
+        batch_fill=plan.num_tokens / budget if budget else None,
+    )
+
+
+def causal_length_statistics(
+    shards: "TokenShards", max_seq_length: int, *, seed: int = 0, tokens_per_batch: int
+) -> LengthStatistics:
+    """Plan the first epoch of next-token prediction and count.
+
+    Args:
+        shards: the encoded corpus, of exact text.
+        max_seq_length: longest piece of a document, in tokens.
+        seed: 64-bit seed of the plan.
+        tokens_per_batch: most tokens per batch.
+    """
+    bounds = document_bounds(shards)
+    plan = CausalPlan.make(
+        np.diff(bounds),
+        max_seq_length=max_seq_length,
+        moving_cuts=True,
+        seed=seed % 2**64,
+        epoch=0,
+        tokens_per_batch=tokens_per_batch,
+    )
+    budget = plan.num_batches * tokens_per_batch
+    return LengthStatistics(
+        num_documents=len(bounds) - 1,
+        num_sentences=sum(len(part.sentence_offsets) - 1 for part in shards.parts),
+        num_tokens=int(bounds[-1]),
+        num_examples=plan.num_examples,
+        example_lengths=plan.ends - plan.begins,
+        max_seq_length=max_seq_length,
         num_batches=plan.num_batches,
         batch_fill=plan.num_tokens / budget if budget else None,
     )

@@ -25,7 +25,7 @@ class GenerationConfig(SamplingConfig):
     early_stopping: bool = False
     """End a beam search as soon as `num_beams` texts are finished, and not when none can become better."""
     use_cache: bool = True
-    """Keep keys and values; without, every step reads the whole text again: slow, and the same tokens."""
+    """Whether keys and values of what was read are kept; else a step reads all again: slow, and in fp32 the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

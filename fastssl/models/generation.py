@@ -1,12 +1,13 @@
 """Generation: a causal model writes on from prompts, one token at a time, from its cache of keys and values."""
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import index
 
 import torch
 
 from fastssl.models.beam_search import search_beams
 from fastssl.models.generated import FinishReason, GeneratedTokens, GenerationConfig
-from fastssl.models.reader import CausalModel, Reader
+from fastssl.models.reader import CausalConfig, CausalModel, Reader
 from fastssl.models.sampling import Draws, choose_tokens
 
 
@@ -29,8 +30,8 @@ def generate(
         B x num_samples texts, prompt by prompt.
 
     Raises:
-        ValueError: for an id outside the vocabulary, a prompt that leaves no position free, or an empty one where the
-            model has no token to begin with.
+        ValueError: for a prompt that is no sequence of ids, an id outside the vocabulary, a prompt that leaves no
+            position free, or an empty one where the model has no token to begin with.
     """
     config = config or GenerationConfig()
     if config.num_beams > 1:
@@ -88,12 +89,25 @@ def _stream(
             logits = reader.read([text.tokens[-1:] for text in texts])
 
 
-def _checked_prompts(model: CausalModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    return [_checked(number, list(prompt), model) for number, prompt in enumerate(prompts)]
+def checked_prompt(number: int, prompt: Sequence[int], config: CausalConfig) -> list[int]:
+    """Return a prompt as a list of ids that can be written on from; of an empty one the model's first token.
 
+    Args:
+        number: of the prompt, for errors.
+        prompt: its tokens.
+        config: of the model.
 
-def _checked(number: int, prompt: list[int], model: CausalModel) -> list[int]:
-    config = model.config
+    Raises:
+        ValueError: as in `generate`.
+    """
+    try:
+        # Also of arrays and tensors; text and decimals have no index.
+        prompt = [index(token) for token in prompt]
+    except TypeError as error:
+        raise ValueError(
+            f"prompt {number} must be a sequence of token ids, got {prompt!r:.60}; give several of them, such as "
+            "[[5, 7]], or texts to a TextGenerator"
+        ) from error
     if not prompt:
         if config.bos_token_id is None:
             raise ValueError(f"prompt {number} is empty, and the model has no bos_token_id to begin with; give a text")
@@ -110,6 +124,10 @@ def _checked(number: int, prompt: list[int], model: CausalModel) -> list[int]:
             "none is left to write to; shorten it"
         )
     return prompt
+
+
+def _checked_prompts(model: CausalModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [checked_prompt(number, prompt, model.config) for number, prompt in enumerate(prompts)]
 
 
 def _finish_reason(

@@ -1,6 +1,7 @@
 """The sizes and options of a GPT: GPT-2 by default, its modern relatives by choice."""
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 from fastssl.nn.mlp import ACTIVATIONS
@@ -93,15 +94,15 @@ class GPTConfig:
     def end_tokens(self) -> tuple[int, ...]:
         """Tokens at which generation stops."""
         ids = self.eos_token_id
-        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+        return () if ids is None else tuple(ids) if isinstance(ids, tuple | list) else (ids,)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings"):
-            _expect(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
-        _expect("num_hidden_layers", self.num_hidden_layers, "at least 0", self.num_hidden_layers >= 0)
+            _expect(name, getattr(self, name), "at least 1", _is_whole(getattr(self, name), 1))
+        _expect("num_hidden_layers", self.num_hidden_layers, "at least 0", _is_whole(self.num_hidden_layers, 0))
         for name in ("num_key_value_heads", "head_dim", "intermediate_size", "sliding_window"):
             value = getattr(self, name)
-            _expect(name, value, "None, or at least 1", value is None or value >= 1)
+            _expect(name, value, "None, or at least 1", value is None or _is_whole(value, 1))
         self._check_heads()
         _expect("hidden_act", self.hidden_act, f"one of {', '.join(ACTIVATIONS)}", self.hidden_act in ACTIVATIONS)
         for name, choices in {
@@ -111,11 +112,14 @@ class GPTConfig:
         }.items():
             _expect(name, getattr(self, name), " or ".join(map(repr, choices)), getattr(self, name) in choices)
         for name in ("embedding_dropout_prob", "hidden_dropout_prob", "attention_probs_dropout_prob"):
-            _expect(name, getattr(self, name), "at least 0 and below 1", 0 <= getattr(self, name) < 1)
+            value = getattr(self, name)
+            _expect(name, value, "at least 0 and below 1", isinstance(value, Real) and 0 <= value < 1)
         for name in ("norm_eps", "rope_theta"):
-            _expect(name, getattr(self, name), "above 0", getattr(self, name) > 0)
-        for name, ids in (("bos_token_id", (self.bos_token_id,)), ("eos_token_id", self.end_tokens)):
-            in_vocabulary = all(token is None or 0 <= token < self.vocab_size for token in ids)
+            value = getattr(self, name)
+            _expect(name, value, "above 0", isinstance(value, Real) and value > 0)
+        first = () if self.bos_token_id is None else (self.bos_token_id,)
+        for name, ids in (("bos_token_id", first), ("eos_token_id", self.end_tokens)):
+            in_vocabulary = all(_is_whole(token, 0) and token < self.vocab_size for token in ids)
             _expect(name, getattr(self, name), f"None, or below vocab_size={self.vocab_size}", in_vocabulary)
 
     def _check_heads(self) -> None:
@@ -126,6 +130,10 @@ class GPTConfig:
         _expect("num_key_value_heads", self.num_key_value_heads, f"a divisor of num_attention_heads={heads}", shared)
         even = self.position_embedding != "rotary" or self.head_width % 2 == 0
         _expect("head_dim", self.head_width, "even, as rotary positions turn pairs of numbers", even)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and value >= least
 
 
 def _expect(name: str, value: object, expected: str, holds: bool) -> None:

@@ -6,7 +6,7 @@ with our own names, so that `transformers` refuses it instead of computing other
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.pretrained import FileLayout, file_tensors, load_weights, read_config, save_directory
+from fastssl.models.published_generation import read_published_generation
 from fastssl.nn.rotary import RotaryScaling
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -165,6 +166,7 @@ FAMILIES: dict[str, Family] = {
         "Mistral",
         fixed=_NO_BIAS,
         options={"sliding_window": "sliding_window"},
+        sliding_window=4096,
         intermediate_size=14336,
         num_key_value_heads=8,
         max_position_embeddings=131072,
@@ -189,6 +191,7 @@ def load(model_class: type[Model], directory: str | Path, dtype: torch.dtype = t
     """Return a model of `model_class` with the weights of a Hugging Face directory, in eval mode.
 
     Weights come from model.safetensors or pytorch_model.bin, whole or in shards, with or without the body's prefix.
+    The end tokens of a generation_config.json are taken, and nothing else of it; see `load_config`.
     Mask and rotary buffers, tied copies and a head that the class does not have are skipped; an untied head that the
     file does not have starts fresh, with a warning. Both are listed in the model's `load_report`.
 
@@ -211,8 +214,18 @@ def load(model_class: type[Model], directory: str | Path, dtype: torch.dtype = t
 
 
 def load_config(directory: str | Path) -> GPTConfig:
-    """Return the config of a Hugging Face directory; errors as in `load`."""
-    return config_from_dict(read_config(directory), source=str(directory))
+    """Return the config of a Hugging Face directory; errors as in `load`.
+
+    Texts end where its generation_config.json says, if it does, as in `transformers`, and else where config.json says;
+    an id beyond the vocabulary, which no text can hold, ends none. The first token is that of config.json, or else
+    that of generation_config.json.
+    """
+    config = config_from_dict(read_config(directory), source=str(directory))
+    published = read_published_generation(directory)
+    ends = _known(published.eos_token_ids, config.vocab_size)
+    if config.bos_token_id is None:
+        config = replace(config, bos_token_id=_known(published.bos_token_id, config.vocab_size))
+    return config if ends is None else replace(config, eos_token_id=ends)
 
 
 def save(model: nn.Module, directory: str | Path) -> None:
@@ -294,6 +307,8 @@ def config_from_dict(values: dict, *, source: str) -> GPTConfig:
     if name != "gpt2":
         chosen |= {**_rotary_options(values, source), **dict.fromkeys(_DROPOUTS[:2], 0.0)}
     chosen |= {key: value for key, value in values.get(_OUR_KEY, {}).items() if key in _DROPOUTS}
+    for token in ("bos_token_id", "eos_token_id"):
+        chosen[token] = _known(chosen.get(token, getattr(GPTConfig, token)), chosen.get("vocab_size"))
     return _made(chosen, source)
 
 
@@ -322,8 +337,22 @@ def file_layout(model: nn.Module) -> FileLayout:
     )
 
 
+def _known(ids: object, vocab_size: object) -> object:
+    """Return an id, or several, without those beyond the vocabulary: None where none is left.
+
+    Configs that were never told of a smaller vocabulary name GPT-2's token 50256, which no text of theirs can hold.
+    """
+    several = ids if isinstance(ids, list | tuple) else [ids]
+    known = tuple(
+        i
+        for i in several
+        if i is not None and not (isinstance(i, int) and isinstance(vocab_size, int) and i >= vocab_size)
+    )
+    return known if len(known) > 1 else known[0] if known else None
+
+
 def _made(values: dict, source: str) -> GPTConfig:
-    if isinstance(values.get("eos_token_id"), list):
+    if isinstance(values.get("eos_token_id"), list):  # of a directory of our own type
         values["eos_token_id"] = tuple(values["eos_token_id"])
     if isinstance(values.get("rope_scaling"), dict):
         values["rope_scaling"] = RotaryScaling(**values["rope_scaling"])
@@ -336,7 +365,9 @@ def _made(values: dict, source: str) -> GPTConfig:
 def _rotary_options(values: dict, source: str) -> dict[str, object]:
     """Return base and scaling of the wavelengths, which older and newer files keep in different places."""
     found = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = float(found.get("rope_theta", values.get("rope_theta", 10000.0)))
+    if not isinstance(found, dict):
+        raise ValueError(f"{source}: config.json must hold rope_parameters by name, got {found!r}; fetch it again")
+    theta = found.get("rope_theta", values.get("rope_theta", 10000.0))
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
         return {"rope_theta": theta}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastssl.data.files import make_directory, replace_file, replaceable_file, write_with_usual_mode
 from fastssl.nn.init import initialize
+from fastssl.nn.quantized import QuantizedLinear
 
 SAFE_FILE, PICKLE_FILE, CONFIG_FILE = "model.safetensors", "pytorch_model.bin", "config.json"
 _NAMES_SHOWN = 12
@@ -80,6 +81,11 @@ def read_config(directory: str | Path) -> dict:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; a model directory holds config.json and model.safetensors")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict:
+    """Return the contents of a JSON file of a model directory; ValueError where it is not a JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -104,8 +110,10 @@ def load_weights(
     Raises:
         FileNotFoundError: where there are no weights.
         ValueError: for a damaged file (named), and for tensors that are missing, surplus, of the wrong shape, or
-            tied by the config but different (each named).
+            tied by the config but different (each named); and for a `dtype` that is none of floating point.
     """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point torch.dtype, such as torch.bfloat16, got {dtype!r}")
     found = _canonical_tensors(read_tensors(directory), layout, directory)
     _resolve_fallbacks(found, layout, directory)
     lacking = [h for h in layout.heads if not any(name.startswith(h) for name in found)]
@@ -166,7 +174,13 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def file_tensors(model: nn.Module, layout: FileLayout) -> dict[str, Tensor]:
-    """Return a model's weights as they are spelt in its file; parts of a fused parameter are views of it."""
+    """Return a model's weights as they are spelt in its file; parts of a fused parameter are views of it.
+
+    Raises:
+        ValueError: of a quantised model, whose weights no file has a place for.
+    """
+    if any(isinstance(part, QuantizedLinear) for part in model.modules()):
+        raise ValueError("a quantised model cannot be saved; save the model that it was made of, and quantise it again")
     parameters = dict(model.named_parameters())
     tensors = {}
     for parameter, names in layout.tensors.items():

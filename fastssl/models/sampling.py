@@ -23,7 +23,7 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative scores of tokens that the prompt or the text has already."""
     seed: int = 0
-    """Of the draws: the same seed and sample number give the same text for a prompt, alone or beside others."""
+    """Of the draws: the same seed and sample number give the same text for a prompt, in fp32 alone or beside others."""
 
     @property
     def draws(self) -> bool:
@@ -81,7 +81,8 @@ def next_token_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     Source: top-p: Holtzman et al. 2019 (arXiv 1904.09751) §3.1; top-k: Fan et al. 2018 (arXiv 1805.04833) §5; min-p:
     Nguyen et al. 2024 (arXiv 2407.01082) §3.
     """
-    logits = logits.float() / (1.0 if config.temperature is None else config.temperature)
+    # From the largest score down, so that no temperature, however small, makes two of them infinite.
+    logits = (logits.float() - logits.float().amax(-1, keepdim=True)) / (config.temperature or 1.0)
     if config.top_k is not None and config.top_k < logits.shape[-1]:
         least = logits.topk(config.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -49,6 +49,11 @@ class BertParts:
             model.set_dropout(wanted.dropout)
         return model
 
+    def fit(self, model: BertForPretraining, tokenizer: Tokenizer) -> None:
+        """Grow its vocabulary to an extended tokenizer."""
+        if tokenizer.vocab_size > model.config.vocab_size:
+            model.resize_token_embeddings(tokenizer.vocab_size)
+
     def new_model(self, tokenizer: Tokenizer) -> BertForPretraining:
         """Make a model of the preset, with what was asked for besides."""
         wanted = self.config.model

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastssl.data.files import make_directory
 from fastssl.data.objectives import ObjectiveConfig
 from fastssl.data.python_documentation import python_documentation
 from fastssl.tasks.fill_mask import FilledText, FillMask
@@ -15,6 +16,7 @@ from fastssl.tasks.pretraining_config import (
     VocabularyConfig,
 )
 from fastssl.training import TrainingConfig
+from fastssl.training.checkpoint import list_checkpoints
 
 SENTENCES = (
     "Return the number of [MASK] in the list.",
@@ -43,8 +45,14 @@ class DemoConfig:
 
 
 def write_corpus(path: Path) -> Path:
-    """Write the embedded corpus as a text file, a blank line between documents, and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the embedded corpus as a text file, a blank line between documents, and return its path.
+
+    Raises:
+        ValueError: Its directory, where the demonstration is to run, is a file, or holds one that has run.
+    """
+    make_directory(path.parent)
+    if list_checkpoints(path.parent):
+        raise ValueError(f"{path.parent} holds a demonstration already; delete it, or name another --output-dir")
     path.write_text("\n\n".join(python_documentation()) + "\n", encoding="utf-8")
     return path
 

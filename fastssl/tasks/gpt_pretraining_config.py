@@ -1,11 +1,12 @@
 """What a pretraining run of GPT is asked to do: groups as in `pretraining_config`, with choices of their own."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from fastssl.data.causal import CausalObjectiveConfig
 from fastssl.data.corpus import TextForm
+from fastssl.models.presets import gpt_preset
 from fastssl.tasks.pretraining_config import BatchConfig, CorpusConfig
 from fastssl.training import TrainingConfig
 
@@ -82,6 +83,13 @@ class GptModelConfig:
     """Standard deviation of its weights."""
     max_position_embeddings: int | None = None
     """Longest sequence that it will ever read; None: --max-seq-length."""
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            # Told before a tokenizer is trained; its size and tokens, which come later, are the preset's here.
+            replace(gpt_preset(self.preset), **self.changes)
+        elif given := [name for name in self.changes if not name.endswith("_dropout_prob")]:
+            raise ValueError(f"model={self.model} has a {given[0]} of its own, which stays; leave {given[0]} out")
 
     @property
     def changes(self) -> dict[str, object]:

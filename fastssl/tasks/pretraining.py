@@ -107,7 +107,10 @@ def prepare_pretraining(
         world.barrier()  # the first process has written tokenizer and shards by then; the others find them complete
         say, progress = _say_nothing, False
     tokenizer = _tokenizer(config, parts, model, output_dir / "data", say)
-    model = parts.new_model(tokenizer) if model is None else _fit_to(tokenizer, model)
+    if model is None:
+        model = parts.new_model(tokenizer)
+    else:
+        parts.fit(model, tokenizer)
     _check_lengths(config, model)
     shards = _shards(config, parts, tokenizer, output_dir / "data", say, progress)
     if world.is_main:
@@ -124,13 +127,6 @@ def prepare_pretraining(
         identity=_identity(config, shards),
         is_main=world.is_main,
     )
-
-
-def _fit_to(tokenizer: Tokenizer, model: nn.Module) -> nn.Module:
-    """Grow a published model's vocabulary to an extended tokenizer."""
-    if tokenizer.vocab_size > model.config.vocab_size:
-        model.resize_token_embeddings(tokenizer.vocab_size)
-    return model
 
 
 def _check_lengths(config: AnyPretrainingConfig, model: nn.Module) -> None:
@@ -154,6 +150,7 @@ def _tokenizer(
     given = wanted.tokenizer or config.model.model or (corpus.train_files[0] if _is_encoded(corpus) else None)
     kept = data_dir / "train"
     if config.training.resume_from_checkpoint is not None and (kept / "tokenizer.json").is_file():
+        _check_kept(Tokenizer.load(kept), wanted.tokenizer)
         given = kept
     elif given is None or parts.extends_vocabulary:
         return parts.learn_tokenizer(given, _tokenizer_text(corpus, parts), say)
@@ -165,6 +162,13 @@ def _tokenizer(
             f"vocab_size={model.config.vocab_size}; give the model's own tokenizer"
         )
     return tokenizer
+
+
+def _check_kept(kept: Tokenizer, given: Path | None) -> None:
+    if given is not None and Tokenizer.load(given).fingerprint != kept.fingerprint:
+        raise ValueError(
+            f"tokenizer={given} is another than the run began with; leave it out to go on, or choose another output_dir"
+        )
 
 
 def _tokenizer_text(corpus: CorpusConfig, parts: PretrainingParts) -> Corpus:

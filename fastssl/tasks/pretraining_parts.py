@@ -27,6 +27,9 @@ class PretrainingParts(Protocol):
     def published_model(self) -> nn.Module | None:
         """Return the model to go on from, or None where a new one is wanted."""
 
+    def fit(self, model: nn.Module, tokenizer: Tokenizer) -> None:
+        """Make a published model, in place, one of a tokenizer."""
+
     def new_model(self, tokenizer: Tokenizer) -> nn.Module:
         """Return a model with random weights for a tokenizer."""
 

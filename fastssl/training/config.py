@@ -63,13 +63,13 @@ class TrainingConfig:
     logging_steps: int = 10
     """Steps between two lines of metrics."""
     eval_steps: int | None = None
-    """Steps between two evaluations on held-out data; None evaluates at the end only."""
+    """Steps between two evaluations on held-out data; None: at the end only, or, in pretraining, every save_steps."""
     eval_strategy: EvalStrategy = "auto"
     """Evaluate every eval_steps, or at the end of each epoch; auto: by steps where eval_steps is given."""
     metric_for_best_model: str | None = None
     """Keep the checkpoint of the best evaluation by this figure, such as accuracy or loss; None keeps none for it."""
     greater_is_better: bool | None = None
-    """Whether more of that figure is better; None: not of a loss or perplexity, of all others."""
+    """Whether more of that figure is better; None: not of a loss, perplexity or bits_per_byte, of all others."""
     early_stopping_patience: int | None = None
     """Stop after this many evaluations in a row that were not the best."""
     save_strategy: SaveStrategy = "steps"

@@ -72,9 +72,20 @@ class World:
         return box[0]
 
     def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.size > 1:
+        """Wait for all processes.
+
+        Raises:
+            ConnectionError: where they cannot meet, as when one of them has ended.
+        """
+        if self.size == 1:
+            return
+        try:
             dist.barrier()
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"process {self.rank} waited in vain for the others; what another said when it ended tells why "
+                f"({str(error).splitlines()[0]:.200})"
+            ) from error
 
     def _reduce(self, values: Sequence[float], operation: dist.ReduceOp) -> list[float]:
         if self.size == 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastssl.cli.main import main
+from fastssl.data.causal import CausalData, CausalObjectiveConfig
 from fastssl.data.shards import TokenShards
 from fastssl.data.tokenizer import Tokenizer
 
@@ -205,3 +206,20 @@ def test_exact_text_is_encoded_for_causal_models(tmp_path: Path, capsys: pytest.
     read, predicted = (line.split()[1:] for line in shown[1:3])
     assert read[1:] == predicted[:-1]
     assert shown[3].split(maxsplit=1)[1] in (repr(text) for text in texts)
+    assert main(["data", "stats", str(out), "--max-seq-length", "16", "--tokens-per-batch", "16"]) == 0
+    shown = capsys.readouterr().out
+    shards = TokenShards.open(out)
+    data = CausalData(
+        shards, Tokenizer.load(out).bounds, CausalObjectiveConfig(max_seq_length=16), seed=42, tokens_per_batch=16
+    )
+    assert re.search(rf"sequences +{data.plan(0).num_examples} ", shown)
+    assert re.search(rf"batches +{data.num_batches(0)} of at most 16 ", shown)
+
+
+def test_exact_text_wants_a_tokenizer_that_loses_nothing(tmp_path: Path, test_data: Path, capsys):
+    stories = tmp_path / "stories.txt"
+    stories.write_text("Once upon a time.\n" * 9)
+    flags = ["data", "encode", str(stories), "--text-form", "exact", "--output-dir", str(tmp_path / "shards")]
+    assert "give --tokenizer-type bpe, characters or bytes, or" in error_of([*flags, "--vocab-size", "99"], capsys)
+    tokenizer = str(test_data / "tokenizers" / "bert-base-uncased")
+    assert "made for causal language models" in error_of([*flags, "--tokenizer", tokenizer], capsys)

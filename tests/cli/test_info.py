@@ -66,7 +66,7 @@ def test_wrong_input_is_one_clean_line(capsys, arguments, message):
 def test_another_kind_of_model(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     assert main(["info", str(tmp_path)]) == 1
-    assert "holds a model of type 't5', expected 'bert'" in capsys.readouterr().err
+    assert "holds a model of type 't5', expected bert or one of gpt2, llama, mistral, qwen2" in capsys.readouterr().err
 
 
 def test_a_tagger(capsys, tmp_path):

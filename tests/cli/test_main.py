@@ -98,6 +98,16 @@ def test_a_wrong_command_line_is_told_in_one_line(capsys, arguments: list[str], 
     assert line.endswith("`fastssl finetune --help` explains the flags")
 
 
+def test_a_list_in_parts_is_refused(capsys):
+    """Of which the last part alone would count, and the others be lost without a word."""
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "--model", "a", "--prompt", "b", "--max-new-tokens", "3", "--prompt=c"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "fastssl: error: --prompt is given 2 times; put all of its values behind one --prompt\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -153,10 +163,13 @@ def test_warnings_of_the_package_are_one_line():
     program = (
         "import warnings; from fastssl.cli import main; main.main(['--version']); "
         "warnings.warn_explicit('so it is', UserWarning, main.__file__, 1); "
+        "warnings.warn_explicit('a part is missing', RuntimeWarning, main.__file__, 1); "
         "warnings.warn_explicit('and so', UserWarning, 'elsewhere.py', 7)"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=True)
-    assert result.stderr == "fastssl: warning: so it is\nelsewhere.py:7: UserWarning: and so\n"
+    assert result.stderr == (
+        "fastssl: warning: so it is\nfastssl: warning: a part is missing\nelsewhere.py:7: UserWarning: and so\n"
+    )
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):

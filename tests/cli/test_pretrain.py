@@ -157,6 +157,16 @@ def test_each_architecture_has_its_own_flags(capsys):
     assert "--arch must be bert or gpt, got 'gtp'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("demonstration", [[], ["gpt"]])
+def test_a_demonstration_is_not_run_over_another(tmp_path: Path, capsys, demonstration):
+    (tmp_path / "runs" / "checkpoint-2").mkdir(parents=True)
+    assert main(["demo", *demonstration, "--output-dir", str(tmp_path / "runs")]) == 1
+    assert "holds a demonstration already; delete it, or name another --output-dir" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["demo", *demonstration, "--output-dir", str(tmp_path / "file")]) == 1
+    assert "must be a directory" in capsys.readouterr().err
+
+
 def test_demo_of_gpt_writes(tmp_path: Path):
     command = [sys.executable, "-m", "fastssl", "demo", "gpt", "--max-steps", "2", "--output-dir", "demo"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)

@@ -35,6 +35,13 @@ def test_log_probabilities_of_a_causal_model(file, tmp_path, capsys):
     assert float(rows[2][0]) == 0
 
 
+def test_a_model_without_a_first_token(file, tmp_path, capsys):
+    path = tiny_model(tmp_path / "gpt") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token_id": None, "eos_token_id": None}))
+    assert main(["score", str(file), "--model", str(path.parent)]) == 1
+    assert "neither a first token to put in front of a text nor an end token; name one" in capsys.readouterr().err
+
+
 def test_pseudo_log_likelihoods_of_bert(file, tmp_path, capsys):
     tokenizer = Tokenizer.train_wordpiece(TEXTS * 3, vocab_size=60)
     config = BertConfig(

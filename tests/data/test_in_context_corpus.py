@@ -88,7 +88,10 @@ def test_the_same_seed_gives_the_same_files(tmp_path, capsys):
     assert list(documents(CONFIG)) != list(documents(InContextCorpusConfig(num_documents=400, num_words=12)))
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"must be a directory, but .* is a file"):
+        write_in_context_corpus(CONFIG, tmp_path / "file")
     with pytest.raises(ValueError, match="num_words must be at most"):
         InContextCorpusConfig(num_words=10_000)
     with pytest.raises(ValueError, match="max_lines must be at least 1"):

@@ -165,6 +165,9 @@ def test_repetition_penalty_is_that_of_transformers(tmp_path):
     [
         ([[1, 97]], {}, "prompt 0 has the token 97, and the model's vocabulary ends at 97"),
         ([[1], [2] * 40], {}, "prompt 1 has 40 tokens, and the model has 40 positions"),
+        ([1, 2], {}, "prompt 0 must be a sequence of token ids, got 1; give several of them"),
+        (["abc"], {}, "prompt 0 must be a sequence of token ids, got 'abc'"),
+        ([[1, 2.5]], {"num_beams": 2}, "prompt 0 must be a sequence of token ids"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ([[1]], {"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
         ([[1]], {"top_p": 0.0}, "top_p must be above 0 and at most 1"),

@@ -1,6 +1,7 @@
 """Logits, losses and gradients of GPT equal those of `transformers`, and files go both ways."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from fastssl.models import gpt_files
 from fastssl.models.gpt import GPTForCausalLM, GPTModel
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.pretrained import file_tensors
+from fastssl.models.published_generation import read_published_generation
 from tests.models.gpt_peers import PEERS, padded_inputs, peer
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
@@ -151,11 +153,92 @@ def test_bad_directories(tmp_path, changes, message):
         GPTForCausalLM.from_pretrained(tmp_path / "theirs")
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_texts_end_where_transformers_ends_them(tmp_path, several):
+    """By generation_config.json, not by config.json; and so do those of what is saved from it."""
+    theirs, ours = both(tmp_path, "llama")
+    prompt = [5, 6, 7]
+    free = ours.generate([prompt], max_new_tokens=20)[0].tokens
+    ends = [free[6], free[4]] if several else free[4]
+    said = {"eos_token_id": ends, "bos_token_id": 3, "pad_token_id": 0, "max_length": 4}
+    (tmp_path / "theirs" / "generation_config.json").write_text(json.dumps(said))
+    ours = GPTForCausalLM.from_pretrained(tmp_path / "theirs")
+    theirs = type(theirs).from_pretrained(tmp_path / "theirs")
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, 3:].tolist()
+    assert len(expected) <= 5
+    ours.save_pretrained(tmp_path / "ours")
+    for model in (ours, GPTForCausalLM.from_pretrained(tmp_path / "ours")):
+        (written,) = model.generate([prompt], max_new_tokens=20)
+        assert (written.tokens, written.finish_reason) == (expected, "end_token")
+    again = type(theirs).from_pretrained(tmp_path / "ours")
+    assert again.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, 3:].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "ends", "sampling"),
+    [
+        ({}, (95,), {}),
+        ({"eos_token_id": None, "max_length": 20}, (95,), {}),
+        ({"eos_token_id": [5, 4000]}, (5,), {}),
+        ({"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.05}, (95,), {"repetition_penalty": 1.05}),
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 0}, (95,), {"temperature": 0.6, "top_p": 0.9}),
+        ({"do_sample": True, "top_p": 1.0}, (95,), {"temperature": 1.0}),
+    ],
+)
+def test_what_a_generation_config_says(tmp_path, said, ends, sampling):
+    both(tmp_path, "llama")
+    (tmp_path / "theirs" / "generation_config.json").write_text(json.dumps(said))
+    assert gpt_files.load_config(tmp_path / "theirs").end_tokens == ends
+    assert read_published_generation(tmp_path / "theirs").sampling == sampling
+
+
+def test_tokens_beyond_the_vocabulary_are_none(tmp_path):
+    """As configs of small vocabularies have them that were made with GPT-2's defaults."""
+    theirs, ours = both(tmp_path, "gpt2", bos_token_id=50256, eos_token_id=50256)
+    assert (ours.config.bos_token_id, ours.config.end_tokens) == (None, ())
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(ours(input_ids=ids).logits, theirs(ids).logits, **CLOSE)
+    changed = {"eos_token_id": [50256, None, 7, 9]}
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    assert gpt_files.load_config(tmp_path / "theirs").end_tokens == (7, 9)
+
+
+def test_first_tokens_of_generation_configs_and_damaged_ones(tmp_path):
+    both(tmp_path, "llama", bos_token_id=None)
+    path = tmp_path / "theirs" / "generation_config.json"
+    path.write_text('{"bos_token_id": 7}')
+    assert gpt_files.load_config(tmp_path / "theirs").bos_token_id == 7
+    path.write_text('{"eos_token_id": ["</s>"]}')
+    with pytest.raises(ValueError, match=r"generation_config.json: eos_token_id must be a token id, got \['</s>'\]"):
+        GPTForCausalLM.from_pretrained(tmp_path / "theirs")
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"generation_config.json is not JSON"):
+        GPTForCausalLM.from_pretrained(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral", "qwen2"])
+def test_options_that_a_file_leaves_out_are_those_of_transformers(kind):
+    from transformers import AutoConfig
+
+    whole = AutoConfig.for_model(kind).to_dict()
+    left_out = gpt_files.config_from_dict({"model_type": kind}, source="x")
+    stated = gpt_files.config_from_dict(whole, source="x")
+    widths = {"num_key_value_heads": stated.key_value_heads, "head_dim": stated.head_width}
+    assert replace(left_out, **widths) == replace(stated, **widths)
+    assert (left_out.key_value_heads, left_out.head_width) == (stated.key_value_heads, stated.head_width)
+
+
 def test_unknown_scalings_of_rotary_positions_are_refused(tmp_path):
     both(tmp_path, "llama")
     path = tmp_path / "theirs" / "config.json"
     values = json.loads(path.read_text())
-    values["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 8.0}
-    path.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match="scales rotary positions by 'yarn'"):
-        GPTForCausalLM.from_pretrained(tmp_path / "theirs")
+    wrong = {
+        "scales rotary positions by 'yarn'": {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 8.0},
+        "must hold rope_parameters by name, got \\[2.0\\]": [2.0],
+        "rope_theta must be above 0, got 'x'": {"rope_theta": "x"},
+    }
+    for message, parameters in wrong.items():
+        path.write_text(json.dumps(values | {"rope_parameters": parameters}))
+        with pytest.raises(ValueError, match=message):
+            GPTForCausalLM.from_pretrained(tmp_path / "theirs")

@@ -276,6 +276,12 @@ def test_dtypes(saved, dtype):
     torch.testing.assert_close(again.bert.pooler.dense.weight, model.bert.pooler.dense.weight, rtol=0.01, atol=0.01)
 
 
+@pytest.mark.parametrize("dtype", ["fp16", torch.int64])
+def test_what_no_weights_can_be_is_refused(saved, dtype):
+    with pytest.raises(ValueError, match=r"dtype must be a floating-point torch.dtype, such as torch.bfloat16, got"):
+        BertModel.from_pretrained(saved[1], dtype=dtype)
+
+
 def test_pre_norm_is_ours_alone(tmp_path):
     import transformers
 

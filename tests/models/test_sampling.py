@@ -53,3 +53,9 @@ def test_draws_depend_on_seed_and_sample_alone():
     }
     assert all(one == two for one, two in drawn.values())
     assert len({tuple(pair) for pair in drawn.values()}) == 4
+
+
+def test_the_smallest_temperature_takes_the_likeliest():
+    logits = torch.tensor([[3.0, 80.0, -5.0], [-900.0, -901.0, -902.0]])
+    found = next_token_probabilities(logits, SamplingConfig(temperature=1e-45))
+    assert found.tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]

@@ -7,6 +7,8 @@ from torch import nn
 from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM, BertModel
 from fastssl.models.bert_config import BertConfig
+from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_config import GPTConfig
 from fastssl.nn.backend import set_backend
 from fastssl.nn.quantized import QuantizedLinear, quantize
 
@@ -52,6 +54,15 @@ def test_training_is_refused(batch: PackedBatch):
         quantized.train()
     with pytest.raises(ValueError, match="it has no gradient"):
         quantized.requires_grad_()(batch)
+
+
+def test_saving_is_refused(tmp_path):
+    """And leaves nothing behind: a directory without the 8-bit weights would be no model."""
+    sizes = {**SIZES, "bos_token_id": None, "eos_token_id": None}
+    for model in (BertModel(BertConfig(**SIZES)), GPTForCausalLM(GPTConfig(**sizes))):
+        with pytest.raises(ValueError, match="quantised model cannot be saved; save the model that it was made of"):
+            quantize(model).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_what_cannot_be_quantised():

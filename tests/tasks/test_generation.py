@@ -1,7 +1,9 @@
 """Text generation: prompts to texts, stop strings across tokens, streaming of half characters, the command line."""
 
+import io
 import itertools
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -81,15 +83,26 @@ def test_stop_strings_across_tokens(tokenizer):
         StopStrings("abc")
 
 
+def all_of(pieces):
+    """Return what a generator yields, and what it returns."""
+    found = []
+    while True:
+        try:
+            found.append(next(pieces))
+        except StopIteration as end:
+            return found, end.value
+
+
 def test_texts_and_streams_agree(generator):
     prompts = ["In the beginning", "", "台灣", "the earth."]
     options = {"max_new_tokens": 20, "temperature": 0.9, "seed": 3}
     texts = generator(prompts, **options)
     assert [text.prompt for text in texts] == prompts
     for text in texts:
-        pieces = list(generator.write(text.prompt, **options))
+        pieces, whole = all_of(generator.write(text.prompt, **options))
         assert "".join(pieces) == text.text
         assert len(pieces) > 1
+        assert whole == text
     assert list(generator.stream(iter(prompts), texts_at_once=1, **options)) == texts
 
 
@@ -182,6 +195,12 @@ def test_bad_prompts(generator):
         generator("In the")
     with pytest.raises(ValueError, match=r"prompt 0 has \d+ tokens, and the model has 64 positions"):
         generator([TEXT])
+    with pytest.raises(ValueError, match="prompt 3 has"):
+        list(generator.stream(["a", "b", "c", TEXT], texts_at_once=2, max_new_tokens=1))
+    with pytest.raises(ValueError, match="prompt 1 has"):
+        generator.write_on([[1], [1] * 64])
+    with pytest.raises(ValueError, match="texts_at_once must be at least 1, got 0"):
+        generator.stream(["a"], texts_at_once=0)
 
 
 def test_the_command_line(directory, generator, capsys, monkeypatch):
@@ -189,22 +208,92 @@ def test_the_command_line(directory, generator, capsys, monkeypatch):
     shown = capsys.readouterr()
     assert shown.out == f"In the{generator(['In the'], max_new_tokens=6)[0].text}\n"
     assert "tokens/s" in shown.err
+    flags = ["--prompt", "In the", "--max-new-tokens", "6", "--no-use-cache"]
+    assert main(["generate", "--model", str(directory), *flags]) == 0
+    assert capsys.readouterr().out == shown.out
     flags = ["--num-samples", "2", "--temperature", "0.7", "--max-new-tokens", "6", "--json"]
     assert main(["generate", "--model", str(directory), "--prompt", "God", "", *flags]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["prompt"], row["sample"]) for row in rows] == [("God", 0), ("God", 1), ("", 0), ("", 1)]
 
 
+def give(monkeypatch, content: bytes) -> None:
+    """Put bytes into standard input, which decodes them as it does in a plain locale."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii", errors="surrogateescape"))
+
+
 @pytest.mark.parametrize("way", ["-", "interactive"])
 def test_prompts_from_standard_input(directory, generator, capsys, monkeypatch, way):
-    import io
-
-    monkeypatch.setattr("sys.stdin", io.StringIO("In the\n"))
+    give(monkeypatch, "\ufeffIn the 台\r\n".encode())
     flags = ["--interactive"] if way == "interactive" else ["--prompt", "-"]
     assert main(["generate", "--model", str(directory), *flags, "--max-new-tokens", "6"]) == 0
-    assert f"In the{generator(['In the'], max_new_tokens=6)[0].text}\n" in capsys.readouterr().out
+    assert f"In the 台{generator(['In the 台'], max_new_tokens=6)[0].text}\n" in capsys.readouterr().out
+
+
+def test_an_interactive_session_outlives_a_bad_prompt(directory, generator, capsys, monkeypatch):
+    give(monkeypatch, f"{'In the ' * 40}\nGod\n\n".encode())
+    assert main(["generate", "--model", str(directory), "--interactive", "--max-new-tokens", "6", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "fastssl: error: prompt 0 has" in shown.err
+    assert [json.loads(line)["prompt"] for line in shown.out.splitlines()] == ["God"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt", TEXT], "and the model has 64 positions"),
+        (["--prompt", "a", "--stop", ""], "a stop string is empty"),
+        (["--prompt", "-", "-"], "--prompt takes - once"),
+        (["--prompt", "-"], "standard input is not UTF-8 at byte 4"),
+        (["--prompt", "a", "--num-threads", "0"], "num_threads must be at least 1, got 0"),
+    ],
+)
+def test_nothing_is_printed_before_an_error(directory, capsys, monkeypatch, flags, message):
+    give(monkeypatch, b"caf\xe9")
+    assert main(["generate", "--model", str(directory), *flags]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert message in shown.err
+
+
+def test_characters_that_cannot_be_printed_are_told(directory, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    assert main(["generate", "--model", str(directory), "--prompt", "台", "--max-new-tokens", "2"]) == 1
+    told = "fastssl: error: '台' cannot be printed in latin-1; set PYTHONIOENCODING=utf-8"
+    assert capsys.readouterr().err.splitlines()[-1] == told
+
+
+def test_texts_are_numbered_and_tokens_are_counted(directory, generator, capsys):
+    flags = ["generate", "--model", str(directory), "--seed", "2", "--temperature", "2"]
+    assert main([*flags, "--prompt", "In", "God", "--max-new-tokens", "9"]) == 0
+    shown = capsys.readouterr()
+    assert [line[:4] for line in shown.out.splitlines() if line.startswith("[")] == ["[1] ", "[2] "]
+    # The bytes of half characters are no text that could be counted again.
+    assert main([*flags, "--prompt", "In", "--max-new-tokens", "99"]) == 0
+    written = generator(["In"], max_new_tokens=99, seed=2, temperature=2.0)[0]
+    assert capsys.readouterr().err.startswith(f"{written.num_tokens} tokens in ")
+    assert len(generator.tokenizer.encode(written.text)) != written.num_tokens
+
+
+def test_a_full_context_is_told(directory, capsys):
+    flags = ["--prompt", "In", "--max-new-tokens", "99", "--min-new-tokens", "99"]
+    assert main(["generate", "--model", str(directory), *flags]) == 0
+    assert capsys.readouterr().err.rstrip().endswith("; the model has no further position")
 
 
 def test_the_command_line_wants_a_prompt(directory, capsys):
     assert main(["generate", "--model", str(directory)]) == 1
     assert 'expected either --prompt "..."' in capsys.readouterr().err
+
+
+def test_published_sampling_is_told_where_nothing_was_said(directory, tmp_path, capsys):
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    flags = ["generate", "--model", str(tmp_path), "--prompt", "In", "--max-new-tokens", "2"]
+    assert main(flags) == 0
+    assert "generation_config.json means the model to be sampled, with --temperature 0.6 --top-p 0.9;" in (
+        capsys.readouterr().err
+    )
+    assert main([*flags, "--temperature", "0"]) == 0
+    assert "generation_config.json" not in capsys.readouterr().err

@@ -1,8 +1,10 @@
 """Pretraining GPT as a whole: from text as it is to a model, resumed, gone on with, measured, refused."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastssl import GPTForCausalLM, Tokenizer
 from fastssl.data.causal import CausalObjectiveConfig
 from fastssl.data.encode import encode_files
+from fastssl.tasks.gpt_pretraining import count_bytes
 from fastssl.tasks.gpt_pretraining_config import (
     CausalCorpusConfig,
     CausalVocabularyConfig,
@@ -86,6 +89,15 @@ def test_bits_per_byte_are_those_of_the_text(text: Path, tmp_path: Path):
     assert found["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / len(held_out.encode()), rel=1e-4)
 
 
+def test_an_unknown_character_is_a_byte(tmp_path: Path):
+    """And not the five of "<unk>", which would make the figure better the less a tokenizer knows."""
+    text = tmp_path / "text.txt"
+    text.write_text("aaaaaaabc" * 40)
+    vocabulary = CausalVocabularyConfig(tokenizer_type="characters", vocab_size=3)
+    run = prepare_pretraining(make_config(text, tmp_path / "run", vocabulary=vocabulary))
+    assert count_bytes(run.held_out, run.tokenizer) == run.held_out.num_tokens == 36
+
+
 def test_many_documents_are_held_out_whole(text: Path, tmp_path: Path):
     corpus = CausalCorpusConfig(train_files=(text,), eval_fraction=0.1, document_separator="")
     run = prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus))
@@ -107,6 +119,16 @@ def test_resumed_run_ends_in_the_same_weights(text: Path, tmp_path: Path, kind: 
         assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
 
 
+def test_a_resumed_run_keeps_its_tokenizer(text: Path, tmp_path: Path):
+    prepare_pretraining(make_config(text, tmp_path / "run")).run()
+    kept = tmp_path / "run" / "data" / "train"
+    Tokenizer.of_bytes().save(tmp_path / "bytes")
+    again = partial(make_config, text, tmp_path / "run", training={"resume_from_checkpoint": "last"})
+    prepare_pretraining(again(vocabulary=CausalVocabularyConfig(tokenizer=kept)))
+    with pytest.raises(ValueError, match=r"tokenizer=.*bytes is another than the run began with; leave it out"):
+        prepare_pretraining(again(vocabulary=CausalVocabularyConfig(tokenizer=tmp_path / "bytes")))
+
+
 def test_goes_on_from_a_directory(text: Path, tmp_path: Path):
     prepare_pretraining(make_config(text, tmp_path / "first")).run()
     config = make_config(text, tmp_path / "second", model=GptModelConfig(model=tmp_path / "first", dropout=0.0))
@@ -117,6 +139,16 @@ def test_goes_on_from_a_directory(text: Path, tmp_path: Path):
         assert torch.equal(tensor, run.model.state_dict()[name]), name
     run.run()
     assert any(not torch.equal(t, weights(tmp_path / "first")[n]) for n, t in weights(tmp_path / "second").items())
+
+
+def test_a_model_that_goes_on_ends_its_texts_as_they_ended(text: Path, tmp_path: Path):
+    prepare_pretraining(make_config(text, tmp_path / "first")).run()
+    path = tmp_path / "first" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token_id": None, "eos_token_id": 7}))
+    run = prepare_pretraining(make_config(text, tmp_path / "second", model=GptModelConfig(model=tmp_path / "first")))
+    run.run()
+    bounds, config = run.tokenizer.bounds, GPTForCausalLM.from_pretrained(tmp_path / "second").config
+    assert (config.bos_token_id, config.end_tokens) == (bounds.bos, (7, bounds.eos))
 
 
 def test_learns_the_text(tmp_path: Path):
@@ -196,6 +228,22 @@ def test_sequences_longer_than_the_model_are_refused(text: Path, tmp_path: Path)
     model = replace(SMALL, max_position_embeddings=16)
     with pytest.raises(ValueError, match="max_seq_length=32 is above the 16 positions"):
         prepare_pretraining(make_config(text, tmp_path / "run", model=model))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size must be a multiple of num_attention_heads=4"),
+        ({"hidden_act": "swish"}, "hidden_act must be one of gelu, .* got 'swish'"),
+        ({"dropout": 1.5}, "embedding_dropout_prob must be at least 0 and below 1, got 1.5"),
+        ({"preset": "gpt3"}, "there is no preset 'gpt3'"),
+        ({"model": Path("x"), "hidden_size": 32}, "model=x has a hidden_size of its own, which stays"),
+        ({"model": Path("x"), "norm": "rms_norm", "dropout": 0.0}, "model=x has a norm of its own, which stays"),
+    ],
+)
+def test_wrong_sizes_are_told_before_anything_is_read(options, message):
+    with pytest.raises(ValueError, match=message):
+        GptModelConfig(**options)
 
 
 def test_one_byte_more_than_nothing_can_be_learnt(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from fastssl.data.continuation import encode_continuations
 from fastssl.data.tokenizer import Tokenizer
+from fastssl.models.cost import num_parameters
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.tasks.generation.text_generator import TextGenerator
@@ -251,6 +253,19 @@ def test_columns_words_templates_and_choices(tmp_path):
         ({"text": "x", "label": "y", "choices": "y"}, {}, "line 1: choices must be a list of texts, got 'y'"),
         ({"text": None, "label": "y"}, {}, "line 1: the column 'text' must hold text, got None"),
         ({"text": "x", "label": "y"}, {"template": "{words}"}, "no column 'words'"),
+        ({"text": "x", "label": "y"}, {"template": "{text.a}"}, "no column 'text.a'"),
+        ({"text": "x", "label": "y"}, {"template": "{text"}, "cannot be read: .* name columns in braces"),
+        (
+            {"text": "x", "b": None, "label": "y"},
+            {"template": "{b}?"},
+            "line 1: the column 'b' must hold text, got None",
+        ),
+        (
+            {"text": "x", "label": "y"},
+            {"choices_column": "options"},
+            "no column 'options', .* name it as choices_column",
+        ),
+        ({"text": "x", "label": ""}, {}, "line 1: the answer is empty"),
     ],
 )
 def test_mistakes_in_files_are_told(tmp_path, row, columns, message):
@@ -270,6 +285,55 @@ def test_mistakes_in_the_config_are_told(tmp_path):
         DemonstrationConfig(shots=(1, 1))
     with pytest.raises(ValueError, match="label_words are pairs"):
         TaskColumnConfig(label_words=("yes",))
+
+
+def ask(directory, tmp_path, tasks, **changes):
+    """Ask a model tasks without an example."""
+    demonstrations = DemonstrationConfig(shots=(0,))
+    paths = {"model": (directory,), "task": tasks, "output_dir": tmp_path / "out"}
+    return measure_in_context(InContextConfig(**paths, demonstrations=demonstrations, **changes), say=lambda text: None)
+
+
+def test_files_of_one_name_are_tasks_of_their_own(directory, tmp_path):
+    tasks = []
+    for folder, label in (("a", "x"), ("b", "y")):
+        (tmp_path / folder).mkdir()
+        rows = [{"text": "q", "label": label, "choices": ["x", "y"]}]
+        tasks.append(write_lines(tmp_path / folder / "dev.jsonl", rows))
+    report = ask(directory, tmp_path, tuple(tasks))
+    assert [task.name for task in report.tasks] == ["a/dev.jsonl", "b/dev.jsonl"]
+    assert [point.num_examples for point in report.points] == [1, 1]
+    assert sum(point.accuracy for point in report.points) == 1
+
+
+def test_a_quantised_model_is_as_large_as_before(directory, tmp_path):
+    task = write_lines(tmp_path / "dev.jsonl", [{"text": "q", "label": "x", "choices": ["x", "y"]}])
+    sizes = [ask(directory, tmp_path, (task,), dtype=dtype).models[0].parameters for dtype in ("fp32", "int8")]
+    assert sizes[0] == sizes[1] == num_parameters(GPTForCausalLM.from_pretrained(directory))
+
+
+def test_mistakes_are_told_before_a_model_is_asked(directory, tmp_path):
+    task = write_lines(tmp_path / "dev.jsonl", [{"text": "q", "label": n, "instruction": f"Do {n}"} for n in (0, 1)])
+    layout = LayoutConfig(instruction=("Do:",))
+    with pytest.raises(ValueError, match="'instruction' must be the same in all rows"):
+        ask(directory, tmp_path, (task,))
+    with pytest.raises(ValueError, match="label_words gives a word for 'no', which is the answer of no row"):
+        ask(directory, tmp_path, (task,), layout=layout, columns=TaskColumnConfig(label_words=("no=0", "1=yes")))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "t5"}')
+    config = InContextConfig(
+        model=(directory, tmp_path / "other"), task=(task,), output_dir=tmp_path / "out", layout=layout,
+        demonstrations=DemonstrationConfig(shots=(0,)),
+    )  # fmt: skip
+    said = []
+    with pytest.raises(ValueError, match="a model of type 't5'"):
+        measure_in_context(config, say=said.append)
+    with pytest.raises(ValueError, match="2 shots need as many examples to draw from, and there are 1"):
+        measure_in_context(replace(config, demonstrations=DemonstrationConfig(shots=(0, 2))), say=said.append)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="must be a directory"):
+        measure_in_context(replace(config, model=(directory,), output_dir=tmp_path / "file"), say=said.append)
+    assert not said
 
 
 def test_two_models_two_tasks(directory, tmp_path):

@@ -80,3 +80,15 @@ def test_what_makes_several_runs_is_refused_under_torchrun(monkeypatch):
     monkeypatch.setattr(World, "join", lambda: World(size=2))
     with pytest.raises(ValueError, match=r"glue makes several runs.*start it without torchrun"):
         expect_one_process("glue")
+
+
+def test_a_process_that_waits_in_vain_says_so(monkeypatch):
+    def closed():
+        raise RuntimeError("Connection closed by peer\nand more")
+
+    monkeypatch.setattr(dist, "barrier", closed)
+    World().barrier()
+    with pytest.raises(
+        ConnectionError, match=r"process 1 waited in vain for the others; .*\(Connection closed by peer\)$"
+    ):
+        World(rank=1, size=2).barrier()

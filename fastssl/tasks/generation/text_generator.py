@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.generated import FinishReason, GeneratedTokens, GenerationConfig
-from fastssl.models.generation import generate, stream
+from fastssl.models.generation import checked_prompt, generate, stream
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.tasks.generation.text_stream import StopStrings, TextStream
 from fastssl.tasks.inference import dtype_of_parameters, ready
@@ -101,16 +101,25 @@ class TextGenerator:
             texts: prompts; may be endless.
             stop, options: as in a call.
             texts_at_once: prompts that are written on together; None: `prompts_at_once`.
+
+        Raises:
+            ValueError: as a call, of a prompt when its turn comes, and for a `texts_at_once` below 1.
         """
         config, stops = GenerationConfig(**options), StopStrings(stop)
-        return self._stream(texts, config, stops, texts_at_once or self.prompts_at_once)
+        at_once = self.prompts_at_once if texts_at_once is None else texts_at_once
+        if at_once < 1:
+            raise ValueError(f"texts_at_once must be at least 1, got {texts_at_once}")
+        return self._stream(texts, config, stops, at_once)
 
-    def write(self, prompt: str, *, stop: Sequence[str] = (), **options) -> Iterator[str]:
-        """Yield the text that the model writes on from one prompt, as it is written.
+    def write(self, prompt: str, *, stop: Sequence[str] = (), **options) -> Generator[str, None, GeneratedText]:
+        """Yield the text that the model writes on from one prompt, as it is written; the whole is returned at the end.
 
         Args:
             prompt: a text.
             stop, options: as in a call; one sample, no beams.
+
+        Returns:
+            A generator of pieces, whose own value (of a ``yield from``) is what a call returns for the prompt.
 
         Raises:
             ValueError: as a call, and for several samples.
@@ -119,7 +128,8 @@ class TextGenerator:
         if config.num_samples > 1:
             raise ValueError(f"one text is written at a time here, got num_samples={config.num_samples}; call instead")
         ids = self.encode(prompt)
-        return self._write(ids, stream(self.model, [ids], config, stop=self._stopper(stops)), stops)
+        steps = stream(self.model, [ids], config, stop=self._stopper(stops))
+        return self._write(prompt, ids, steps, stops)
 
     def write_on(self, prompts: Sequence[Sequence[int]], *, stop: Sequence[str] = (), **options) -> list[str]:
         """Return the text that the model writes on from each prompt of token ids.
@@ -134,13 +144,14 @@ class TextGenerator:
         config, stops = GenerationConfig(**options), StopStrings(stop)
         if config.num_samples > 1:
             raise ValueError(f"each prompt gets one text here, got num_samples={config.num_samples}; call instead")
+        prompts = [checked_prompt(number, prompt, self.model.config) for number, prompt in enumerate(prompts)]
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         texts = [""] * len(prompts)
         for begin in range(0, len(order), self.prompts_at_once):
             numbers = order[begin : begin + self.prompts_at_once]
             written = generate(self.model, [prompts[n] for n in numbers], config, stop=self._stopper(stops))
             for number, one in zip(numbers, written, strict=True):
-                texts[number] = stops.cut(self._text(list(prompts[number]), one))
+                texts[number] = stops.cut(self._text(prompts[number], one))
         return texts
 
     def encode(self, prompt: str) -> list[int]:
@@ -153,34 +164,30 @@ class TextGenerator:
         self, texts: Iterable[str], config: GenerationConfig, stops: StopStrings, at_once: int
     ) -> Iterator[GeneratedText]:
         window: list[str] = []
-        for text in texts:
+        number = 0
+        for number, text in enumerate(texts, start=1):
             window.append(text)
             if len(window) == at_once:
-                yield from self._generate(window, config, stops)
+                yield from self._generate(window, number - len(window), config, stops)
                 window = []
-        yield from self._generate(window, config, stops)
+        yield from self._generate(window, number - len(window), config, stops)
 
-    def _generate(self, prompts: list[str], config: GenerationConfig, stops: StopStrings) -> list[GeneratedText]:
-        ids = [self.encode(prompt) for prompt in prompts]
+    def _generate(
+        self, prompts: list[str], first: int, config: GenerationConfig, stops: StopStrings
+    ) -> list[GeneratedText]:
+        """Return the texts of a window of prompts, the first of which has the number `first` among all."""
+        ids = [checked_prompt(n, self.encode(text), self.model.config) for n, text in enumerate(prompts, start=first)]
         written = generate(self.model, ids, config, stop=self._stopper(stops))
-        return [
-            GeneratedText(
-                prompt=prompts[one.prompt],
-                sample=one.sample,
-                text=stops.cut(self._text(ids[one.prompt], one)),
-                num_tokens=len(one.tokens),
-                finish_reason=one.finish_reason,
-                score=one.score,
-            )
-            for one in written
-        ]
+        return [_generated(prompts[one.prompt], one, stops.cut(self._text(ids[one.prompt], one))) for one in written]
 
     def _text(self, prompt: list[int], written: GeneratedTokens) -> str:
         whole = TextStream(self.tokenizer, prompt)
         return "".join(map(whole.add, self._shown(written))) + whole.finish()
 
-    def _write(self, prompt: list[int], steps: Iterator[list[GeneratedTokens]], stops: StopStrings) -> Iterator[str]:
-        whole, held = TextStream(self.tokenizer, prompt), ""
+    def _write(
+        self, prompt: str, ids: list[int], steps: Iterator[list[GeneratedTokens]], stops: StopStrings
+    ) -> Generator[str, None, GeneratedText]:
+        whole, held, text = TextStream(self.tokenizer, ids), "", ""
         for (written,) in steps:
             shown = self._shown(written)
             held += whole.add(shown[-1]) if len(shown) == len(written.tokens) else ""
@@ -189,10 +196,22 @@ class TextGenerator:
             safe = len(held) if written.finish_reason is not None else stops.safe_length(held)
             if safe:
                 yield held[:safe]
-                held = held[safe:]
+                text, held = text + held[:safe], held[safe:]
+        return _generated(prompt, written, text)
 
     def _shown(self, written: GeneratedTokens) -> list[int]:
         return written.tokens[:-1] if written.finish_reason == "end_token" else written.tokens
 
     def _stopper(self, stops: StopStrings):
         return (lambda written: stops.ends(self.tokenizer, written.tokens)) if stops.strings else None
+
+
+def _generated(prompt: str, written: GeneratedTokens, text: str) -> GeneratedText:
+    return GeneratedText(
+        prompt=prompt,
+        sample=written.sample,
+        text=text,
+        num_tokens=len(written.tokens),
+        finish_reason=written.finish_reason,
+        score=written.score,
+    )

@@ -11,12 +11,17 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from fastssl.data.files import make_directory
+from fastssl.data.tokenizer import Tokenizer
+from fastssl.device import choose_device
+from fastssl.models.cost import num_parameters
+from fastssl.models.gpt_files import load_config
 from fastssl.tasks.generation.text_generator import TextGenerator
 from fastssl.tasks.in_context.answers import Asker, GenerationAsker, LikelihoodAsker
 from fastssl.tasks.in_context.config import InContextConfig, Scoring
@@ -82,7 +87,15 @@ def measure_in_context(config: InContextConfig, *, say: Callable[[str], None] = 
         ValueError: A task that cannot be read, too few rows for the shots, a question longer than a model's context, or
             a directory of another kind of model.
     """
-    tasks = [_prepare(config, number, path) for number, path in enumerate(config.task)]
+    tasks = _named_apart([_prepare(config, number, path) for number, path in enumerate(config.task)], config.task)
+    _check_label_words(config, tasks)
+    for asked in tasks:  # too few rows are told by the most shots, and what is wrong with the last model at once
+        asked.draws(_settings(config)[-1], shared=config.demonstrations.shared_demonstrations)
+    choose_device(config.device)
+    for directory in config.model:
+        load_config(directory)
+        Tokenizer.load(directory)
+    make_directory(config.output_dir)
     names = unique_names([path.absolute() for path in config.model])
     models, runs, prompts = [], [], {}
     for name, directory in zip(names, config.model, strict=True):
@@ -101,7 +114,7 @@ def measure_in_context(config: InContextConfig, *, say: Callable[[str], None] = 
 
 def save(report: InContextReport, directory: Path) -> None:
     """Write table, summary and figures; that over sizes where there are several models."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     write_whole(directory / SUMMARY_FILE, json.dumps(report.summary(), indent=1, ensure_ascii=False) + "\n")
     write_whole(directory / TABLE_FILE, report.table())
     draw_shots(report, directory / SHOTS_FIGURE)
@@ -118,6 +131,24 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
+def _named_apart(tasks: Sequence[_Asked], paths: Sequence[Path]) -> list[_Asked]:
+    """Name tasks by the ends of their paths where files of different folders, or endings, have the same name."""
+    names = [asked.task.name for asked in tasks]
+    if len(set(names)) < len(names):
+        names = unique_names([path.absolute() for path in paths])
+    return [replace(asked, task=replace(asked.task, name=name)) for asked, name in zip(tasks, names, strict=True)]
+
+
+def _check_label_words(config: InContextConfig, tasks: Sequence[_Asked]) -> None:
+    labels = {pair.split("=", 1)[0] for pair in config.columns.label_words}
+    unknown = sorted(labels.difference(*(asked.task.reworded | asked.pool.reworded for asked in tasks)))
+    if unknown:
+        raise ValueError(
+            f"label_words gives a word for {unknown[0]!r}, which is the answer of no row; put the file's answer in "
+            "front and the word behind, as in 0=negative"
+        )
+
+
 def _prepare(config: InContextConfig, number: int, path: Path) -> _Asked:
     needs_choices = {"likelihood": True, "generation": False}.get(config.scoring)
     task = read_task(path, config.columns, needs_choices=needs_choices)
@@ -127,10 +158,12 @@ def _prepare(config: InContextConfig, number: int, path: Path) -> _Asked:
     if config.max_examples is not None and config.max_examples < len(rows):
         draw = np.random.default_rng(config.demonstrations.seed % 2**64)
         rows = np.sort(draw.permutation(rows)[: config.max_examples])
+    if task.instruction is None and not config.layout.instruction:
+        raise ValueError(f"{path}: the column 'instruction' must be the same in all rows; give one as instruction")
     scoring = config.scoring if config.scoring != "auto" else "generation" if task.choices is None else "likelihood"
     return _Asked(
         task=task,
-        layout=Layout.of(config.layout, number, task.examples, task.instruction),
+        layout=Layout.of(config.layout, number, task.examples, task.instruction or ""),
         pool=pool,
         is_own=not files,
         rows=tuple(rows.tolist()),
@@ -148,7 +181,7 @@ class _Subject:
     def __init__(self, config: InContextConfig, name: str, directory: Path) -> None:
         generator = TextGenerator.load(directory, dtype=config.dtype, device=config.device)
         self.name, self.directory, self.model = name, directory, generator.model
-        self.parameters = sum(weight.numel() for weight in self.model.parameters())
+        self.parameters = num_parameters(self.model.config)  # of a quantised one, those that it was made of
         sizes, wanted = self.model.config, config.layout.begin_with_bos
         if wanted and sizes.bos_token_id is None:
             raise ValueError(f"begin_with_bos: the model in {directory} has no bos_token_id; leave it out")

@@ -92,7 +92,7 @@ class PromptMaker:
                 raise ValueError(
                     f"{self.task.places[row]}: the question has {len(tokens)} tokens without any example, and the "
                     f"model has {self.room.positions} positions, {self.room.positions - room} of them for the answer; "
-                    "leave the row out, or take a model with more"
+                    "leave the row out, let answers be shorter (max_new_tokens), or take a model with more"
                 )
             dropped += 1
             text = self._text(row, draw[dropped:])
