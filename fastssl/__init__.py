@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fastssl.models.bert_embedder import BertForSentenceEmbedding
     from fastssl.models.bert_question_answering import BertForQuestionAnswering
     from fastssl.models.bert_tagger import BertForTokenClassification
-    from fastssl.models.generated import GeneratedTokens, GenerationConfig
+    from fastssl.models.generation.generated import GeneratedTokens, GenerationConfig
     from fastssl.models.gpt import GPTForCausalLM, GPTModel
     from fastssl.models.gpt_config import GPTConfig
     from fastssl.models.likelihood import Likelihood, loglikelihoods, rolling_loglikelihoods
@@ -105,7 +105,7 @@ _HOMES = {
     "fastssl.models.bert_question_answering": ("BertForQuestionAnswering",),
     "fastssl.models.bert_tagger": ("BertForTokenClassification",),
     "fastssl.models.bert_embedder": ("BertForSentenceEmbedding",),
-    "fastssl.models.generated": ("GeneratedTokens", "GenerationConfig"),
+    "fastssl.models.generation.generated": ("GeneratedTokens", "GenerationConfig"),
     "fastssl.models.gpt": ("GPTForCausalLM", "GPTModel"),
     "fastssl.models.gpt_config": ("GPTConfig",),
     "fastssl.models.likelihood": ("Likelihood", "loglikelihoods", "rolling_loglikelihoods"),

@@ -18,8 +18,8 @@ from benchmarks.peers import hugging_face_gpt
 from benchmarks.suites import Run
 from benchmarks.timing import Effort, Launch, timed
 from fastssl.data.batch import PackedBatch
-from fastssl.models.generated import GenerationConfig
-from fastssl.models.generation import stream
+from fastssl.models.generation.generate import stream
+from fastssl.models.generation.generated import GenerationConfig
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.presets import preset

@@ -14,8 +14,8 @@ from typing import Literal
 from fastssl.cli.flags import parse_flags
 from fastssl.cli.text_lines import STANDARD_INPUT, standard_text, text_lines
 from fastssl.cli.threads import use_threads
-from fastssl.models.generated import GenerationConfig
-from fastssl.models.published_generation import GENERATION_FILE, read_published_generation
+from fastssl.models.generation.generated import GenerationConfig
+from fastssl.models.generation.published import GENERATION_FILE, read_published_generation
 from fastssl.tasks.generation.text_generator import GeneratedText, TextGenerator
 from fastssl.tasks.generation.text_stream import StopStrings
 

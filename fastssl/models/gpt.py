@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from fastssl.data.batch import IGNORED_LABEL, PackedBatch
 from fastssl.models import gpt_files
 from fastssl.models.door import View, pack
-from fastssl.models.generated import GeneratedTokens, GenerationConfig
-from fastssl.models.generation import generate
+from fastssl.models.generation.generate import generate
+from fastssl.models.generation.generated import GeneratedTokens, GenerationConfig
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.losses import LossSum
 from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
@@ -367,7 +367,7 @@ class GPTForCausalLM(nn.Module):
             options: fields of `GenerationConfig`: max_new_tokens, temperature, top_k, num_beams and so on.
 
         Returns:
-            B x num_samples texts; see `fastssl.models.generation.generate`.
+            B x num_samples texts; see `fastssl.models.generation.generate.generate`.
         """
         return generate(self, prompts, GenerationConfig(**options), stop=stop)
 

@@ -13,9 +13,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from fastssl.models.generation.published import read_published_generation
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.pretrained import FileLayout, file_tensors, load_weights, read_config, save_directory
-from fastssl.models.published_generation import read_published_generation
 from fastssl.nn.rotary import RotaryScaling
 
 Model = TypeVar("Model", bound=nn.Module)

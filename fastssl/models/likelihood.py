@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fastssl.data.batch import PackedBatch
+from fastssl.models.generation.reader import evaluating
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.models.prefix_tree import LEAST_SHARED, PrefixNode, prefix_tree
-from fastssl.models.reader import evaluating
 from fastssl.nn.kv_cache import KVCache
 
 TOKENS_PER_BATCH = 4096

@@ -4,11 +4,15 @@ import atexit
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+_PATIENCE = timedelta(days=1)
+"""How long a process waits for another: the first one encodes the text, and a corpus may take it hours."""
 
 
 def expect_one_process(verb: str) -> None:
@@ -37,7 +41,8 @@ class World:
             return cls()
         if not dist.is_initialized():
             # NCCL exchanges the gradients on GPUs; numbers for reports and decisions are summed on the CPU.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=_PATIENCE)
             # A group that outlives the interpreter can abort the process: its threads are still running then.
             atexit.register(dist.destroy_process_group)
         return cls(rank=dist.get_rank(), size=dist.get_world_size())

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastssl.models.generated import GenerationConfig
-from fastssl.models.generation import generate, stream
+from fastssl.models.generation.generate import generate, stream
+from fastssl.models.generation.generated import GenerationConfig
 from fastssl.models.gpt import GPTForCausalLM
 from tests.models.gpt_peers import PEERS, peer, sequences
 from tests.models.test_gpt import EVERY_VARIANT, small_model

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from fastssl.models import gpt_files
+from fastssl.models.generation.published import read_published_generation
 from fastssl.models.gpt import GPTForCausalLM, GPTModel
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.pretrained import file_tensors
-from fastssl.models.published_generation import read_published_generation
 from tests.models.gpt_peers import PEERS, padded_inputs, peer
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastssl.models.sampling import Draws, SamplingConfig, next_token_probabilities
+from fastssl.models.generation.sampling import Draws, SamplingConfig, next_token_probabilities
 
 LOGITS = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)) * 3
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastssl.data.tokenizer import Tokenizer
-from fastssl.models.generated import FinishReason, GeneratedTokens, GenerationConfig
-from fastssl.models.generation import checked_prompt, generate, stream
+from fastssl.models.generation.generate import checked_prompt, generate, stream
+from fastssl.models.generation.generated import FinishReason, GeneratedTokens, GenerationConfig
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.tasks.generation.text_stream import StopStrings, TextStream
 from fastssl.tasks.inference import dtype_of_parameters, ready

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastssl.data.batch import PackedBatch
-from fastssl.models.generated import GenerationConfig
+from fastssl.models.generation.generated import GenerationConfig
 from fastssl.nn.kv_cache import KVCache
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fastssl.models.generated import FinishReason, GeneratedTokens, GenerationConfig
-from fastssl.models.reader import Reader
-from fastssl.models.sampling import penalize_repetition
+from fastssl.models.generation.generated import FinishReason, GeneratedTokens, GenerationConfig
+from fastssl.models.generation.reader import Reader
+from fastssl.models.generation.sampling import penalize_repetition
 
 Stop = Callable[[GeneratedTokens], bool]
 
@@ -111,7 +111,7 @@ class BeamSearch:
 def search_beams(
     reader: Reader, prompts: Sequence[Sequence[int]], config: GenerationConfig, stop: Stop | None
 ) -> list[GeneratedTokens]:
-    """Return the best texts from each prompt; arguments as in `fastssl.models.generation.generate`."""
+    """Return the best texts from each prompt; arguments as in `fastssl.models.generation.generate.generate`."""
     model_config = reader.model.config
     searches = [
         BeamSearch(

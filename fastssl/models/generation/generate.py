@@ -5,10 +5,10 @@ from operator import index
 
 import torch
 
-from fastssl.models.beam_search import search_beams
-from fastssl.models.generated import FinishReason, GeneratedTokens, GenerationConfig
-from fastssl.models.reader import CausalConfig, CausalModel, Reader
-from fastssl.models.sampling import Draws, choose_tokens
+from fastssl.models.generation.beam_search import search_beams
+from fastssl.models.generation.generated import FinishReason, GeneratedTokens, GenerationConfig
+from fastssl.models.generation.reader import CausalConfig, CausalModel, Reader
+from fastssl.models.generation.sampling import Draws, choose_tokens
 
 
 def generate(

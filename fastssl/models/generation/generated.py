@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fastssl.models.sampling import SamplingConfig
+from fastssl.models.generation.sampling import SamplingConfig
 
 FinishReason = Literal["end_token", "stopped", "max_new_tokens", "context"]
 
