@@ -59,24 +59,25 @@ void load_transposed(float* rows, float* transposed, const Arguments& args, cons
 // Loads what belongs to the queries of a tile. Lanes beyond them, and queries that see nothing, get P = 0.
 void load_queries(const Scratch& s, const Arguments& args, const Item& item, const Tile& tile) {
   constexpr float kNothingVisible = 1e38f;
-  const int64_t columns = attention::padded(args.width), row = item.q_row + tile.query;
+  const int64_t row = item.q_row + tile.query;
   load_transposed(s.queries, s.queries_transposed, args, args.q, item, tile);
   load_transposed(s.grad_out, s.grad_out_transposed, args, args.grad_out, item, tile);
-  const bool leave = usable_in_place(args);
-  const int64_t out_offset = args.out.offset(item.sequence, row, tile.head);
-  const Matrix out = leave ? in_place(args.out, out_offset) : Matrix{s.out, columns};
-  if (!leave) load_rows(s.out, args.storage, args.out, out_offset, tile.num_queries, args.width);
+  // Transposed, so that delta is summed as the product dO V^T is: of a query that sees one key the two are then the
+  // same.
+  float* const out_transposed = s.grad_queries;  // which nothing has been written to yet
+  load_transposed(s.out, out_transposed, args, args.out, item, tile);
+  for (int64_t t = 0; t < tile.lanes; t += kLanes) {
+    VecF sum{};
+    for (int64_t j = 0; j < args.width; ++j)
+      sum += load(out_transposed + j * tile.lanes + t) * load(s.grad_out_transposed + j * tile.lanes + t);
+    store(s.delta + t, sum);
+  }
   const float* const lse = static_cast<const float*>(args.lse.data) + args.lse.offset(item.sequence, row, tile.head);
   const float* const grad_lse = static_cast<const float*>(args.grad_lse.data);
   for (int64_t i = 0; i < tile.lanes; ++i) {
     s.lse[i] = kNothingVisible;
-    s.delta[i] = 0.0f;
     if (i >= tile.num_queries) continue;
     if (lse[i] != -__builtin_inff()) s.lse[i] = lse[i] * kLog2E;
-    VecF sum{};
-    for (int64_t j = 0; j < columns; j += kLanes)
-      sum += load(out.data + i * out.ld + j) * load(s.grad_out + i * columns + j);
-    s.delta[i] = reduce_add(sum);
     if (grad_lse) s.delta[i] -= grad_lse[args.grad_lse.offset(item.sequence, row + i, tile.head)];
   }
 }

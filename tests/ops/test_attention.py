@@ -241,6 +241,16 @@ def test_the_gradient_of_the_bias_is_zero_outside(capability, poisoned_memory):
 
 
 @pytest.mark.native
+def test_scores_of_a_query_that_sees_one_key_have_no_gradient(capability):
+    case = AttentionCase(lengths_q=(8, 30), lengths_k=(61, 30), width=36, bias="own", causal=True, window=(0, None))
+    inputs = {name: tensor.requires_grad_() for name, tensor in case.inputs(torch.float32).items()}
+    out = call(case, "native", list(inputs))(*inputs.values())
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    grad_q, grad_k, _, grad_bias = torch.autograd.grad((out * weights).sum(), inputs.values())
+    assert (grad_bias == 0).all() and (grad_q == 0).all() and (grad_k == 0).all()
+
+
+@pytest.mark.native
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 150)), min_size=1, max_size=4),
