@@ -14,6 +14,7 @@ SUITES = {
     "layer_norm": "benchmarks.ops.layer_norm",
     "bias_gelu": "benchmarks.ops.bias_gelu",
     "linear_cross_entropy": "benchmarks.ops.linear_cross_entropy",
+    "pre_norm_block": "benchmarks.ops.pre_norm_block",
     "quantized_linear": "benchmarks.ops.quantized_linear",
     "skinny_linear": "benchmarks.ops.skinny_linear",
     "cached_attention": "benchmarks.ops.cached_attention",

@@ -73,6 +73,28 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "Tensor");
 }
 
+// What only small models need.
+STABLE_TORCH_LIBRARY_FRAGMENT(fastssl, m) {
+  // A pre-norm transformer block, packed rows (N, E) float32. `parameters`: weight and bias of attention's norm, q k v,
+  // attention's output, the network's norm, up and down; a bias that is not there is empty. Besides `out` and
+  // `inner_stream` come what the backward needs; `stream` is empty where it would equal `addend`.
+  m.def(
+      "pre_norm_block_forward(Tensor addend, Tensor? residual, Tensor[] parameters, Tensor cu_seqlens, int heads, "
+      "int head_width, int window_left, int window_right, float scale, float attention_eps, float mlp_eps, bool tanh, "
+      "int addend_threshold, Tensor? addend_seed, int attention_threshold, Tensor? attention_seed, "
+      "int output_threshold, Tensor? output_seed) -> (Tensor out, Tensor inner_stream, Tensor stream, "
+      "Tensor statistics, Tensor qkv, Tensor attended, Tensor lse, Tensor up)");
+  // `grad_residual` is empty where it would equal `grad_addend`. `grad_parameters` has all parameters one behind the
+  // other, biases that are not there too.
+  m.def(
+      "pre_norm_block_backward(Tensor grad_out, Tensor? grad_inner_stream, Tensor inner_stream, Tensor stream, "
+      "Tensor statistics, Tensor qkv, Tensor attended, Tensor lse, Tensor up, Tensor[] parameters, Tensor cu_seqlens, "
+      "int heads, int head_width, int window_left, int window_right, float scale, float attention_eps, float mlp_eps, "
+      "bool tanh, int addend_threshold, Tensor? addend_seed, int attention_threshold, Tensor? attention_seed, "
+      "int output_threshold, Tensor? output_seed) "
+      "-> (Tensor grad_addend, Tensor grad_residual, Tensor grad_parameters)");
+}
+
 // What only generation needs.
 STABLE_TORCH_LIBRARY_FRAGMENT(fastssl, m) {
   // y = activation(norm(x) W^T + bias) + residual for few rows of x, float32. The weight is float32 or bfloat16, or,

@@ -131,6 +131,7 @@ def test_op_folders_are_complete():
         "decoder_block",
         "layer_norm",
         "linear_cross_entropy",
+        "pre_norm_block",
         "quantized_linear",
         "skinny_linear",
     }

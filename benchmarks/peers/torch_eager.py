@@ -98,3 +98,27 @@ def fastest(launches: dict[str, Callable[[], object]], repeats: int = 1) -> str:
         return min(timed(launch)() for _ in range(repeats))
 
     return min(launches, key=lambda name: best(launches[name]))
+
+
+def causal_block(
+    addend: Tensor, residual: Tensor, *, num_heads: int, num_sequences: int, eps: float = 1e-5, **parameters: Tensor
+) -> Tensor:
+    """Return what a pre-norm block adds last, and the stream to add it to, side by side: (N, 2 E) of (N, E).
+
+    Args:
+        addend, residual: what enters, sequences of one length.
+        num_heads, num_sequences: H and B.
+        eps: of both norms.
+        parameters: weights and biases, by the names of `fastssl.ops.pre_norm_block.cases`.
+    """
+
+    def of(name: str) -> tuple[Tensor, Tensor]:
+        return parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+
+    stream = addend + residual
+    heads = F.linear(F.layer_norm(stream, stream.shape[-1:], *of("attention_norm"), eps), *of("qkv"))
+    q, k, v = heads.unflatten(0, (num_sequences, -1)).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2).flatten(0, 1)
+    stream = stream + F.linear(mixed, *of("out"))
+    normed = F.layer_norm(stream, stream.shape[-1:], *of("mlp_norm"), eps)
+    return torch.cat((F.linear(F.gelu(F.linear(normed, *of("up"))), *of("down")), stream), dim=1)

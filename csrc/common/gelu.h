@@ -1,4 +1,5 @@
-// GELU, x * Phi(x): with the exact normal distribution Phi, to rounding or in eighteen operations, and by tanh.
+// GELU, x * Phi(x), and its slope: with the exact normal distribution Phi, to rounding or in eighteen operations, and
+// by tanh.
 #pragma once
 
 #include "common/vec.h"
@@ -44,6 +45,40 @@ FASTSSL_INLINE VecF tanh_gelu_power(VecF t) {
 FASTSSL_INLINE VecF tanh_gelu(VecF t) {
   return t / (tanh_gelu_power(t) + 1.0f);
 }
+
+// GELU(t) = t Phi(t) and its derivative Phi(t) + t phi(t), where Phi is the normal distribution function. Both factors
+// are 1/2 plus an odd entire function: t times a minimax polynomial in t^2, mapped to [-1, 1], with no exponential.
+struct ExactGelu {
+  static FASTSSL_INLINE VecF value(VecF t) {
+    return exact_gelu(t);
+  }
+
+  static FASTSSL_INLINE VecF slope(VecF t) {
+    constexpr float kLimit = 5.75f;  // beyond it the slope is 0 or 1 to within 2e-7
+    constexpr float kOdd[] = {0.1230718269944191f,    -0.06228140741586685f, 0.04936722293496132f,
+                              -0.04729423671960831f,  0.05170648545026779f,  -0.05952443927526474f,
+                              0.06675459444522858f,   -0.07057825475931168f, 0.06938504427671432f,
+                              -0.059359144419431686f, 0.043163035064935684f, -0.03492863476276398f,
+                              0.03169304132461548f,   -0.01622007228434086f, 0.001062173512764275f,
+                              -0.002832400379702449f, 0.006217052228748798f, -0.002445339225232601f};
+    t = minimum(broadcast(kLimit), maximum(broadcast(-kLimit), t));
+    return t * polynomial(t * t * (2.0f / (kLimit * kLimit)) - 1.0f, kOdd) + 0.5f;
+  }
+};
+
+// t (1 + tanh(z)) / 2 = t s with s = 1 / (1 + e^(-2z)) and z = sqrt(2 / pi) (t + 0.044715 t^3).
+struct TanhGelu {
+  static FASTSSL_INLINE VecF value(VecF t) {
+    return tanh_gelu(t);
+  }
+
+  static FASTSSL_INLINE VecF slope(VecF t) {
+    t = minimum(broadcast(10.0f), maximum(broadcast(-10.0f), t));  // lest the cube meets a zero as infinity
+    const VecF e = tanh_gelu_power(t), s = 1.0f / (e + 1.0f);
+    // s (1 - s) = e s^2, whose small values keep their digits.
+    return s + t * (e * s) * s * (t * t * (3.0f * kTanhGeluCubic) + kTanhGeluLinear);
+  }
+};
 
 // Within 2e-6 of x * Phi(x) for |x| <= 8, and within 3e-7 |x| beyond. Phi(x) = 1/2 + x Q(x^2) with Q of degree 12 in
 // 2 (x / 5)^2 - 1, fitted by least squares, reweighted towards the smallest largest error; below -5 Phi is 0.

@@ -24,6 +24,7 @@ struct LayerNormForward {
   Element x_type;
   Element sum_type;
   Dropout dropout;
+  int64_t first_row = 0;  // what the mask counts as row 0
 };
 
 struct LayerNormBackward {
@@ -43,6 +44,7 @@ struct LayerNormBackward {
   Element x_type;
   Element sum_type;
   Dropout dropout;
+  int64_t first_row = 0;  // what the mask counts as row 0
 };
 
 // Rows [begin, end).

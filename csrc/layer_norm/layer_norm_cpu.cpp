@@ -52,8 +52,9 @@ template <class X, class Sum>
 float form_sum(const LayerNormForward& a, int64_t row, const X* x, Sum* sum) {
   const Sum* residual = static_cast<const Sum*>(a.residual) + (a.residual ? row * a.width : 0);
   if (!a.dropout.threshold) return form_sum<false, true>(x, residual, sum, row, a.width, a.dropout);
-  return a.residual ? form_sum<true, true>(x, residual, sum, row, a.width, a.dropout)
-                    : form_sum<true, false>(x, residual, sum, row, a.width, a.dropout);
+  const int64_t mask_row = a.first_row + row;
+  return a.residual ? form_sum<true, true>(x, residual, sum, mask_row, a.width, a.dropout)
+                    : form_sum<true, false>(x, residual, sum, mask_row, a.width, a.dropout);
 }
 
 // Rows that are computed together: their loads overlap, and parameters and their gradients are read once for all.
@@ -176,7 +177,7 @@ void finish_row(const LayerNormBackward& a, int64_t row, RowMeans means) {
     store(grad_x + j, drop(grad), part);
   };
   if (a.dropout.threshold)
-    for_each_dropped(a.dropout, row, width, finish);
+    for_each_dropped(a.dropout, a.first_row + row, width, finish);
   else
     for_each_vector(width, [&](int64_t j, auto part) { finish(0, j, part, [](VecF x) { return x; }); });
 }

@@ -25,7 +25,7 @@ from fastssl.models.generation.generated import GeneratedTokens, GenerationConfi
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.losses import LossSum
 from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
-from fastssl.nn.causal_block import CausalBlock
+from fastssl.nn.causal_block import CausalBlock, Entering
 from fastssl.nn.decoding import MAX_ROWS, DecodingBlock, fused_activation, rotary_tables, scores
 from fastssl.nn.encoder import DropoutSeeds, Trace
 from fastssl.nn.init import grow_rows, initialize
@@ -35,6 +35,7 @@ from fastssl.nn.norm import LayerNorm, RMSNorm
 from fastssl.nn.quantized import QuantizedLinear
 from fastssl.nn.rotary import Rotation, rotation
 from fastssl.nn.tied_embedding import TiedEmbedding
+from fastssl.nn.whole_block import run_whole, runs_whole
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
 from fastssl.ops.philox import resolve_seed
 
@@ -133,20 +134,25 @@ class GPTModel(nn.Module):
         context = CausalContext(batch.cu_seqlens, batch.max_seqlen, self._rotation(position_ids), step)
         seeds = self._dropout_seeds(seed, batch.input_ids.device)
         # Each norm adds what stands in front of it to the residual stream, its dropout included, in one pass.
-        addend, stream = self._embed(batch, position_ids, tied), None
-        addend_seed, p = seeds.embeddings, config.embedding_dropout_prob
+        p = config.embedding_dropout_prob
+        entering = Entering(self._embed(batch, position_ids, tied), None, p, seeds.embeddings)
+        by_parts = cache is not None or rows is not None or trace.wanted
+        whole = not by_parts and all(runs_whole(block, entering.addend, context) for block in self.blocks)
         for number, (block, block_seeds) in enumerate(zip(self.blocks, seeds.blocks, strict=True)):
-            normed, stream = block.attention_norm(
-                addend, residual=stream, dropout_p=p, seed=addend_seed, return_sum=True
-            )
-            trace.record(stream, partial(block.attention.probabilities, normed, context))
-            layer = None if cache is None else cache.layers[number]
-            wanted = rows if number == len(self.blocks) - 1 else None
-            addend, stream = self._run(block, normed, stream, context, block_seeds, layer, wanted)
-            addend_seed, p = block_seeds.mlp_output, config.hidden_dropout_prob
+            if whole:
+                addend, stream = self._run(run_whole, block, entering, context, block_seeds)
+            else:
+                normed, stream = entering.normed(block.attention_norm)
+                trace.record(stream, partial(block.attention.probabilities, normed, context))
+                layer = None if cache is None else cache.layers[number]
+                wanted = rows if number == len(self.blocks) - 1 else None
+                addend, stream = self._run(block, normed, stream, context, block_seeds, layer, wanted)
+            entering = Entering(addend, stream, config.hidden_dropout_prob, block_seeds.mlp_output)
         if rows is not None and not self.blocks:
-            addend = addend.index_select(0, rows)
-        hidden_states = self.final_norm(addend, residual=stream, dropout_p=p, seed=addend_seed)
+            entering = entering._replace(addend=entering.addend.index_select(0, rows))
+        hidden_states = self.final_norm(
+            entering.addend, residual=entering.residual, dropout_p=entering.dropout_p, seed=entering.seed
+        )
         trace.finish(hidden_states)
         if cache is not None:
             cache.advance(step.new_lengths)

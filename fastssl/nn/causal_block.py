@@ -1,5 +1,7 @@
 """One block of a causal transformer: norm, attention, norm, feed-forward network."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from fastssl.nn.block import BlockSeeds
@@ -7,6 +9,23 @@ from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
 from fastssl.nn.kv_cache import LayerCache
 from fastssl.nn.mlp import MLP, GatedMLP
 from fastssl.nn.norm import LayerNorm, RMSNorm
+
+
+class Entering(NamedTuple):
+    """What enters a block, ``residual + dropout(addend)``, which its first norm adds up."""
+
+    addend: Tensor
+    """(N, E), what the block in front adds."""
+    residual: Tensor | None
+    """(N, E), the residual stream that it is added to; None: nothing."""
+    dropout_p: float
+    """Of the addend, where there is a seed."""
+    seed: Tensor | None
+    """0-d int64, or None for no dropout."""
+
+    def normed(self, norm: LayerNorm | RMSNorm) -> tuple[Tensor, Tensor]:
+        """Return the norm of the sum, and the sum, (N, E) both."""
+        return norm(self.addend, residual=self.residual, dropout_p=self.dropout_p, seed=self.seed, return_sum=True)
 
 
 class CausalBlock(nn.Module):

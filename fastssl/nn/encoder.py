@@ -22,6 +22,11 @@ class Trace:
     attentions: list[tuple[Tensor, ...]] | None = None
     """L tuples of B tensors (H, T, T): the attention probabilities of each sequence, before dropout."""
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be recorded."""
+        return self.hidden_states is not None or self.attentions is not None
+
     def record(self, hidden_states: Tensor, attention: Callable[[], tuple[Tensor, ...]]) -> None:
         """Note what enters a block; `attention` gives its probabilities, where they are asked for."""
         if self.hidden_states is not None:

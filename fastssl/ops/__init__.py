@@ -1,5 +1,6 @@
-"""The operators, one folder each: attention, bias + GELU, layer norm, linear cross-entropy, the 8-bit linear map, and
-what generation needs, the linear map of few rows, attention to a cache and a block made of both.
+"""The operators, one folder each: attention, bias + GELU, layer norm, linear cross-entropy, a whole block of a small
+model, the 8-bit linear map, and what generation needs: the linear map of few rows, attention to a cache, and a block
+made of both.
 
 The functions carry the names of their folders: inside the package import from ``fastssl.ops.<op>.api``.
 """
@@ -11,11 +12,14 @@ from fastssl.ops.decoder_block.api import decoder_block
 from fastssl.ops.decoder_block.weights import BlockWeights, LinearMap
 from fastssl.ops.layer_norm.api import layer_norm
 from fastssl.ops.linear_cross_entropy.api import LinearCrossEntropyStats, linear_cross_entropy
+from fastssl.ops.pre_norm_block.api import pre_norm_block
+from fastssl.ops.pre_norm_block.dropout import BlockDropout
 from fastssl.ops.quantized_linear.api import quantized_linear
 from fastssl.ops.skinny_linear.api import skinny_linear
 from fastssl.ops.skinny_linear.norm import RowNorm
 
 __all__ = [
+    "BlockDropout",
     "BlockWeights",
     "LinearCrossEntropyStats",
     "LinearMap",
@@ -26,6 +30,7 @@ __all__ = [
     "decoder_block",
     "layer_norm",
     "linear_cross_entropy",
+    "pre_norm_block",
     "quantized_linear",
     "skinny_linear",
 ]

@@ -318,10 +318,11 @@ def test_poisoned_memory(poisoned_memory, name, reduction):
 
 
 def test_chunks_are_even_and_bounded():
-    assert native.chunk_rows(614, 768) == 614
-    assert native.chunk_rows(1025, 768) == 513
-    assert native.chunk_rows(1, 64) == 1
-    assert all(native.chunk_rows(n, 4096) <= native.MAX_CHUNK_ROWS for n in range(1, 9000, 97))
+    assert native.chunk_rows(614, 768, 30522) == 614
+    assert native.chunk_rows(1025, 768, 30522) == 513
+    assert native.chunk_rows(1, 64, 30522) == 1
+    assert native.chunk_rows(768, 128, 65) == 768
+    assert all(native.chunk_rows(n, 4096, 2) <= native.MAX_CHUNK_ROWS for n in range(1, 9000, 97))
 
 
 _PEAK = """

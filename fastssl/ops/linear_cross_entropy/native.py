@@ -20,15 +20,18 @@ SUPPORTS = Supports(
 
 MIN_CHUNK_ROWS = 256
 MAX_CHUNK_ROWS = 1024
+MIN_CHUNK_LOGITS = 1 << 18
+"""Of a chunk of few classes, in numbers."""
 
 
-def chunk_rows(num_rows: int, width: int) -> int:
+def chunk_rows(num_rows: int, width: int, vocab_size: int) -> int:
     """Return the rows of one chunk on the CPU: about as many as the model is wide, and chunks of equal size.
 
     Each chunk reads and writes the whole weight gradient once, so few rows waste memory bandwidth; a chunk of E rows
-    is as large as that gradient.
+    is as large as that gradient. Of a small vocabulary there are as many rows as fill a core's cache.
     """
-    return chunks.even_rows(num_rows, min(max(width, MIN_CHUNK_ROWS), MAX_CHUNK_ROWS))
+    limit = max(width, MIN_CHUNK_ROWS, MIN_CHUNK_LOGITS // vocab_size)
+    return chunks.even_rows(num_rows, min(limit, MAX_CHUNK_ROWS))
 
 
 def forward(
@@ -95,7 +98,8 @@ def forward_with_gradients(
     wide_bias = None if bias is None else bias.float().contiguous()
     losses, lse = (hidden.new_empty(labels.numel(), dtype=torch.float32) for _ in range(2))
     correct = labels.new_empty(labels.numel(), dtype=torch.bool)
-    step = (on_gpu.chunk_rows if gpu else chunk_rows)(labels.numel(), hidden.shape[1])
+    sizes = (labels.numel(), hidden.shape[1])
+    step = on_gpu.chunk_rows(*sizes) if gpu else chunk_rows(*sizes, weight.shape[0])
     rounds_once = labels.numel() <= step and not (gpu and weight.dtype != product_dtype)
     grad_hidden = torch.ops.fastssl.empty_output(operand, operand.shape) if need_hidden else None
     grad_weight_like = matrix if rounds_once else losses

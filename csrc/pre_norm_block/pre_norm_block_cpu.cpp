@@ -1,0 +1,388 @@
+// A pre-norm transformer block on the CPU: a worker takes its sequences through all of it, so that nothing but the
+// weights' gradients is ever waited for or shared.
+#include "attention/tiles.h"
+#include "common/gelu.h"
+#include "common/vec.h"
+#include "layer_norm/layer_norm.h"
+#include "pre_norm_block/pre_norm_block.h"
+
+namespace fastssl::FASTSSL_ISA {
+
+using attention::Item;
+using attention::Rows;
+using pre_norm::Backward;
+using pre_norm::Block;
+using pre_norm::Forward;
+using pre_norm::kDepth;
+using pre_norm::kGap;
+using pre_norm::kRowsTogether;
+using pre_norm::kStrip;
+using pre_norm::Map;
+using pre_norm::Parameters;
+using pre_norm::Share;
+using pre_norm::Sizes;
+
+namespace {
+
+// ---- products of a few rows with a packed weight, and with one another ----
+
+// A weight, (depth, columns), in strips of kStrip columns or what is left, each packed; the one of column s begins at
+// s * depth.
+struct Packed {
+  const float* data;
+  int64_t depth, columns;
+
+  int64_t width(int64_t s) const {
+    return columns - s < kStrip ? columns - s : kStrip;
+  }
+};
+
+// Packs the transpose of `weight`, (columns, depth).
+Packed pack_transposed(float*& memory, const float* weight, int64_t columns, int64_t depth) {
+  const Packed packed{memory, depth, columns};
+  for (int64_t s = 0; s < columns; s += kStrip)
+    transpose(memory + s * depth, weight + s * depth, depth, packed.width(s), depth);
+  memory += columns * depth;
+  return packed;
+}
+
+// Packs `weight`, (depth, columns).
+Packed pack(float*& memory, const float* weight, int64_t depth, int64_t columns) {
+  const Packed packed{memory, depth, columns};
+  for (int64_t s = 0; s < columns; s += kStrip) {
+    const int64_t width = packed.width(s);
+    float* const strip = memory + s * depth;
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t j = 0; j < width; j += kLanes) store(strip + k * width + j, load(weight + k * columns + s + j));
+  }
+  memory += columns * depth;
+  return packed;
+}
+
+// c (rows, columns) = a (rows, depth) b + bias.
+void multiply(const Matrix& c, const Matrix& a, int64_t rows, const Packed& b, const float* bias) {
+  Ahead nothing;
+  if (bias) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < b.columns; j += kLanes) store(c.data + i * c.ld + j, load(bias + j));
+  }
+  for (int64_t s = 0; s < b.columns; s += kStrip) {
+    const int64_t width = b.width(s);
+    for (int64_t k = 0; k < b.depth; k += kDepth) {
+      product({.c = c.data + s,
+               .ldc = c.ld,
+               .a = a.data + k,
+               .lda = a.ld,
+               .b = b.data + s * b.depth + k * width,
+               .ldb = width,
+               .rows = rows,
+               .columns = width,
+               .depth = b.depth - k < kDepth ? b.depth - k : kDepth,
+               .accumulate = bias || k > 0},
+              nothing);
+    }
+  }
+}
+
+// out (columns of a, columns of b) += the transpose of a (rows, ...) times b (rows, ...).
+void add_outer(float* out, const Matrix& a, int64_t columns_of_a, const Matrix& b, int64_t columns_of_b, int64_t rows,
+               bool first) {
+  Ahead nothing;
+  for (int64_t s = 0; s < columns_of_b; s += kStrip)
+    product_transposed({.c = out + s,
+                        .ldc = columns_of_b,
+                        .a = a.data,
+                        .lda = a.ld,
+                        .b = b.data + s,
+                        .ldb = b.ld,
+                        .rows = columns_of_a,
+                        .columns = columns_of_b - s < kStrip ? columns_of_b - s : kStrip,
+                        .depth = rows,
+                        .accumulate = !first},
+                       nothing);
+}
+
+// out (columns) += the sums of the columns of x.
+void add_columns(float* out, const Matrix& x, int64_t rows, int64_t columns) {
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    VecF sum = load(out + j);
+    for (int64_t i = 0; i < rows; ++i) sum += load(x.data + i * x.ld + j);
+    store(out + j, sum);
+  }
+}
+
+void add(float* out, const float* x, int64_t count) {
+  for (int64_t j = 0; j < count; j += kLanes) store(out + j, load(out + j) + load(x + j));
+}
+
+Matrix rows_from(const float* data, int64_t row, int64_t width) {
+  return {const_cast<float*>(data) + row * width, width};  // read only, where the tensor is
+}
+
+// body(first row, rows) for a group's rows, kRowsTogether at a time or somewhat fewer.
+template <class Body>
+void for_parts(int64_t begin, int64_t end, Body body) {
+  const int64_t parts = (end - begin + kRowsTogether - 1) / kRowsTogether;
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t first = begin + (end - begin) * i / parts, last = begin + (end - begin) * (i + 1) / parts;
+    body(first, last - first);
+  }
+}
+
+// ---- the parts of the block ----
+
+LayerNormForward attention_norm(const Block& b, int64_t row, float* y) {
+  const int64_t at = row * b.sizes.width;
+  return {.x = b.addend + at,
+          .residual = b.residual ? b.residual + at : nullptr,
+          .weight = b.parameters.attention_norm.weight,
+          .bias = b.parameters.attention_norm.bias,
+          .y = y,
+          .sum = b.stream ? b.stream + at : nullptr,
+          .mean = b.mean + row,
+          .rstd = b.rstd + row,
+          .width = b.sizes.width,
+          .eps = b.attention_eps,
+          .x_type = Element::float32,
+          .sum_type = Element::float32,
+          .dropout = b.addend_dropout,
+          .first_row = row};
+}
+
+LayerNormForward mlp_norm(const Block& b, int64_t row, const float* attended, float* y) {
+  const int64_t at = row * b.sizes.width;
+  return {.x = attended,
+          .residual = (b.stream ? b.stream : b.addend) + at,
+          .weight = b.parameters.mlp_norm.weight,
+          .bias = b.parameters.mlp_norm.bias,
+          .y = y,
+          .sum = b.inner_stream + at,
+          .mean = b.mean + b.rows + row,
+          .rstd = b.rstd + b.rows + row,
+          .width = b.sizes.width,
+          .eps = b.mlp_eps,
+          .x_type = Element::float32,
+          .sum_type = Element::float32,
+          .dropout = b.output_dropout,
+          .first_row = row};
+}
+
+// y = (sum - mean) rstd weight + bias, as the forward computed it.
+void normalise_again(const Matrix& y, const float* sum, const float* mean, const float* rstd,
+                     const Map<const float>& norm, int64_t rows, int64_t width) {
+  for (int64_t j = 0; j < width; j += kLanes) {
+    const VecF weight = load(norm.weight + j), bias = norm.bias ? load(norm.bias + j) : VecF{};
+    for (int64_t i = 0; i < rows; ++i)
+      store(y.data + i * y.ld + j, (load(sum + i * width + j) - mean[i]) * rstd[i] * weight + bias);
+  }
+}
+
+// Attention's tensors, counted from row `row`.
+attention::Arguments attention_from(const Block& b, int64_t row) {
+  const Sizes& s = b.sizes;
+  const int64_t width = s.head_width, qkv_row = s.qkv();
+  float* const qkv = b.qkv + row * qkv_row;
+  attention::Arguments args = b.attention;
+  args.q = {qkv, 0, qkv_row, width};
+  args.k = {qkv + s.heads * width, 0, qkv_row, width};
+  args.v = {qkv + (s.heads + s.key_heads) * width, 0, qkv_row, width};
+  args.out = {b.attended + row * s.attended(), 0, s.attended(), width};
+  args.lse = {b.lse + row, 0, 1, b.rows};
+  return args;
+}
+
+// kernel(args, item, next, scratch) for every head of every sequence of a group.
+template <class Kernel>
+void attend(const attention::Arguments& args, const Share& share, int64_t first, int64_t last, int64_t heads,
+            float* scratch, Kernel kernel) {
+  const int64_t origin = share.begin_of_sequence[first];
+  for (int64_t b = first; b < last; ++b) {
+    const int64_t row = share.begin_of_sequence[b] - origin;
+    const int64_t length = share.begin_of_sequence[b + 1] - share.begin_of_sequence[b];
+    for (int64_t head = 0; head < heads; ++head)
+      kernel(args, Item{b, head, row, length, row, length, 0, length}, nullptr, scratch);
+  }
+}
+
+template <class Gelu>
+void activate(const Matrix& h, const float* up, const float* bias, int64_t rows, int64_t width) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < width; j += kLanes)
+      store(h.data + i * h.ld + j, Gelu::value(load(up + i * width + j) + (bias ? load(bias + j) : VecF{})));
+}
+
+// h = gelu(up + bias), and grad, that of h, becomes that of up + bias.
+template <class Gelu>
+void activate_again(const Matrix& h, const Matrix& grad, const float* up, const float* bias, int64_t rows,
+                    int64_t width) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < width; j += kLanes) {
+      const VecF x = load(up + i * width + j) + (bias ? load(bias + j) : VecF{});
+      float* const g = grad.data + i * grad.ld + j;
+      store(h.data + i * h.ld + j, Gelu::value(x));
+      store(g, load(g) * Gelu::slope(x));
+    }
+  }
+}
+
+void forward_group(const Forward& f, const Share& share, int64_t first, int64_t last, const Packed& qkv,
+                   const Packed& output, const Packed& up, const Packed& down, float* memory) {
+  const Sizes& s = f.sizes;
+  const Parameters<const float>& p = f.parameters;
+  const int64_t begin = share.begin_of_sequence[first], end = share.begin_of_sequence[last];
+  float* const normed = memory;
+  float* const attended = normed + kRowsTogether * s.width;
+  const Matrix h{attended + kRowsTogether * s.width, s.mlp_width + kGap};
+  float* const scratch = h.data + kRowsTogether * h.ld;
+  for_parts(begin, end, [&](int64_t row, int64_t rows) {
+    layer_norm_forward(attention_norm(f, row, normed), 0, rows);
+    multiply(rows_from(f.qkv, row, s.qkv()), {normed, s.width}, rows, qkv, p.qkv.bias);
+  });
+  attend(attention_from(f, begin), share, first, last, s.heads, scratch, attention_forward);
+  for_parts(begin, end, [&](int64_t row, int64_t rows) {
+    multiply({attended, s.width}, rows_from(f.attended, row, s.attended()), rows, output, p.output.bias);
+    layer_norm_forward(mlp_norm(f, row, attended, normed), 0, rows);
+    const Matrix u = rows_from(f.up, row, s.mlp_width);
+    multiply(u, {normed, s.width}, rows, up, nullptr);
+    if (f.tanh)
+      activate<TanhGelu>(h, u.data, p.up.bias, rows, s.mlp_width);
+    else
+      activate<ExactGelu>(h, u.data, p.up.bias, rows, s.mlp_width);
+    multiply(rows_from(f.out, row, s.width), h, rows, down, p.down.bias);
+  });
+}
+
+void norm_backward(const LayerNormForward& norm, const float* sum, const float* grad_y, const float* grad_sum,
+                   float* grad_x, float* grad_residual, int64_t rows, const Map<float>& grad, float* sums) {
+  const LayerNormBackward args{.grad_y = grad_y,
+                               .grad_sum = grad_sum,
+                               .sum = sum,
+                               .weight = norm.weight,
+                               .mean = norm.mean,
+                               .rstd = norm.rstd,
+                               .grad_x = grad_x,
+                               .grad_residual = grad_residual,
+                               .grad_weight = sums,
+                               .grad_bias = sums + norm.width,
+                               .rows = rows,
+                               .rows_per_block = rows,
+                               .width = norm.width,
+                               .x_type = Element::float32,
+                               .sum_type = Element::float32,
+                               .dropout = norm.dropout,
+                               .first_row = norm.first_row};
+  layer_norm_backward(args, 0, 1);
+  add(grad.weight, sums, norm.width);
+  add(grad.bias, sums + norm.width, norm.width);
+}
+
+void backward_group(const Backward& b, const Share& share, int64_t first, int64_t last, const Packed& qkv,
+                    const Packed& output, const Packed& up, const Packed& down, const Parameters<float>& grad,
+                    bool first_group, float* memory) {
+  const Sizes& s = b.sizes;
+  const Parameters<const float>& p = b.parameters;
+  const int64_t begin = share.begin_of_sequence[first], end = share.begin_of_sequence[last];
+  const Matrix normed{memory, s.width + kGap};
+  float* const grad_normed = normed.data + kRowsTogether * normed.ld;
+  float* const grad_output = grad_normed + kRowsTogether * s.width;
+  float* const sums = grad_output + kRowsTogether * s.width;
+  const Matrix h{sums + 2 * s.width, s.mlp_width + kGap};
+  const Matrix grad_up{h.data + kRowsTogether * h.ld, h.ld};
+  // Of all rows of the group, for its attention.
+  const Matrix grad_attended{grad_up.data + kRowsTogether * h.ld, s.attended() + kGap};
+  const Matrix grad_qkv{grad_attended.data + (end - begin) * grad_attended.ld, s.qkv() + kGap};
+  float* const scratch = grad_qkv.data + (end - begin) * grad_qkv.ld;
+  bool fresh = first_group;
+  for_parts(begin, end, [&](int64_t row, int64_t rows) {
+    const Matrix grad_out = rows_from(b.grad_out, row, s.width), u = rows_from(b.up, row, s.mlp_width);
+    multiply(grad_up, grad_out, rows, down, nullptr);
+    if (b.tanh)
+      activate_again<TanhGelu>(h, grad_up, u.data, p.up.bias, rows, s.mlp_width);
+    else
+      activate_again<ExactGelu>(h, grad_up, u.data, p.up.bias, rows, s.mlp_width);
+    add_outer(grad.down.weight, grad_out, s.width, h, s.mlp_width, rows, fresh);
+    add_columns(grad.down.bias, grad_out, rows, s.width);
+    LayerNormForward norm = mlp_norm(b, row, nullptr, nullptr);
+    const float* const sum = b.inner_stream + row * s.width;
+    normalise_again(normed, sum, norm.mean, norm.rstd, p.mlp_norm, rows, s.width);
+    add_outer(grad.up.weight, grad_up, s.mlp_width, normed, s.width, rows, fresh);
+    if (p.up.bias) add_columns(grad.up.bias, grad_up, rows, s.mlp_width);
+    multiply({grad_normed, s.width}, grad_up, rows, up, nullptr);
+    norm_backward(norm, sum, grad_normed, b.grad_inner_stream ? b.grad_inner_stream + row * s.width : nullptr,
+                  grad_output, b.grad_residual + row * s.width, rows, grad.mlp_norm, sums);
+    const Matrix attended = rows_from(b.attended, row, s.attended());
+    add_outer(grad.output.weight, {grad_output, s.width}, s.width, attended, s.attended(), rows, fresh);
+    add_columns(grad.output.bias, {grad_output, s.width}, rows, s.width);
+    multiply({grad_attended.data + (row - begin) * grad_attended.ld, grad_attended.ld}, {grad_output, s.width}, rows,
+             output, nullptr);
+    fresh = false;
+  });
+  attention::Arguments args = attention_from(b, begin);
+  const int64_t width = s.head_width;
+  args.grad_out = {grad_attended.data, 0, grad_attended.ld, width};
+  args.grad_q = {grad_qkv.data, 0, grad_qkv.ld, width};
+  args.grad_k = {grad_qkv.data + s.heads * width, 0, grad_qkv.ld, width};
+  args.grad_v = {grad_qkv.data + (s.heads + s.key_heads) * width, 0, grad_qkv.ld, width};
+  attend(args, share, first, last, s.key_heads, scratch, attention_backward);
+  fresh = first_group;
+  for_parts(begin, end, [&](int64_t row, int64_t rows) {
+    const Matrix grad_rows{grad_qkv.data + (row - begin) * grad_qkv.ld, grad_qkv.ld};
+    const LayerNormForward norm = attention_norm(b, row, nullptr);
+    const float* const sum = (b.stream ? b.stream : b.addend) + row * s.width;
+    normalise_again(normed, sum, norm.mean, norm.rstd, p.attention_norm, rows, s.width);
+    add_outer(grad.qkv.weight, grad_rows, s.qkv(), normed, s.width, rows, fresh);
+    if (p.qkv.bias) add_columns(grad.qkv.bias, grad_rows, rows, s.qkv());
+    multiply({grad_normed, s.width}, grad_rows, rows, qkv, nullptr);
+    float* const grad_stream = b.grad_residual + row * s.width;
+    norm_backward(norm, sum, grad_normed, grad_stream, b.grad_addend + row * s.width, grad_stream, rows,
+                  grad.attention_norm, sums);
+    fresh = false;
+  });
+}
+
+struct Extent {
+  Map<float> map;
+  int64_t outputs, inputs;  // no inputs: a norm
+};
+
+}  // namespace
+
+void pre_norm_block_forward(const Forward& f, const Share& share, float* memory) {
+  const Sizes& s = f.sizes;
+  const Parameters<const float>& p = f.parameters;
+  const Packed qkv = pack_transposed(memory, p.qkv.weight, s.qkv(), s.width);
+  const Packed output = pack_transposed(memory, p.output.weight, s.width, s.attended());
+  const Packed up = pack_transposed(memory, p.up.weight, s.mlp_width, s.width);
+  const Packed down = pack_transposed(memory, p.down.weight, s.width, s.mlp_width);
+  for (int64_t b = share.first; b < share.last;) {
+    const int64_t end = pre_norm::end_of_group(share, b);
+    forward_group(f, share, b, end, qkv, output, up, down, memory);
+    b = end;
+  }
+}
+
+void pre_norm_block_backward(const Backward& b, const Share& share, const Parameters<float>& grad, float* memory) {
+  const Sizes& s = b.sizes;
+  const Parameters<const float>& p = b.parameters;
+  const Packed qkv = pack(memory, p.qkv.weight, s.qkv(), s.width);
+  const Packed output = pack(memory, p.output.weight, s.width, s.attended());
+  const Packed up = pack(memory, p.up.weight, s.mlp_width, s.width);
+  const Packed down = pack(memory, p.down.weight, s.width, s.mlp_width);
+  const bool nothing = share.begin_of_sequence[share.first] == share.begin_of_sequence[share.last];
+  const auto clear = [](float* x, int64_t count) { std::memset(x, 0, sizeof(float) * static_cast<size_t>(count)); };
+  const Extent extents[] = {{grad.attention_norm, s.width, 0},    {grad.qkv, s.qkv(), s.width},
+                            {grad.output, s.width, s.attended()}, {grad.mlp_norm, s.width, 0},
+                            {grad.up, s.mlp_width, s.width},      {grad.down, s.width, s.mlp_width}};
+  for (const auto& [map, outputs, inputs] : extents) {
+    clear(map.bias, outputs);
+    // The first rows write the gradients of matrices.
+    if (inputs == 0 || nothing) clear(map.weight, inputs == 0 ? outputs : outputs * inputs);
+  }
+  for (int64_t first = share.first; first < share.last;) {
+    const int64_t end = pre_norm::end_of_group(share, first);
+    backward_group(b, share, first, end, qkv, output, up, down, grad, first == share.first, memory);
+    first = end;
+  }
+}
+
+}  // namespace fastssl::FASTSSL_ISA
