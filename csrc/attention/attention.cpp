@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/operands.h"
 #include "common/outputs.h"
 
 namespace fastssl {
@@ -220,12 +221,7 @@ Arguments arguments(const Tensor& q, const Tensor& k, const Tensor& v, const Opt
   args.window_left = window_left;
   args.window_right = window_right;
   args.scale = static_cast<float>(scale);
-  if (dropout_threshold > 0) {
-    STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long, "attention: dropout needs an int64 seed");
-    const auto key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
-    args.dropout = {static_cast<uint32_t>(dropout_threshold), 65536.0f / static_cast<float>(65536 - dropout_threshold),
-                    static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
-  }
+  args.dropout = dropout_of(dropout_threshold, seed, "attention");
   return args;
 }
 

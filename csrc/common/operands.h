@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "common/dropout.h"
 #include "common/element.h"
 
 namespace fastssl {
@@ -50,6 +51,16 @@ inline std::optional<torch::stable::Tensor> parameter(const std::optional<torch:
 
 inline const void* data(const std::optional<torch::stable::Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+// A dropout by the threshold of its probability; it needs a seed unless that is 0.
+inline Dropout dropout_of(int64_t threshold, const std::optional<torch::stable::Tensor>& seed, const char* op) {
+  if (threshold == 0) return {};
+  STD_TORCH_CHECK(seed && seed->scalar_type() == torch::headeronly::ScalarType::Long, op,
+                  ": dropout needs an int64 seed");
+  const auto key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
+  return {static_cast<uint32_t>(threshold), 65536.0f / static_cast<float>(65536 - threshold),
+          static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
 }
 
 inline constexpr int64_t kGrain = 16384;  // elements that are worth a thread

@@ -18,14 +18,6 @@ using torch::stable::Tensor;
 constexpr const char* kOp = "layer_norm";
 constexpr int64_t kMinRowsPerBlock = 8;
 
-Dropout dropout_of(int64_t threshold, const std::optional<Tensor>& seed) {
-  if (threshold == 0) return {};
-  STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long, "layer_norm: dropout needs an int64 seed");
-  const auto key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
-  return {static_cast<uint32_t>(threshold), 65536.0f / static_cast<float>(65536 - threshold),
-          static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
-}
-
 Tensor nothing(const Tensor& like) {
   return torch::stable::new_empty(like, {0});
 }
@@ -61,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_in, const Ten
       .eps = static_cast<float>(eps),
       .x_type = element_of(x, kOp),
       .sum_type = element_of(sum_like, kOp),
-      .dropout = dropout_of(dropout_threshold, seed),
+      .dropout = dropout_of(dropout_threshold, seed, kOp),
   };
   parallel_items(FASTSSL_KERNEL(layer_norm_forward), args, rows, width);
   // The kernel forms a row where it is stored.
@@ -103,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const std::optional<Tensor>&
       .width = width,
       .x_type = element_of(x_like, kOp),
       .sum_type = element_of(sum, kOp),
-      .dropout = dropout_of(dropout_threshold, seed),
+      .dropout = dropout_of(dropout_threshold, seed, kOp),
   };
   parallel_items(FASTSSL_KERNEL(layer_norm_backward), args, blocks.count, blocks.rows_per_block * width);
   const auto sum_kernel = FASTSSL_KERNEL(sum_blocks);

@@ -39,6 +39,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+constexpr const char* kOp = "pre_norm_block";
 constexpr size_t kParameters = 12;
 
 const float* numbers(const Tensor& tensor, int64_t count, const char* name) {
@@ -77,14 +78,6 @@ Parameters<float> gradients_in(float* memory, const Sizes& s) {
   p.up = take(s.mlp_width, s.width);
   p.down = take(s.width, s.mlp_width);
   return p;
-}
-
-Dropout dropout_of(int64_t threshold, const OptionalTensor& seed) {
-  if (threshold == 0) return {};
-  STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long, "pre_norm_block: dropout needs an int64 seed");
-  const auto key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
-  return {static_cast<uint32_t>(threshold), 65536.0f / static_cast<float>(65536 - threshold),
-          static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
 }
 
 Sizes sizes_of(const std::vector<Tensor>& parameters, int64_t width, int64_t heads, int64_t head_width) {
@@ -174,9 +167,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forwa
       nullptr};
   const Sizes& s = f.sizes;
   const std::vector<Share> shares = shares_of(cu_seqlens, f);
-  f.addend_dropout = dropout_of(addend_threshold, addend_seed);
-  f.attention.dropout = dropout_of(attention_threshold, attention_seed);
-  f.output_dropout = dropout_of(output_threshold, output_seed);
+  f.addend_dropout = dropout_of(addend_threshold, addend_seed, kOp);
+  f.attention.dropout = dropout_of(attention_threshold, attention_seed, kOp);
+  f.output_dropout = dropout_of(output_threshold, output_seed, kOp);
   f.addend = numbers(addend, f.rows * s.width, "addend");
   f.residual = residual ? numbers(*residual, f.rows * s.width, "residual") : nullptr;
   const bool adds = residual || addend_threshold > 0;
@@ -216,9 +209,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
       nullptr, nullptr, nullptr, nullptr};
   const Sizes& s = b.sizes;
   const std::vector<Share> shares = shares_of(cu_seqlens, b);
-  b.addend_dropout = dropout_of(addend_threshold, addend_seed);
-  b.attention.dropout = dropout_of(attention_threshold, attention_seed);
-  b.output_dropout = dropout_of(output_threshold, output_seed);
+  b.addend_dropout = dropout_of(addend_threshold, addend_seed, kOp);
+  b.attention.dropout = dropout_of(attention_threshold, attention_seed, kOp);
+  b.output_dropout = dropout_of(output_threshold, output_seed, kOp);
   // The kernel reads these.
   const auto saved = [](const Tensor& tensor, int64_t count) {
     return const_cast<float*>(numbers(tensor, count, "what the forward saved"));
