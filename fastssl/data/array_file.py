@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
 
-from fastssl.data.files import replace_file, replaceable_file
+from fastssl.data.files import written_whole
 
 
 def write_rows(path: Path, parts: Iterable[np.ndarray], width: int) -> int:
@@ -25,22 +24,16 @@ def write_rows(path: Path, parts: Iterable[np.ndarray], width: int) -> int:
     Raises:
         ValueError: A part has another shape, or ``path`` is a device, a pipe or a directory.
     """
-    path = replaceable_file(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     num_rows = 0
-    try:
-        with temporary.open("wb") as file:
-            file.write(_header(0, width))
-            for part in parts:
-                if part.ndim != 2 or part.shape[1] != width:
-                    raise ValueError(f"rows must have shape (k, {width}), got {part.shape}")
-                file.write(np.ascontiguousarray(part, dtype="<f4").data)
-                num_rows += len(part)
-            file.seek(0)
-            file.write(_header(num_rows, width))
-        replace_file(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        file.write(_header(0, width))
+        for part in parts:
+            if part.ndim != 2 or part.shape[1] != width:
+                raise ValueError(f"rows must have shape (k, {width}), got {part.shape}")
+            file.write(np.ascontiguousarray(part, dtype="<f4").data)
+            num_rows += len(part)
+        file.seek(0)
+        file.write(_header(num_rows, width))
     return num_rows
 
 

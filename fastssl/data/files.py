@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,27 @@ def replace_file(temporary: Path, path: Path) -> None:
     _sync(path.parent)
 
 
-def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step; its last key holds a checksum of the others."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary file to write; it takes the place of ``path`` at the end, or, after an error, nothing does.
+
+    Raises:
+        ValueError: ``path`` is something that is not a regular file.
+    """
     path = replaceable_file(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        checked = {**content, _CHECKSUM_KEY: _checksum(content)}
-        temporary.write_text(json.dumps(checked, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        yield temporary
         replace_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step; its last key holds a checksum of the others."""
+    checked = {**content, _CHECKSUM_KEY: _checksum(content)}
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(checked, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_checked_json(path: Path) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from fastssl.data.files import make_directory
+from fastssl.data.files import make_directory, written_whole
 
 INSTRUCTIONS = {"translate": "Translate:", "look-up": "Look up:", "pick": "Pick:", "compute": "Compute:"}
 """Family of tasks -> the line above its examples."""
@@ -192,14 +192,16 @@ def write_in_context_corpus(config: InContextCorpusConfig, directory: Path) -> l
         ValueError: A file stands in the place of the directory.
     """
     make_directory(directory)
-    paths = [directory / CORPUS_FILE]
-    with paths[0].open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in documents(config))
-    for family in INSTRUCTIONS:
-        paths.append(directory / f"{family}.jsonl")
-        with paths[-1].open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in task_rows(config, family))
-    return paths
+    contents = {CORPUS_FILE: ({"text": text} for text in documents(config))}
+    contents |= {f"{family}.jsonl": task_rows(config, family) for family in INSTRUCTIONS}
+    return [_write_lines(directory / name, rows) for name, rows in contents.items()]
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    """Write a .jsonl file, whole or not at all, and return its path."""
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
 
 
 def _all_words() -> list[str]:

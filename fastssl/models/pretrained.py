@@ -1,7 +1,6 @@
 """Model directories: weights in and out, for any model that can say how its parameters are spelt in a file."""
 
 import json
-import os
 import pickle
 import re
 import warnings
@@ -14,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fastssl.data.files import make_directory, replace_file, replaceable_file, write_with_usual_mode
+from fastssl.data.files import make_directory, write_with_usual_mode, written_whole
 from fastssl.nn.init import initialize
 from fastssl.nn.quantized import QuantizedLinear
 
@@ -328,12 +327,8 @@ def _listed(names: list[str]) -> str:
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part."""
-    path = replaceable_file(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write_with_usual_mode(temporary, write)
-        replace_file(temporary, path)
+        with written_whole(path) as temporary:
+            write_with_usual_mode(temporary, write)
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(f"could not write {path}: {error}; what was there before is intact") from error
-    finally:
-        temporary.unlink(missing_ok=True)

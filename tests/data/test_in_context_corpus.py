@@ -6,6 +6,7 @@ import random
 import pytest
 
 from fastssl.cli.main import main
+from fastssl.data import in_context_corpus
 from fastssl.data.in_context_corpus import (
     INSTRUCTIONS,
     InContextCorpusConfig,
@@ -96,6 +97,19 @@ def test_mistakes_are_told(tmp_path):
         InContextCorpusConfig(num_words=10_000)
     with pytest.raises(ValueError, match="max_lines must be at least 1"):
         InContextCorpusConfig(max_lines=0)
+
+
+def test_a_corpus_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def interrupted(config):
+        yield "Translate:"
+        raise KeyboardInterrupt
+
+    write_in_context_corpus(CONFIG, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(in_context_corpus, "documents", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_in_context_corpus(CONFIG, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_questions_are_random():
