@@ -60,14 +60,14 @@ class BertParts:
         changes: dict[str, object] = {
             "vocab_size": tokenizer.vocab_size,
             "pad_token_id": tokenizer.special.pad,
-            "norm_position": wanted.norm_position,
+            "norm_position": wanted.norm_position or "post",
         }
         if wanted.dropout is not None:
             changes |= {"hidden_dropout_prob": wanted.dropout, "attention_probs_dropout_prob": wanted.dropout}
         for name in ("initializer_range", "max_position_embeddings"):
             if getattr(wanted, name) is not None:
                 changes[name] = getattr(wanted, name)
-        return self.model_class(replace(bert_preset(wanted.preset), **changes))
+        return self.model_class(replace(bert_preset(wanted.size), **changes))
 
     def learn_tokenizer(self, given: Path | None, texts: Iterable[str], say: Callable[[str], None]) -> Tokenizer:
         """Train WordPiece, or append the tokens that the text would use most."""
@@ -75,8 +75,8 @@ class BertParts:
         if given is not None:
             say(f"extending the vocabulary of {given} by up to {wanted.new_tokens} tokens")
             return Tokenizer.load(given).extend(texts, wanted.new_tokens)
-        say(f"training a tokenizer of up to {wanted.vocab_size:,} tokens")
-        return Tokenizer.train_wordpiece(texts, vocab_size=wanted.vocab_size, lowercase=not wanted.cased)
+        say(f"training a tokenizer of up to {wanted.largest:,} tokens")
+        return Tokenizer.train_wordpiece(texts, vocab_size=wanted.largest, lowercase=not wanted.cased)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Look for the five special tokens."""

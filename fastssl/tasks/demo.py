@@ -68,22 +68,24 @@ def demo_pretraining(config: DemoConfig, corpus: Path) -> PretrainingConfig:
         model=ModelConfig(preset="bert-tiny", dropout=0.0, initializer_range=0.1, max_position_embeddings=128),
         objective=ObjectiveConfig(mask_strategy="word", sentence_objective="sop", max_seq_length=32),
         batches=BatchConfig(tokens_per_batch=2048),
-        training=TrainingConfig(
-            output_dir=str(config.output_dir),
-            time_budget_minutes=config.time_budget_minutes,
-            max_steps=config.max_steps,
-            lr_scheduler_type="time_budget",
-            learning_rate=3e-3,
-            warmup_ratio=0.05,
-            adam_beta2=0.98,
-            logging_steps=50,
-            eval_steps=500,
-            save_steps=1000,
-            save_total_limit=1,
-            num_threads=config.num_threads,
-            seed=config.seed,
-        ),
+        training=TrainingConfig(**training_settings(config), learning_rate=3e-3, warmup_ratio=0.05, adam_beta2=0.98),
     )
+
+
+def training_settings(config: DemoConfig) -> dict[str, object]:
+    """Return the settings of training that pretraining demonstrations share: the user's, and those of a short run."""
+    return {
+        "output_dir": str(config.output_dir),
+        "time_budget_minutes": config.time_budget_minutes,
+        "max_steps": config.max_steps,
+        "lr_scheduler_type": "time_budget",
+        "logging_steps": 50,
+        "eval_steps": 500,
+        "save_steps": 1000,
+        "save_total_limit": 1,
+        "num_threads": config.num_threads,
+        "seed": config.seed,
+    }
 
 
 def fill_sentences(fill_mask: FillMask, sentences: Sequence[str] = SENTENCES) -> list[FilledText]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.gpt import GPTForCausalLM
-from fastssl.tasks.demo import DemoConfig
+from fastssl.tasks.demo import DemoConfig, training_settings
 from fastssl.tasks.generation.text_generator import TextGenerator
 from fastssl.tasks.gpt_pretraining_config import (
     CausalCorpusConfig,
@@ -45,20 +45,7 @@ def demo_gpt_pretraining(config: DemoGptConfig, corpus: Path) -> GptPretrainingC
         model=GptModelConfig(preset="gpt2-nano", hidden_size=192, dropout=0.0),
         objective=CausalObjectiveConfig(max_seq_length=128),
         batches=BatchConfig(tokens_per_batch=1024),
-        training=GptTrainingConfig(
-            output_dir=str(config.output_dir),
-            time_budget_minutes=config.time_budget_minutes,
-            max_steps=config.max_steps,
-            lr_scheduler_type="time_budget",
-            learning_rate=3e-3,
-            warmup_ratio=0.03,
-            logging_steps=50,
-            eval_steps=500,
-            save_steps=1000,
-            save_total_limit=1,
-            num_threads=config.num_threads,
-            seed=config.seed,
-        ),
+        training=GptTrainingConfig(**training_settings(config), learning_rate=3e-3, warmup_ratio=0.03),
     )
 
 

@@ -66,19 +66,19 @@ class GptParts:
             "max_position_embeddings": self.config.objective.max_seq_length,
         }
         wanted = self.config.model
-        return GPTForCausalLM(replace(gpt_preset(wanted.preset), **(needed | wanted.changes)))
+        return GPTForCausalLM(replace(gpt_preset(wanted.size), **(needed | wanted.changes)))
 
     def learn_tokenizer(self, given: Path | None, texts: Iterable[str], say: Callable[[str], None]) -> Tokenizer:
         """Train byte-level BPE, or take characters or bytes."""
         wanted = self.config.vocabulary
         match wanted.tokenizer_type:
             case "characters":
-                tokenizer = Tokenizer.train_characters(texts, vocab_size=wanted.vocab_size)
+                tokenizer = Tokenizer.train_characters(texts, vocab_size=wanted.largest)
             case "bytes":
                 tokenizer = Tokenizer.of_bytes()
             case _:
-                say(f"training byte-level BPE of up to {wanted.vocab_size:,} tokens")
-                tokenizer = Tokenizer.train_byte_pairs(texts, vocab_size=wanted.vocab_size)
+                say(f"training byte-level BPE of up to {wanted.largest:,} tokens")
+                tokenizer = Tokenizer.train_byte_pairs(texts, vocab_size=wanted.largest)
         say(f"the tokenizer has {tokenizer.vocab_size:,} tokens")
         return tokenizer
 

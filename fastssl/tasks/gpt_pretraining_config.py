@@ -7,7 +7,7 @@ from typing import Literal
 from fastssl.data.causal import CausalObjectiveConfig
 from fastssl.data.corpus import TextForm
 from fastssl.models.presets import gpt_preset
-from fastssl.tasks.pretraining_config import BatchConfig, CorpusConfig
+from fastssl.tasks.pretraining_config import DEFAULT_VOCAB_SIZE, BatchConfig, CorpusConfig, check_unused
 from fastssl.training import TrainingConfig
 
 CausalTokenizerType = Literal["bpe", "characters", "bytes"]
@@ -41,8 +41,17 @@ class CausalVocabularyConfig:
     """Directory or file of a tokenizer, such as GPT-2's; without one, that of --model is taken, or one is trained."""
     tokenizer_type: CausalTokenizerType = "bpe"
     """Of a tokenizer that is trained: byte-level BPE, or, for small corpora, characters, or bytes."""
-    vocab_size: int = 8192
-    """Largest vocabulary of a tokenizer that is trained."""
+    vocab_size: int | None = None
+    """Largest vocabulary of a tokenizer that is trained; None: 8192."""
+
+    @property
+    def largest(self) -> int:
+        """The largest vocabulary of a tokenizer that is trained."""
+        return DEFAULT_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
+
+    def check_unused(self, given: Path) -> None:
+        """Raise ValueError where something was asked for that a tokenizer which exists, in `given`, has already."""
+        check_unused(self, ("vocab_size", "tokenizer_type"), f"{given} has a tokenizer, which stays")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +60,8 @@ class GptModelConfig:
 
     arch: Literal["gpt"] = "gpt"
     """Architecture."""
-    preset: str = "gpt2-nano"
-    """Size of a new model: gpt2-nano, gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
+    preset: str | None = None
+    """Size of a new model: gpt2-nano, gpt2, gpt2-medium, gpt2-large, gpt2-xl; None: gpt2-nano."""
     model: Path | None = None
     """Go on from the weights of this directory instead of a new model."""
     dropout: float | None = None
@@ -87,9 +96,15 @@ class GptModelConfig:
     def __post_init__(self) -> None:
         if self.model is None:
             # Told before a tokenizer is trained; its size and tokens, which come later, are the preset's here.
-            replace(gpt_preset(self.preset), **self.changes)
-        elif given := [name for name in self.changes if not name.endswith("_dropout_prob")]:
-            raise ValueError(f"model={self.model} has a {given[0]} of its own, which stays; leave {given[0]} out")
+            replace(gpt_preset(self.size), **self.changes)
+        else:
+            names = ("preset", *(f.name for f in fields(self) if f.name not in _NO_SIZES))
+            check_unused(self, names, f"model={self.model} is a model, which stays as large and as it was made")
+
+    @property
+    def size(self) -> str:
+        """The preset of a new model."""
+        return self.preset or "gpt2-nano"
 
     @property
     def changes(self) -> dict[str, object]:

@@ -152,8 +152,11 @@ def _tokenizer(
     if config.training.resume_from_checkpoint is not None and (kept / "tokenizer.json").is_file():
         _check_kept(Tokenizer.load(kept), wanted.tokenizer)
         given = kept
-    elif given is None or parts.extends_vocabulary:
-        return parts.learn_tokenizer(given, _tokenizer_text(corpus, parts), say)
+    else:
+        if given is not None:
+            wanted.check_unused(given)
+        if given is None or parts.extends_vocabulary:
+            return parts.learn_tokenizer(given, _tokenizer_text(corpus, parts), say)
     tokenizer = Tokenizer.load(given)
     parts.check_tokenizer(tokenizer)
     if model is not None and not parts.extends_vocabulary and tokenizer.vocab_size > model.config.vocab_size:
@@ -258,7 +261,7 @@ def _identity(config: AnyPretrainingConfig, shards: _Shards) -> dict[str, object
         "corpus": shards.corpus.fingerprint,
         "eval_fraction": None if config.corpus.eval_files else config.corpus.eval_fraction,
         "vocab_size": shards.corpus.vocab_size,
-        "start_from": str(config.model.model or config.model.preset),
+        "start_from": str(config.model.model or config.model.size),
         **asdict(config.objective),
         **config.batches.sizes,
     }

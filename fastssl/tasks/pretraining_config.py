@@ -1,11 +1,27 @@
 """What a pretraining run is asked to do, in five groups; the command line shows their fields as flat flags."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from fastssl.data.objectives import ObjectiveConfig
 from fastssl.training import TrainingConfig
+
+DEFAULT_VOCAB_SIZE = 8192
+
+
+def check_unused(config: object, names: Sequence[str], because: str) -> None:
+    """Raise ValueError where one of these fields was given and would have no effect.
+
+    Args:
+        config: a dataclass.
+        names: fields whose defaults say that nothing was given.
+        because: why they have none, a clause.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    if given := [name for name in names if getattr(config, name) != defaults[name]]:
+        raise ValueError(f"{because}: leave out {', '.join(given)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +53,21 @@ class VocabularyConfig:
 
     tokenizer: Path | None = None
     """Directory or file of a tokenizer; without one, that of --model is taken, or one is trained on the text."""
-    vocab_size: int = 8192
-    """Largest vocabulary of a tokenizer that is trained."""
+    vocab_size: int | None = None
+    """Largest vocabulary of a tokenizer that is trained; None: 8192."""
     cased: bool = False
     """Keep upper case and accents in a tokenizer that is trained."""
     new_tokens: int = 0
     """With --model: extend its vocabulary by at most as many tokens learnt from the training text."""
+
+    @property
+    def largest(self) -> int:
+        """The largest vocabulary of a tokenizer that is trained."""
+        return DEFAULT_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
+
+    def check_unused(self, given: Path) -> None:
+        """Raise ValueError where something was asked for that a tokenizer which exists, in `given`, has already."""
+        check_unused(self, ("vocab_size", "cased"), f"{given} has a tokenizer, which stays")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +76,28 @@ class ModelConfig:
 
     arch: Literal["bert"] = "bert"
     """Architecture."""
-    preset: str = "bert-mini"
-    """Size of a new model: bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large."""
+    preset: str | None = None
+    """Size of a new model: bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large; None: bert-mini."""
     model: Path | None = None
     """Go on from the weights of this directory instead of a new model."""
     dropout: float | None = None
     """Dropout of hidden states and attention; None keeps the preset's (0.1) or the directory's."""
-    norm_position: Literal["post", "pre"] = "post"
-    """Layer norms of a new model: after each sum, as published, or before each part."""
+    norm_position: Literal["post", "pre"] | None = None
+    """Layer norms of a new model: after each sum (post), as published, or before each part; None: post."""
     initializer_range: float | None = None
     """Standard deviation of a new model's weights; None keeps the preset's 0.02."""
     max_position_embeddings: int | None = None
     """Longest sequence that a new model will ever read; None keeps the preset's 512."""
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            names = ("preset", "norm_position", "initializer_range", "max_position_embeddings")
+            check_unused(self, names, f"model={self.model} is a model, which stays as large and as it was made")
+
+    @property
+    def size(self) -> str:
+        """The preset of a new model."""
+        return self.preset or "bert-mini"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from fastssl.tasks.gpt_pretraining_config import (
     GptTrainingConfig,
 )
 from fastssl.tasks.pretraining import prepare_pretraining
-from fastssl.tasks.pretraining_config import BatchConfig
+from fastssl.tasks.pretraining_config import BatchConfig, VocabularyConfig
 from tests.tasks.test_pretraining import make_config as bert_config
 from tests.tasks.test_pretraining import write_text
 
@@ -131,7 +131,12 @@ def test_a_resumed_run_keeps_its_tokenizer(text: Path, tmp_path: Path):
 
 def test_goes_on_from_a_directory(text: Path, tmp_path: Path):
     prepare_pretraining(make_config(text, tmp_path / "first")).run()
-    config = make_config(text, tmp_path / "second", model=GptModelConfig(model=tmp_path / "first", dropout=0.0))
+    config = make_config(
+        text,
+        tmp_path / "second",
+        model=GptModelConfig(model=tmp_path / "first", dropout=0.0),
+        vocabulary=CausalVocabularyConfig(),
+    )
     run = prepare_pretraining(config)
     assert run.tokenizer.fingerprint == Tokenizer.load(tmp_path / "first").fingerprint
     assert run.model.config.hidden_dropout_prob == 0.0
@@ -145,7 +150,14 @@ def test_a_model_that_goes_on_ends_its_texts_as_they_ended(text: Path, tmp_path:
     prepare_pretraining(make_config(text, tmp_path / "first")).run()
     path = tmp_path / "first" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token_id": None, "eos_token_id": 7}))
-    run = prepare_pretraining(make_config(text, tmp_path / "second", model=GptModelConfig(model=tmp_path / "first")))
+    run = prepare_pretraining(
+        make_config(
+            text,
+            tmp_path / "second",
+            model=GptModelConfig(model=tmp_path / "first"),
+            vocabulary=CausalVocabularyConfig(),
+        )
+    )
     run.run()
     bounds, config = run.tokenizer.bounds, GPTForCausalLM.from_pretrained(tmp_path / "second").config
     assert (config.bos_token_id, config.end_tokens) == (bounds.bos, (7, bounds.eos))
@@ -198,12 +210,14 @@ def test_encoded_shards_must_hold_the_text_as_it_is(text: Path, tmp_path: Path):
     prepare_pretraining(config)
     shards = tmp_path / "run" / "data" / "train"
     corpus = replace(config.corpus, train_files=(shards,))
-    again = prepare_pretraining(make_config(text, tmp_path / "again", corpus=corpus))
+    again = prepare_pretraining(
+        make_config(text, tmp_path / "again", corpus=corpus, vocabulary=CausalVocabularyConfig())
+    )
     assert again.identity["corpus"] == prepare_pretraining(config).identity["corpus"]
     encode_files([text], Tokenizer.load(shards), tmp_path / "sentences", progress=False)
     corpus = replace(config.corpus, train_files=(tmp_path / "sentences",))
     with pytest.raises(ValueError, match=r"hold text in sentences.*expected text as it is.*--text-form exact"):
-        prepare_pretraining(make_config(text, tmp_path / "other", corpus=corpus))
+        prepare_pretraining(make_config(text, tmp_path / "other", corpus=corpus, vocabulary=CausalVocabularyConfig()))
 
 
 def test_tokenizers_of_the_other_kind_are_refused(text: Path, tmp_path: Path, test_data: Path):
@@ -213,7 +227,7 @@ def test_tokenizers_of_the_other_kind_are_refused(text: Path, tmp_path: Path, te
         prepare_pretraining(make_config(text, tmp_path / "a", vocabulary=vocabulary))
     bert = bert_config(text, tmp_path / "b")
     with pytest.raises(ValueError, match=r"has no pad token.*masked language models"):
-        prepare_pretraining(replace(bert, vocabulary=replace(bert.vocabulary, tokenizer=tokenizers / "gpt2")))
+        prepare_pretraining(replace(bert, vocabulary=VocabularyConfig(tokenizer=tokenizers / "gpt2")))
 
 
 def test_models_of_the_other_kind_are_refused(text: Path, tmp_path: Path):
@@ -237,8 +251,12 @@ def test_sequences_longer_than_the_model_are_refused(text: Path, tmp_path: Path)
         ({"hidden_act": "swish"}, "hidden_act must be one of gelu, .* got 'swish'"),
         ({"dropout": 1.5}, "embedding_dropout_prob must be at least 0 and below 1, got 1.5"),
         ({"preset": "gpt3"}, "there is no preset 'gpt3'"),
-        ({"model": Path("x"), "hidden_size": 32}, "model=x has a hidden_size of its own, which stays"),
-        ({"model": Path("x"), "norm": "rms_norm", "dropout": 0.0}, "model=x has a norm of its own, which stays"),
+        (
+            {"model": Path("x"), "hidden_size": 32},
+            "model=x is a model, which stays as large and as it was made: leave out hidden_size",
+        ),
+        ({"model": Path("x"), "preset": "gpt2"}, "model=x is a model, .*: leave out preset$"),
+        ({"model": Path("x"), "norm": "rms_norm", "dropout": 0.0}, "model=x is a model, .*: leave out norm"),
     ],
 )
 def test_wrong_sizes_are_told_before_anything_is_read(options, message):

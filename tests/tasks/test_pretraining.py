@@ -107,7 +107,12 @@ def test_goes_on_from_a_published_model_with_new_words(text: Path, tmp_path: Pat
 def test_takes_encoded_shards_as_they_are(text: Path, tmp_path: Path):
     prepare_pretraining(make_config(text, tmp_path / "run"))
     shards = tmp_path / "run" / "data" / "train"
-    config = make_config(text, tmp_path / "again", corpus=CorpusConfig(train_files=(shards,), eval_fraction=0.2))
+    config = make_config(
+        text,
+        tmp_path / "again",
+        corpus=CorpusConfig(train_files=(shards,), eval_fraction=0.2),
+        vocabulary=VocabularyConfig(),
+    )
     run = prepare_pretraining(config)
     assert run.identity["corpus"] == prepare_pretraining(make_config(text, tmp_path / "run")).identity["corpus"]
     assert not (tmp_path / "again" / "data").exists()
@@ -163,7 +168,9 @@ def test_altered_shards_stop_the_run(text: Path, tmp_path: Path):
     content[200] ^= 1
     part.write_bytes(content)
     with pytest.raises(ShardError, match=part.name):
-        prepare_pretraining(make_config(text, tmp_path / "b", corpus=CorpusConfig(train_files=(shards,))))
+        prepare_pretraining(
+            make_config(text, tmp_path / "b", corpus=CorpusConfig(train_files=(shards,)), vocabulary=VocabularyConfig())
+        )
 
 
 @pytest.mark.parametrize(
@@ -211,3 +218,26 @@ def test_config_errors_name_the_field(group, arguments, message):
 def test_new_tokens_need_a_model(text: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="give its directory as model"):
         make_config(text, tmp_path, vocabulary=VocabularyConfig(new_tokens=5))
+
+
+@pytest.mark.parametrize(
+    ("options", "unused"),
+    [
+        ({"preset": "bert-base"}, "preset"),
+        ({"norm_position": "post", "initializer_range": 0.1}, "norm_position, initializer_range"),
+        ({"max_position_embeddings": 64, "dropout": 0.0}, "max_position_embeddings"),
+    ],
+)
+def test_what_a_model_that_exists_has_is_not_asked_for(options, unused):
+    with pytest.raises(
+        ValueError, match=f"model=x is a model, which stays as large and as it was made: leave out {unused}$"
+    ):
+        ModelConfig(model=Path("x"), **options)
+
+
+def test_what_a_tokenizer_that_exists_has_is_not_asked_for(text: Path, tmp_path: Path):
+    prepare_pretraining(make_config(text, tmp_path / "first"))
+    directory = tmp_path / "first" / "data" / "train"
+    vocabulary = VocabularyConfig(tokenizer=directory, vocab_size=120, cased=True)
+    with pytest.raises(ValueError, match=f"{directory} has a tokenizer, which stays: leave out vocab_size, cased"):
+        prepare_pretraining(make_config(text, tmp_path / "second", vocabulary=vocabulary))
