@@ -72,7 +72,7 @@ def test_any_shape(rows, width, bias, residual, dropout_p, dtype):
     check(case, case.inputs(dtype))
 
 
-@pytest.mark.parametrize(("num_rows", "width"), [(3, 768), (3, 1024), (3, 3000), (3, 8192), (3, 9000), (1, MAX_WIDTH)])
+@pytest.mark.parametrize(("num_rows", "width"), [(3, 768), (3, 1024), (3, 3000), (1, 8192), (1, 9000), (1, MAX_WIDTH)])
 def test_wide_rows(num_rows, width):
     case = LayerNormCase(shape=(num_rows, width), residual=True, dropout_p=0.1)
     check(case, case.inputs(torch.bfloat16))
@@ -222,7 +222,7 @@ def test_a_sum_that_nobody_asks_for_is_not_written():
 )
 def test_parameter_gradients_have_the_dtypes_of_the_parameters(dtypes, width):
     """The kernel that sums them rounds them; in the interpreter, which truncates, only nearly as PyTorch does."""
-    x = torch.randn(7, width, device=DEVICE).bfloat16()
+    x = torch.randn(7 if width < 1000 else 2, width, device=DEVICE).bfloat16()
     parameters = [torch.randn(width, device=DEVICE).to(dtype).requires_grad_() for dtype in dtypes]
 
     def found(parameters):

@@ -211,8 +211,8 @@ def test_wrong_calls_are_explained():
     with pytest.raises(ValueError, match="activation must be one of"):
         pre_norm_block(**(a | {"activation": "relu"}))
     with pytest.raises(ValueError, match=r"out must take H D and qkv give \(H \+ 2 H_k\) D numbers"):
-        pre_norm_block(**(a | {"head_dim": 24}))
-    with pytest.raises(ValueError, match=r"up must have a weight of shape \(512, 128\)"):
+        pre_norm_block(**(a | {"head_dim": 40}))
+    with pytest.raises(ValueError, match=r"up must have a weight of shape \(384, 96\)"):
         wrong = weights._replace(up=LinearMap(weights.up.weight[:, :-1], None))
         pre_norm_block(**(a | {"weights": wrong}))
     with pytest.raises(ValueError, match="mlp_norm must be a layer norm, got kind 'rms_norm'"):

@@ -99,7 +99,7 @@ class PreNormBlockCase:
 _SMALL = {"width": 48, "heads": 3, "head_dim": 16, "mlp_width": 80}
 EDGE_CASES = {
     "one token": PreNormBlockCase(lengths=(1,), **_SMALL),
-    "gpt": PreNormBlockCase(lengths=(64, 64, 64), width=128, heads=4, head_dim=32, mlp_width=512, bias=False),
+    "gpt": PreNormBlockCase(lengths=(64, 64, 64), width=96, heads=3, head_dim=32, mlp_width=384, bias=False),
     "first block": PreNormBlockCase(lengths=(9, 30), residual=False, **_SMALL),
     "first block, dropped out": PreNormBlockCase(lengths=(9, 30), residual=False, dropout=(0.2, 0.0, 0.0), **_SMALL),
     "dropout": PreNormBlockCase(lengths=(40, 3, 70, 1, 25), dropout=(0.1, 0.2, 0.3), **_SMALL),
