@@ -135,7 +135,7 @@ struct KeySide {
 };
 
 // `first`: this tile writes the gradients of all keys; else it adds to them.
-void backward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const Item& item, Tile tile,
+void backward_tile(RowsAhead& ahead, const Scratch& s, const Arguments& args, const Item& item, Tile tile,
                    const KeySide& side, bool first) {
   const int64_t columns = attention::padded(args.width);
   load_queries(s, args, item, tile);
@@ -209,20 +209,20 @@ void backward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const 
 }
 
 // The queries, outputs and their gradients of a tile.
-void want_queries(Ahead& ahead, const Arguments& args, const Item& item, int64_t query, int64_t head) {
+void want_queries(RowsAhead& ahead, const Arguments& args, const Item& item, int64_t query, int64_t head) {
   const int64_t step = query_tile(args, item), left = item.num_queries - query, count = left < step ? left : step;
   const Rows* const wanted[] = {&args.q, &args.grad_out, &args.out};
   for (const Rows* rows : wanted) ahead.add(*rows, rows->offset(item.sequence, item.q_row + query, head), count);
   want_bias(ahead, args, item, query, count, head);
 }
 
-void want_keys(Ahead& ahead, const Rows& first, const Rows& second, const Item& item) {
+void want_keys(RowsAhead& ahead, const Rows& first, const Rows& second, const Item& item) {
   ahead.add(first, first.offset(item.sequence, item.k_row, item.head), item.num_keys);
   ahead.add(second, second.offset(item.sequence, item.k_row, item.head), item.num_keys);
 }
 
 // What will be wanted after a tile: its own gradients, and the queries of the next tile or all of the next item.
-void look_ahead(Ahead& ahead, const Arguments& args, const Item& item, const Item* next, const Tile& tile) {
+void look_ahead(RowsAhead& ahead, const Arguments& args, const Item& item, const Item* next, const Tile& tile) {
   const int64_t columns = attention::padded(args.width), after = tile.query + tile.num_queries;
   ahead.begin(args.storage, args.width, (2 * tile.lanes + 3 * tile.num_queries) / kLanes * item.num_keys * columns);
   ahead.add(args.grad_q, args.grad_q.offset(item.sequence, item.q_row + tile.query, tile.head), tile.num_queries);
@@ -242,7 +242,7 @@ void look_ahead(Ahead& ahead, const Arguments& args, const Item& item, const Ite
 }  // namespace
 
 void attention_backward(const Arguments& args, const Item& item, const Item* next, float* memory) {
-  Ahead ahead;
+  RowsAhead ahead;
   const Scratch s(memory, args.width, item.num_keys);
   const int64_t columns = attention::padded(args.width), step = query_tile(args, item);
   const int64_t key_offset = args.k.offset(item.sequence, item.k_row, item.head);

@@ -107,7 +107,7 @@ void normalise(const Scratch& s, const Arguments& args, const Item& item, const 
   std::memcpy(static_cast<float*>(args.lse.data) + offset, lse, sizeof(float) * static_cast<size_t>(tile.num_queries));
 }
 
-void forward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const Item& item, Tile tile,
+void forward_tile(RowsAhead& ahead, const Scratch& s, const Arguments& args, const Item& item, Tile tile,
                   const Matrix& keys, int64_t first_loaded_key) {
   const int64_t columns = attention::padded(args.width);
   const int64_t offset = args.out.offset(item.sequence, item.q_row + tile.query, item.head);
@@ -155,7 +155,8 @@ void forward_tile(Ahead& ahead, const Scratch& s, const Arguments& args, const I
 }
 
 // What will be wanted after a tile: its own rows of `out`, the queries of the next tile, or all of the next item.
-void look_ahead(Ahead& ahead, const Arguments& args, const Item& item, const Item* next, int64_t query, int64_t count) {
+void look_ahead(RowsAhead& ahead, const Arguments& args, const Item& item, const Item* next, int64_t query,
+                int64_t count) {
   const int64_t step = query_tile(args, item), after = query + count;
   ahead.begin(args.storage, args.width,
               (attention::padded(count) + count) / kLanes * item.num_keys * attention::padded(args.width));
@@ -179,7 +180,7 @@ void look_ahead(Ahead& ahead, const Arguments& args, const Item& item, const Ite
 }  // namespace
 
 void attention_forward(const Arguments& args, const Item& item, const Item* next, float* memory) {
-  Ahead ahead;
+  RowsAhead ahead;
   const Scratch s(memory, args.width, item.num_keys);
   const KeyRange range = visible_keys(args, item, item.query_begin, item.query_end - item.query_begin);
   const int64_t key_head = item.head / args.heads_per_key, row = item.k_row + range.begin;

@@ -1,4 +1,4 @@
-// What the forward and the backward share: rows in and out of fp32 tiles, the small products, the scores of a tile.
+// What the forward and the backward share: rows in and out of fp32 tiles, the scores of a tile.
 //
 // A tile of scores is held transposed, keys as rows and queries as lanes. The softmax then runs down the columns, with
 // no reduction across lanes; one Philox call decides eight rows of one vector; and keys and values are never
@@ -7,6 +7,7 @@
 
 #include "attention/attention.h"
 #include "common/philox.h"
+#include "common/product.h"
 #include "common/vec.h"
 
 namespace fastssl {
@@ -16,70 +17,35 @@ inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr float kLn2 = 0.693147180559945309f;
 inline constexpr int64_t kRowGroup = 8;  // rows that one Philox call decides
 
-// ---- implemented in attention_tiles_cpu.cpp ----
-
-// Rows of tensors that will be wanted soon. The products ask the memory for them between their multiplications, a few
-// lines at a time: rows of one head lie far apart, where no hardware prefetcher follows, and a core can wait for some
-// sixteen lines at once, so that a burst would stall it.
-class Ahead {
+// Rows of tensors that will be wanted soon, which the products ask the memory for.
+class RowsAhead : public Ahead {
  public:
-  static constexpr int kCapacity = 1024;  // rows; more would not stay in the L2 cache beside a tile
-
   // Begins anew with rows of `width` elements that will be asked for in the course of `multiplications`.
   void begin(attention::Storage storage, int64_t width, int64_t multiplications) {
-    element_ = storage == attention::Storage::float32 ? 4 : 2;
-    row_bytes_ = width * element_;
-    end_ = next_ = 0;
-    credit_ = 0;
-    price_ = multiplications;
+    element_ = size_of(storage);
+    Ahead::begin(width * element_, multiplications);
   }
   // Wants rows, to read or to write; what is past the capacity is not fetched ahead.
   void add(const attention::Rows& rows, int64_t offset, int64_t count) {
     const char* row = static_cast<const char*>(rows.data) + offset * element_;
-    for (; count > 0 && end_ < kCapacity; --count, row += rows.row * element_) rows_[end_++] = row;
+    for (; count > 0 && want(row); --count) row += rows.row * element_;
   }
   // Wants `columns` elements of each of `count` rows of another storage, in pieces as long as the other rows are.
   void add(attention::Storage storage, const attention::Rows& rows, int64_t offset, int64_t count, int64_t columns) {
-    const int64_t element = storage == attention::Storage::float32 ? 4 : 2;
+    const int64_t element = size_of(storage);
     const char* row = static_cast<const char*>(rows.data) + offset * element;
     for (; count > 0; --count, row += rows.row * element)
-      for (int64_t byte = 0; byte < columns * element && end_ < kCapacity; byte += row_bytes_)
-        rows_[end_++] = row + byte;
-  }
-  // Asks for the share of what is wanted that so many multiplications pay for.
-  FASTSSL_INLINE void step(int64_t multiplications) {
-    constexpr int64_t kLine = 64;
-    for (credit_ += multiplications * end_; credit_ >= price_ && next_ < end_; credit_ -= price_, ++next_)
-      for (int64_t byte = 0; byte < row_bytes_; byte += kLine) __builtin_prefetch(rows_[next_] + byte, 0, 2);
+      for (int64_t byte = 0; byte < columns * element && want(row + byte); byte += row_bytes()) continue;
   }
 
  private:
-  int64_t element_ = 4, row_bytes_ = 0, credit_ = 0, price_ = 1, end_ = 0, next_ = 0;
-  const char* rows_[kCapacity];
+  static int64_t size_of(attention::Storage storage) {
+    return storage == attention::Storage::float32 ? 4 : 2;
+  }
+
+  int64_t element_ = 4;
 };
 
-// c = factor a b, or c += a b: a is (rows, depth), b (depth, columns), c (rows, columns), columns a multiple of kLanes.
-struct Product {
-  float* c;
-  int64_t ldc;
-  const float* a;
-  int64_t lda;
-  const float* b;
-  int64_t ldb;
-  int64_t rows, columns, depth;
-  bool accumulate = false;
-  float factor = 1.0f;             // where nothing is accumulated
-  const float* factors = nullptr;  // one a row, in the place of `factor`
-};
-void product(const Product& p, Ahead& ahead);
-// The same with a stored as (depth, rows).
-void product_transposed(const Product& p, Ahead& ahead);
-
-// Rows of fp32 numbers, `ld` apart.
-struct Matrix {
-  float* data;
-  int64_t ld;
-};
 // Whether fp32 products can read and write the rows of q, k, v and their gradients where they are.
 FASTSSL_INLINE bool usable_in_place(const attention::Arguments& args) {
   return args.storage == attention::Storage::float32 && args.width % attention::kPadding == 0;
@@ -93,18 +59,14 @@ FASTSSL_INLINE bool read_in_place(const attention::Arguments& args, int64_t num_
   return usable_in_place(args) && num_queries * args.heads_per_key <= 2 * attention::kQueryTile;
 }
 
+// ---- implemented in attention_tiles_cpu.cpp ----
+
 // Widens rows to fp32 and pads them with zeros to `padded(width)` columns, which is also the distance of the rows.
 void load_rows(float* out, attention::Storage storage, const attention::Rows& rows, int64_t offset, int64_t count,
                int64_t width);
 // Narrows factor * row (or factors[i] * row i, where given) to the storage type.
 void store_rows(attention::Storage storage, const attention::Rows& rows, int64_t offset, const float* in, int64_t count,
                 int64_t width, float factor, const float* factors);
-// out (columns, rows) = in (rows, columns); both sizes multiples of kPadding, out's distance of rows is `rows`.
-void transpose(float* out, const float* in, int64_t ld_in, int64_t rows, int64_t columns);
-// out += factor * the transpose of `in`, for any distance of out's rows.
-void transpose_add(float* out, int64_t ld_out, const float* in, int64_t ld_in, int64_t rows, int64_t columns,
-                   float factor);
-
 // One tile of scores.
 struct Tile {
   int64_t query, num_queries;  // first query inside the sequence, how many
@@ -131,12 +93,12 @@ struct KeyRange {
 KeyRange visible_keys(const attention::Arguments& args, const attention::Item& item, int64_t query, int64_t count);
 
 // Wants the bias, and its gradient where it is added to, of queries [query, query + count) of a head.
-void want_bias(Ahead& ahead, const attention::Arguments& args, const attention::Item& item, int64_t query,
+void want_bias(RowsAhead& ahead, const attention::Arguments& args, const attention::Item& item, int64_t query,
                int64_t count, int64_t head);
 
 // scores (keys, queries) = log2(e) (scale k q^T + bias + alibi), -inf where hidden, in units of powers of two. Rows are
 // filled up to a multiple of kRowGroup with -inf. bias_scratch holds kQueryTile x kKeyTile floats.
-void compute_scores(Ahead& ahead, float* scores, const attention::Arguments& args, const attention::Item& item,
+void compute_scores(RowsAhead& ahead, float* scores, const attention::Arguments& args, const attention::Item& item,
                     const Tile& tile, const Matrix& keys, const float* queries_transposed, float* bias_scratch);
 
 // ---- in line ----

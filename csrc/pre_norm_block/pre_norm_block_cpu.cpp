@@ -1,7 +1,7 @@
 // A pre-norm transformer block on the CPU: a worker takes its sequences through all of it, so that nothing but the
 // weights' gradients is ever waited for or shared.
-#include "attention/tiles.h"
 #include "common/gelu.h"
+#include "common/product.h"
 #include "common/vec.h"
 #include "layer_norm/layer_norm.h"
 #include "pre_norm_block/pre_norm_block.h"
