@@ -82,7 +82,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastssl, m) {
       "pre_norm_block_forward(Tensor addend, Tensor? residual, Tensor[] parameters, Tensor cu_seqlens, int heads, "
       "int head_width, int window_left, int window_right, float scale, float attention_eps, float mlp_eps, bool tanh, "
       "int addend_threshold, Tensor? addend_seed, int attention_threshold, Tensor? attention_seed, "
-      "int output_threshold, Tensor? output_seed) -> (Tensor out, Tensor inner_stream, Tensor stream, "
+      "int output_threshold, Tensor? output_seed, Tensor? cos, Tensor? sin) -> (Tensor out, Tensor inner_stream, "
+      "Tensor stream, "
       "Tensor statistics, Tensor qkv, Tensor attended, Tensor lse, Tensor up)");
   // `grad_residual` is empty where it would equal `grad_addend`. `grad_parameters` has all parameters one behind the
   // other, biases that are not there too.
@@ -91,7 +92,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastssl, m) {
       "Tensor statistics, Tensor qkv, Tensor attended, Tensor lse, Tensor up, Tensor[] parameters, Tensor cu_seqlens, "
       "int heads, int head_width, int window_left, int window_right, float scale, float attention_eps, float mlp_eps, "
       "bool tanh, int addend_threshold, Tensor? addend_seed, int attention_threshold, Tensor? attention_seed, "
-      "int output_threshold, Tensor? output_seed) "
+      "int output_threshold, Tensor? output_seed, Tensor? cos, Tensor? sin) "
       "-> (Tensor grad_addend, Tensor grad_residual, Tensor grad_parameters)");
 }
 

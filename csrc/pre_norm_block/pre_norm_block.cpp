@@ -48,6 +48,10 @@ const float* numbers(const Tensor& tensor, int64_t count, const char* name) {
   return tensor.const_data_ptr<float>();
 }
 
+const float* numbers(const OptionalTensor& tensor, int64_t count, const char* name) {
+  return tensor ? numbers(*tensor, count, name) : nullptr;
+}
+
 // A bias that is not there is an empty tensor.
 Map<const float> map_of(const std::vector<Tensor>& parameters, size_t i, int64_t outputs, int64_t inputs) {
   return {numbers(parameters[i], outputs * inputs, "a weight"),
@@ -112,6 +116,13 @@ Block block_of(const std::vector<Tensor>& parameters, const Tensor& rows, int64_
   return b;
 }
 
+void take_turns(Block& block, const OptionalTensor& cos, const OptionalTensor& sin) {
+  const int64_t width = block.sizes.head_width;
+  STD_TORCH_CHECK(cos.has_value() == sin.has_value() && (!cos || width % 2 == 0), "pre_norm_block: rotary");
+  block.cos = numbers(cos, block.rows * width / 2, "cos");
+  block.sin = numbers(sin, block.rows * width / 2, "sin");
+}
+
 // Sequences in shares of about the same cost, one a worker, in order: what a worker sums does not depend on the others.
 std::vector<Share> shares_of(const Tensor& cu_seqlens, const Block& block) {
   STD_TORCH_CHECK(cu_seqlens.scalar_type() == ScalarType::Int && cu_seqlens.is_contiguous() && cu_seqlens.numel() > 0,
@@ -159,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forwa
     const Tensor& cu_seqlens, int64_t heads, int64_t head_width, int64_t window_left, int64_t window_right,
     double scale, double attention_eps, double mlp_eps, bool tanh, int64_t addend_threshold,
     const OptionalTensor& addend_seed, int64_t attention_threshold, const OptionalTensor& attention_seed,
-    int64_t output_threshold, const OptionalTensor& output_seed) {
+    int64_t output_threshold, const OptionalTensor& output_seed, const OptionalTensor& cos, const OptionalTensor& sin) {
   const Tensor addend = packed(addend_in);
   const OptionalTensor residual = packed(residual_in);
   Forward f{
@@ -170,8 +181,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forwa
   f.addend_dropout = dropout_of(addend_threshold, addend_seed, kOp);
   f.attention.dropout = dropout_of(attention_threshold, attention_seed, kOp);
   f.output_dropout = dropout_of(output_threshold, output_seed, kOp);
+  take_turns(f, cos, sin);
   f.addend = numbers(addend, f.rows * s.width, "addend");
-  f.residual = residual ? numbers(*residual, f.rows * s.width, "residual") : nullptr;
+  f.residual = numbers(residual, f.rows * s.width, "residual");
   const bool adds = residual || addend_threshold > 0;
   Tensor out = empty_output(addend), inner_stream = empty_output(addend);
   Tensor stream = adds ? empty_output(addend) : torch::stable::new_empty(addend, {0});
@@ -201,7 +213,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor& up, std::vector<Tensor> parameters, const Tensor& cu_seqlens, int64_t heads, int64_t head_width,
     int64_t window_left, int64_t window_right, double scale, double attention_eps, double mlp_eps, bool tanh,
     int64_t addend_threshold, const OptionalTensor& addend_seed, int64_t attention_threshold,
-    const OptionalTensor& attention_seed, int64_t output_threshold, const OptionalTensor& output_seed) {
+    const OptionalTensor& attention_seed, int64_t output_threshold, const OptionalTensor& output_seed,
+    const OptionalTensor& cos, const OptionalTensor& sin) {
   const Tensor grad_out = packed(grad_out_in), stream = packed(stream_in);
   const OptionalTensor grad_inner_stream = packed(grad_inner_stream_in);
   Backward b{
@@ -212,6 +225,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   b.addend_dropout = dropout_of(addend_threshold, addend_seed, kOp);
   b.attention.dropout = dropout_of(attention_threshold, attention_seed, kOp);
   b.output_dropout = dropout_of(output_threshold, output_seed, kOp);
+  take_turns(b, cos, sin);
   // The kernel reads these.
   const auto saved = [](const Tensor& tensor, int64_t count) {
     return const_cast<float*>(numbers(tensor, count, "what the forward saved"));
@@ -225,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   b.lse = saved(lse, b.rows * s.heads);
   b.up = saved(up, b.rows * s.mlp_width);
   b.grad_out = numbers(grad_out, b.rows * s.width, "grad_out");
-  if (grad_inner_stream) b.grad_inner_stream = numbers(*grad_inner_stream, b.rows * s.width, "grad_inner_stream");
+  b.grad_inner_stream = numbers(grad_inner_stream, b.rows * s.width, "grad_inner_stream");
   Tensor grad_addend = empty_output(stream);
   Tensor grad_residual = addend_threshold > 0 ? empty_output(stream) : torch::stable::new_empty(stream, {0});
   b.grad_addend = grad_addend.mutable_data_ptr<float>();

@@ -60,6 +60,8 @@ struct Block {
   bool tanh;                       // the tanh approximation of GELU
   attention::Arguments attention;  // its options; no tensors
   Dropout addend_dropout, output_dropout;
+  const float* cos;       // (N, D / 2): by how much queries and keys are turned; null: not at all
+  const float* sin;       // (N, D / 2)
   int64_t rows;           // N
   const float* addend;    // (N, E)
   const float* residual;  // (N, E), or null

@@ -177,6 +177,27 @@ void normalise_again(const Matrix& y, const float* sum, const float* mean, const
   }
 }
 
+// Turns the heads of queries and keys, rows from row `row` on: pair (j, j + D / 2) of a head by the row's angle j, or,
+// for a gradient, by minus that.
+template <bool kBack>
+void turn(const Matrix& heads, const Block& b, int64_t row, int64_t rows) {
+  if (!b.cos) return;
+  const int64_t half = b.sizes.head_width / 2, count = b.sizes.heads + b.sizes.key_heads;
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* const cos = b.cos + (row + i) * half;
+    const float* const sin = b.sin + (row + i) * half;
+    for (int64_t head = 0; head < count; ++head) {
+      float* const x = heads.data + i * heads.ld + head * b.sizes.head_width;
+      for_each_vector(half, [&](int64_t j, auto part) {
+        const VecF first = load(x + j, part), second = load(x + half + j, part);
+        const VecF c = load(cos + j, part), s = kBack ? -load(sin + j, part) : load(sin + j, part);
+        store(x + j, first * c - second * s, part);
+        store(x + half + j, second * c + first * s, part);
+      });
+    }
+  }
+}
+
 // Attention's tensors, counted from row `row`.
 attention::Arguments attention_from(const Block& b, int64_t row) {
   const Sizes& s = b.sizes;
@@ -236,7 +257,9 @@ void forward_group(const Forward& f, const Share& share, int64_t first, int64_t 
   float* const scratch = h.data + kRowsTogether * h.ld;
   for_parts(begin, end, [&](int64_t row, int64_t rows) {
     layer_norm_forward(attention_norm(f, row, normed), 0, rows);
-    multiply(rows_from(f.qkv, row, s.qkv()), {normed, s.width}, rows, qkv, p.qkv.bias);
+    const Matrix heads = rows_from(f.qkv, row, s.qkv());
+    multiply(heads, {normed, s.width}, rows, qkv, p.qkv.bias);
+    turn<false>(heads, f, row, rows);
   });
   attend(attention_from(f, begin), share, first, last, s.heads, scratch, attention_forward);
   for_parts(begin, end, [&](int64_t row, int64_t rows) {
@@ -327,6 +350,7 @@ void backward_group(const Backward& b, const Share& share, int64_t first, int64_
   fresh = first_group;
   for_parts(begin, end, [&](int64_t row, int64_t rows) {
     const Matrix grad_rows{grad_qkv.data + (row - begin) * grad_qkv.ld, grad_qkv.ld};
+    turn<true>(grad_rows, b, row, rows);
     const LayerNormForward norm = attention_norm(b, row, nullptr);
     const float* const sum = (b.stream ? b.stream : b.addend) + row * s.width;
     normalise_again(normed, sum, norm.mean, norm.rstd, p.attention_norm, rows, s.width);

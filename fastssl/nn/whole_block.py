@@ -35,7 +35,7 @@ def runs_whole(block: CausalBlock, rows: Tensor, context: CausalContext) -> bool
         return False
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or not extension.cpu_ops_loaded():
         return False
-    if context.rotation is not None or len(context.cu_seqlens) <= SEQUENCES_PER_THREAD * torch.get_num_threads():
+    if len(context.cu_seqlens) <= SEQUENCES_PER_THREAD * torch.get_num_threads():
         return False
     attention, mlp = block.attention, block.mlp
     if type(mlp) is not MLP or mlp.activation not in _ACTIVATIONS:
@@ -93,6 +93,7 @@ def run_whole(
         head_dim=attention.head_dim,
         activation=_ACTIVATIONS[mlp.activation],
         causal=True,
+        rotary=context.rotation,
         window=None if attention.window is None else (attention.window - 1, 0),
         max_seqlen=context.max_seqlen,
         dropout=dropout,

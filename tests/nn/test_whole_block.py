@@ -63,6 +63,7 @@ def loss_and_gradients(model: GPTForCausalLM) -> list[torch.Tensor]:
     [
         {},
         {"bias": False, "hidden_act": "gelu", "sliding_window": 9},
+        {"position_embedding": "rotary", "bias": False},
         {"num_key_value_heads": 1, "embedding_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.0},
     ],
 )
@@ -125,7 +126,6 @@ def test_a_block_that_is_not_as_it_was_made_goes_by_its_parts(blocks_run_whole, 
         {"hidden_act": "relu"},
         {"norm": "rms_norm"},
         {"mlp": "gated"},
-        {"position_embedding": "rotary"},
         {"hidden_size": 224, "num_attention_heads": 14},
         {"hidden_size": 40, "num_attention_heads": 4},
     ],

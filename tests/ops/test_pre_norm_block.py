@@ -64,8 +64,9 @@ def test_gradcheck_of_the_reference():
     bias=st.booleans(),
     residual=st.booleans(),
     causal=st.booleans(),
+    rotary=st.booleans(),
 )
-def test_any_shape(lengths, width, head_dim, key_heads, group, mlp_width, dropout, bias, residual, causal):
+def test_any_shape(lengths, width, head_dim, key_heads, group, mlp_width, dropout, bias, residual, causal, rotary):
     check(
         PreNormBlockCase(
             lengths=tuple(lengths),
@@ -78,6 +79,7 @@ def test_any_shape(lengths, width, head_dim, key_heads, group, mlp_width, dropou
             bias=bias,
             residual=residual,
             causal=causal,
+            rotary=rotary,
         )
     )
 
@@ -141,18 +143,25 @@ def test_nothing_is_kept_where_nothing_is_learnt():
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("name", ["gpt", "first block", "dropout"])
+@pytest.mark.parametrize("name", ["gpt", "first block", "dropout", "rotary"])
 def test_opcheck(name):
     case = EDGE_CASES[name]
     tensors = case.tensors()
     arguments = case.arguments(tensors)
-    heads = (case.heads, case.heads, case.head_dim)
+    heads = (case.heads, case.key_heads or case.heads, case.head_dim)
     window = (2**31 - 1, 0)
     dropout = arguments["dropout"]
     if not any(case.dropout):
         dropout = BlockDropout()
     options = native.options_of(
-        arguments["weights"], arguments["cu_seqlens"], heads, case.activation, window, 0.25, dropout
+        arguments["weights"],
+        arguments["cu_seqlens"],
+        heads,
+        case.activation,
+        window,
+        0.25,
+        arguments["rotary"],
+        dropout,
     )
     parameters = native.packed(native.parameters_of(arguments["weights"]), tensors["addend"])
     operators = torch.ops.fastssl
@@ -220,5 +229,7 @@ def test_wrong_calls_are_explained():
         pre_norm_block(**(a | {"weights": wrong}))
     with pytest.raises(ValueError, match="must rise from 0 to the 192 rows"):
         pre_norm_block(**(a | {"cu_seqlens": a["cu_seqlens"][:-1]}))
+    with pytest.raises(ValueError, match=r"rotary must be two float32 tensors \(N, D / 2\) = \(192, 16\)"):
+        pre_norm_block(**(a | {"rotary": (torch.zeros(192, 32), torch.zeros(192, 32))}))
     with pytest.raises(ValueError, match="at least 0 and below 1"):
         pre_norm_block(**(a | {"dropout": BlockDropout(addend_p=1.0)}))

@@ -27,6 +27,7 @@ def pre_norm_block(
     causal: bool = False,
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
     max_seqlen: int | None = None,
     dropout: BlockDropout = NO_DROPOUT,
     backend: str = "auto",
@@ -45,6 +46,8 @@ def pre_norm_block(
         head_dim: D. H follows from what `weights.out` takes, H_k from what `weights.qkv` gives.
         activation: "gelu" or "gelu_tanh".
         causal, window, scale, max_seqlen: as `fastssl.attention` has them.
+        rotary: cos and sin (N, D / 2) fp32, by which queries and keys are turned, pair (i, i + D / 2) of a head by the
+            row's angle i; no gradient flows to them. None: no turns.
         dropout: what is dropped where; a seed that is None is drawn where it is needed.
         backend: "auto", "native", "stock" or "reference".
 
@@ -61,7 +64,7 @@ def pre_norm_block(
     """
     heads = _heads(addend, residual, weights, head_dim, activation)
     sides = resolve_window(causal, window)
-    _check_rows(addend, heads, cu_seqlens, max_seqlen)
+    _check_rows(addend, heads, cu_seqlens, max_seqlen, rotary)
     dropout = _with_seeds(dropout, addend.device)
     parameters = native.parameters_of(weights)
     tensors = [addend, residual, *parameters]
@@ -74,7 +77,7 @@ def pre_norm_block(
     name = choose("pre_norm_block", backend, BACKENDS, addend.device, addend.dtype, facts)
     scale = head_dim**-0.5 if scale is None else float(scale)
     if name == "native" and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        options = native.options_of(weights, cu_seqlens, heads, activation, sides, scale, dropout)
+        options = native.options_of(weights, cu_seqlens, heads, activation, sides, scale, rotary, dropout)
         return _FusedBlock.apply(addend, residual, options, *parameters)
     return BACKENDS[name].forward(
         addend,
@@ -86,6 +89,7 @@ def pre_norm_block(
         activation=activation,
         window=sides,
         scale=scale,
+        rotary=rotary,
         dropout=dropout,
     )
 
@@ -153,7 +157,20 @@ def _heads(
     return num_heads, key_heads, head_dim
 
 
-def _check_rows(addend: Tensor, heads: tuple[int, int, int], cu_seqlens: Tensor, max_seqlen: int | None) -> None:
+def _check_rows(
+    addend: Tensor,
+    heads: tuple[int, int, int],
+    cu_seqlens: Tensor,
+    max_seqlen: int | None,
+    rotary: tuple[Tensor, Tensor] | None,
+) -> None:
+    if rotary is not None:
+        shape = (len(addend), heads[2] // 2)
+        if heads[2] % 2 or any(table.shape != shape or table.dtype != torch.float32 for table in rotary):
+            raise ValueError(
+                f"pre_norm_block: rotary must be two float32 tensors (N, D / 2) = {shape} for an even head_dim "
+                f"D = {heads[2]}, got {[(tuple(table.shape), table.dtype) for table in rotary]}"
+            )
     rows = addend[:, :1, None]
     check_tensors(rows, rows, rows, None, None)
     check_lengths(rows, rows, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, None)

@@ -36,6 +36,8 @@ class PreNormBlockCase:
     """Whether later tokens are hidden."""
     window: tuple[int | None, int | None] | None = None
     """Keys that a query sees to its left and right."""
+    rotary: bool = False
+    """Whether queries and keys are turned."""
     dropout: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Probabilities, of the addend, of attention's weights and of its output."""
 
@@ -92,12 +94,21 @@ class PreNormBlockCase:
             "activation": self.activation,
             "causal": self.causal,
             "window": self.window,
+            "rotary": self._turns() if self.rotary else None,
             "dropout": BlockDropout(*self.dropout, *(torch.tensor(seed) for seed in (2**40 + 5, 17, -3))),
         }
+
+    def _turns(self) -> tuple[Tensor, Tensor]:
+        places = torch.cat([torch.arange(0), *(torch.arange(length) for length in self.lengths)])
+        angles = places[:, None] * 100.0 ** -torch.linspace(0, 1, self.head_dim // 2)
+        return angles.cos(), angles.sin()
 
 
 _SMALL = {"width": 48, "heads": 3, "head_dim": 16, "mlp_width": 80}
 EDGE_CASES = {
+    "rotary": PreNormBlockCase(
+        lengths=(21, 70, 4), width=48, heads=4, key_heads=2, head_dim=24, mlp_width=64, rotary=True, bias=False
+    ),
     "one token": PreNormBlockCase(lengths=(1,), **_SMALL),
     "gpt": PreNormBlockCase(lengths=(64, 64, 64), width=96, heads=3, head_dim=32, mlp_width=384, bias=False),
     "first block": PreNormBlockCase(lengths=(9, 30), residual=False, **_SMALL),

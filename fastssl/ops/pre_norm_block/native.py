@@ -33,11 +33,12 @@ def forward(
     activation: str,
     window: tuple[int, int],
     scale: float,
+    rotary: tuple[Tensor, Tensor] | None,
     dropout: BlockDropout,
 ) -> tuple[Tensor, Tensor]:
     """Return (out, stream) of `fastssl.ops.pre_norm_block`, without a graph for autograd."""
     parameters = parameters_of(weights)
-    options = options_of(weights, cu_seqlens, heads, activation, window, scale, dropout)
+    options = options_of(weights, cu_seqlens, heads, activation, window, scale, rotary, dropout)
     return forward_saving(addend, residual, parameters, options)[:2]
 
 
@@ -53,14 +54,16 @@ def options_of(
     activation: str,
     window: tuple[int, int],
     scale: float,
+    rotary: tuple[Tensor, Tensor] | None,
     dropout: BlockDropout,
 ) -> tuple:
     """Return what both directions are told beside their tensors of rows and the parameters."""
+    cos, sin = (None, None) if rotary is None else (table.contiguous() for table in rotary)
     return (
         cu_seqlens.contiguous(), heads[0], heads[2], *window, scale, weights.attention_norm.eps, weights.mlp_norm.eps,
         activation == "gelu_tanh", dropout_threshold(dropout.addend_p), dropout.addend_seed,
         dropout_threshold(dropout.attention_p), dropout.attention_seed, dropout_threshold(dropout.output_p),
-        dropout.output_seed,
+        dropout.output_seed, cos, sin,
     )  # fmt: skip
 
 

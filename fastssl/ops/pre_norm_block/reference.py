@@ -2,6 +2,7 @@
 
 from types import ModuleType
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,13 +35,14 @@ def compose(
     activation: str,
     window: tuple[int, int],
     scale: float,
+    rotary: tuple[Tensor, Tensor] | None,
     dropout: BlockDropout,
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs, made by backends of `layer_norm` and `attention`.
 
     Args:
         layer_norm, attention: the backends.
-        addend, residual, weights, cu_seqlens, max_seqlen, activation, scale, dropout: as in `pre_norm_block`.
+        addend, residual, weights, cu_seqlens, max_seqlen, activation, scale, rotary, dropout: as in `pre_norm_block`.
         heads: H, H_k and D.
         window: keys to the left and to the right.
     """
@@ -53,6 +55,8 @@ def compose(
         .unflatten(-1, (-1, width))
         .split((num_heads, num_key_heads, num_key_heads), dim=-2)
     )
+    if rotary is not None:
+        q, k = _turned(q, *rotary), _turned(k, *rotary)
     attended, _ = attention.forward(
         q, k, v, None, cu_seqlens, None, None, dropout.attention_seed, *window, dropout.attention_p, scale,
         max_seqlen, max_seqlen,
@@ -63,3 +67,9 @@ def compose(
     normed, stream = layer_norm.forward(addend, norm.weight, norm.bias, stream, **options)
     approximate = "tanh" if activation == "gelu_tanh" else "none"
     return F.linear(F.gelu(F.linear(normed, *weights.up), approximate=approximate), *weights.down), stream
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x[i], x[i + D / 2]) of each head of (N, H, D)."""
+    (first, second), cos, sin = x.chunk(2, dim=-1), cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
