@@ -246,8 +246,12 @@ void activate_again(const Matrix& h, const Matrix& grad, const float* up, const 
   }
 }
 
-void forward_group(const Forward& f, const Share& share, int64_t first, int64_t last, const Packed& qkv,
-                   const Packed& output, const Packed& up, const Packed& down, float* memory) {
+// The weights of the four maps, packed for one direction.
+struct Weights {
+  Packed qkv, output, up, down;
+};
+
+void forward_group(const Forward& f, const Share& share, int64_t first, int64_t last, const Weights& w, float* memory) {
   const Sizes& s = f.sizes;
   const Parameters<const float>& p = f.parameters;
   const int64_t begin = share.begin_of_sequence[first], end = share.begin_of_sequence[last];
@@ -258,20 +262,20 @@ void forward_group(const Forward& f, const Share& share, int64_t first, int64_t 
   for_parts(begin, end, [&](int64_t row, int64_t rows) {
     layer_norm_forward(attention_norm(f, row, normed), 0, rows);
     const Matrix heads = rows_from(f.qkv, row, s.qkv());
-    multiply(heads, {normed, s.width}, rows, qkv, p.qkv.bias);
+    multiply(heads, {normed, s.width}, rows, w.qkv, p.qkv.bias);
     turn<false>(heads, f, row, rows);
   });
   attend(attention_from(f, begin), share, first, last, s.heads, scratch, attention_forward);
   for_parts(begin, end, [&](int64_t row, int64_t rows) {
-    multiply({attended, s.width}, rows_from(f.attended, row, s.attended()), rows, output, p.output.bias);
+    multiply({attended, s.width}, rows_from(f.attended, row, s.attended()), rows, w.output, p.output.bias);
     layer_norm_forward(mlp_norm(f, row, attended, normed), 0, rows);
-    const Matrix u = rows_from(f.up, row, s.mlp_width);
-    multiply(u, {normed, s.width}, rows, up, nullptr);
+    const Matrix up = rows_from(f.up, row, s.mlp_width);
+    multiply(up, {normed, s.width}, rows, w.up, nullptr);
     if (f.tanh)
-      activate<TanhGelu>(h, u.data, p.up.bias, rows, s.mlp_width);
+      activate<TanhGelu>(h, up.data, p.up.bias, rows, s.mlp_width);
     else
-      activate<ExactGelu>(h, u.data, p.up.bias, rows, s.mlp_width);
-    multiply(rows_from(f.out, row, s.width), h, rows, down, p.down.bias);
+      activate<ExactGelu>(h, up.data, p.up.bias, rows, s.mlp_width);
+    multiply(rows_from(f.out, row, s.width), h, rows, w.down, p.down.bias);
   });
 }
 
@@ -299,68 +303,101 @@ void norm_backward(const LayerNormForward& norm, const float* sum, const float* 
   add(grad.bias, sums + norm.width, norm.width);
 }
 
-void backward_group(const Backward& b, const Share& share, int64_t first, int64_t last, const Packed& qkv,
-                    const Packed& output, const Packed& up, const Packed& down, const Parameters<float>& grad,
-                    bool first_group, float* memory) {
+// A worker's memory in the backward.
+struct BackwardMemory {
+  // Of kRowsTogether rows.
+  Matrix normed;                     // E
+  float *grad_normed, *grad_output;  // E
+  Matrix h, grad_up;                 // F
+  float* sums;                       // 2 E
+  // Of all rows of a group, for its attention.
+  Matrix grad_attended, grad_qkv;
+  float* attention;
+
+  BackwardMemory(float* memory, const Sizes& s, int64_t rows) {
+    const auto take = [&](int64_t count) {
+      memory += count;
+      return memory - count;
+    };
+    const auto take_rows = [&](int64_t count, int64_t width) {
+      return Matrix{take(count * (width + kGap)), width + kGap};
+    };
+    normed = take_rows(kRowsTogether, s.width);
+    grad_normed = take(kRowsTogether * s.width);
+    grad_output = take(kRowsTogether * s.width);
+    h = take_rows(kRowsTogether, s.mlp_width);
+    grad_up = take_rows(kRowsTogether, s.mlp_width);
+    sums = take(2 * s.width);
+    grad_attended = take_rows(rows, s.attended());
+    grad_qkv = take_rows(rows, s.qkv());
+    attention = memory;
+  }
+};
+
+// From the output back to what attention gives, for rows from row `row` on; `at` counts it in the group. The first rows
+// of all write the gradients of matrices.
+void network_backward(const Backward& b, const Weights& w, const Parameters<float>& grad, const BackwardMemory& m,
+                      int64_t row, int64_t at, int64_t rows, bool first) {
   const Sizes& s = b.sizes;
   const Parameters<const float>& p = b.parameters;
-  const int64_t begin = share.begin_of_sequence[first], end = share.begin_of_sequence[last];
-  const Matrix normed{memory, s.width + kGap};
-  float* const grad_normed = normed.data + kRowsTogether * normed.ld;
-  float* const grad_output = grad_normed + kRowsTogether * s.width;
-  float* const sums = grad_output + kRowsTogether * s.width;
-  const Matrix h{sums + 2 * s.width, s.mlp_width + kGap};
-  const Matrix grad_up{h.data + kRowsTogether * h.ld, h.ld};
-  // Of all rows of the group, for its attention.
-  const Matrix grad_attended{grad_up.data + kRowsTogether * h.ld, s.attended() + kGap};
-  const Matrix grad_qkv{grad_attended.data + (end - begin) * grad_attended.ld, s.qkv() + kGap};
-  float* const scratch = grad_qkv.data + (end - begin) * grad_qkv.ld;
-  bool fresh = first_group;
+  const Matrix grad_out = rows_from(b.grad_out, row, s.width), up = rows_from(b.up, row, s.mlp_width);
+  multiply(m.grad_up, grad_out, rows, w.down, nullptr);
+  if (b.tanh)
+    activate_again<TanhGelu>(m.h, m.grad_up, up.data, p.up.bias, rows, s.mlp_width);
+  else
+    activate_again<ExactGelu>(m.h, m.grad_up, up.data, p.up.bias, rows, s.mlp_width);
+  add_outer(grad.down.weight, grad_out, s.width, m.h, s.mlp_width, rows, first);
+  add_columns(grad.down.bias, grad_out, rows, s.width);
+
+  const LayerNormForward norm = mlp_norm(b, row, nullptr, nullptr);
+  const float* const sum = b.inner_stream + row * s.width;
+  normalise_again(m.normed, sum, norm.mean, norm.rstd, p.mlp_norm, rows, s.width);
+  add_outer(grad.up.weight, m.grad_up, s.mlp_width, m.normed, s.width, rows, first);
+  if (p.up.bias) add_columns(grad.up.bias, m.grad_up, rows, s.mlp_width);
+  multiply({m.grad_normed, s.width}, m.grad_up, rows, w.up, nullptr);
+  norm_backward(norm, sum, m.grad_normed, b.grad_inner_stream ? b.grad_inner_stream + row * s.width : nullptr,
+                m.grad_output, b.grad_residual + row * s.width, rows, grad.mlp_norm, m.sums);
+
+  const Matrix grad_output{m.grad_output, s.width}, attended = rows_from(b.attended, row, s.attended());
+  add_outer(grad.output.weight, grad_output, s.width, attended, s.attended(), rows, first);
+  add_columns(grad.output.bias, grad_output, rows, s.width);
+  multiply({m.grad_attended.data + at * m.grad_attended.ld, m.grad_attended.ld}, grad_output, rows, w.output, nullptr);
+}
+
+// From the projections back to what enters the block.
+void projection_backward(const Backward& b, const Weights& w, const Parameters<float>& grad, const BackwardMemory& m,
+                         int64_t row, int64_t at, int64_t rows, bool first) {
+  const Sizes& s = b.sizes;
+  const Matrix grad_qkv{m.grad_qkv.data + at * m.grad_qkv.ld, m.grad_qkv.ld};
+  turn<true>(grad_qkv, b, row, rows);
+  const LayerNormForward norm = attention_norm(b, row, nullptr);
+  const float* const sum = (b.stream ? b.stream : b.addend) + row * s.width;
+  normalise_again(m.normed, sum, norm.mean, norm.rstd, b.parameters.attention_norm, rows, s.width);
+  add_outer(grad.qkv.weight, grad_qkv, s.qkv(), m.normed, s.width, rows, first);
+  if (b.parameters.qkv.bias) add_columns(grad.qkv.bias, grad_qkv, rows, s.qkv());
+  multiply({m.grad_normed, s.width}, grad_qkv, rows, w.qkv, nullptr);
+  float* const grad_stream = b.grad_residual + row * s.width;
+  norm_backward(norm, sum, m.grad_normed, grad_stream, b.grad_addend + row * s.width, grad_stream, rows,
+                grad.attention_norm, m.sums);
+}
+
+void backward_group(const Backward& b, const Share& share, int64_t first, int64_t last, const Weights& w,
+                    const Parameters<float>& grad, float* memory) {
+  const Sizes& s = b.sizes;
+  const int64_t begin = share.begin_of_sequence[first], end = share.begin_of_sequence[last], width = s.head_width;
+  const int64_t first_row = share.begin_of_sequence[share.first];
+  const BackwardMemory m(memory, s, end - begin);
   for_parts(begin, end, [&](int64_t row, int64_t rows) {
-    const Matrix grad_out = rows_from(b.grad_out, row, s.width), u = rows_from(b.up, row, s.mlp_width);
-    multiply(grad_up, grad_out, rows, down, nullptr);
-    if (b.tanh)
-      activate_again<TanhGelu>(h, grad_up, u.data, p.up.bias, rows, s.mlp_width);
-    else
-      activate_again<ExactGelu>(h, grad_up, u.data, p.up.bias, rows, s.mlp_width);
-    add_outer(grad.down.weight, grad_out, s.width, h, s.mlp_width, rows, fresh);
-    add_columns(grad.down.bias, grad_out, rows, s.width);
-    LayerNormForward norm = mlp_norm(b, row, nullptr, nullptr);
-    const float* const sum = b.inner_stream + row * s.width;
-    normalise_again(normed, sum, norm.mean, norm.rstd, p.mlp_norm, rows, s.width);
-    add_outer(grad.up.weight, grad_up, s.mlp_width, normed, s.width, rows, fresh);
-    if (p.up.bias) add_columns(grad.up.bias, grad_up, rows, s.mlp_width);
-    multiply({grad_normed, s.width}, grad_up, rows, up, nullptr);
-    norm_backward(norm, sum, grad_normed, b.grad_inner_stream ? b.grad_inner_stream + row * s.width : nullptr,
-                  grad_output, b.grad_residual + row * s.width, rows, grad.mlp_norm, sums);
-    const Matrix attended = rows_from(b.attended, row, s.attended());
-    add_outer(grad.output.weight, {grad_output, s.width}, s.width, attended, s.attended(), rows, fresh);
-    add_columns(grad.output.bias, {grad_output, s.width}, rows, s.width);
-    multiply({grad_attended.data + (row - begin) * grad_attended.ld, grad_attended.ld}, {grad_output, s.width}, rows,
-             output, nullptr);
-    fresh = false;
+    network_backward(b, w, grad, m, row, row - begin, rows, row == first_row);
   });
   attention::Arguments args = attention_from(b, begin);
-  const int64_t width = s.head_width;
-  args.grad_out = {grad_attended.data, 0, grad_attended.ld, width};
-  args.grad_q = {grad_qkv.data, 0, grad_qkv.ld, width};
-  args.grad_k = {grad_qkv.data + s.heads * width, 0, grad_qkv.ld, width};
-  args.grad_v = {grad_qkv.data + (s.heads + s.key_heads) * width, 0, grad_qkv.ld, width};
-  attend(args, share, first, last, s.key_heads, scratch, attention_backward);
-  fresh = first_group;
+  args.grad_out = {m.grad_attended.data, 0, m.grad_attended.ld, width};
+  args.grad_q = {m.grad_qkv.data, 0, m.grad_qkv.ld, width};
+  args.grad_k = {m.grad_qkv.data + s.heads * width, 0, m.grad_qkv.ld, width};
+  args.grad_v = {m.grad_qkv.data + (s.heads + s.key_heads) * width, 0, m.grad_qkv.ld, width};
+  attend(args, share, first, last, s.key_heads, m.attention, attention_backward);
   for_parts(begin, end, [&](int64_t row, int64_t rows) {
-    const Matrix grad_rows{grad_qkv.data + (row - begin) * grad_qkv.ld, grad_qkv.ld};
-    turn<true>(grad_rows, b, row, rows);
-    const LayerNormForward norm = attention_norm(b, row, nullptr);
-    const float* const sum = (b.stream ? b.stream : b.addend) + row * s.width;
-    normalise_again(normed, sum, norm.mean, norm.rstd, p.attention_norm, rows, s.width);
-    add_outer(grad.qkv.weight, grad_rows, s.qkv(), normed, s.width, rows, fresh);
-    if (p.qkv.bias) add_columns(grad.qkv.bias, grad_rows, rows, s.qkv());
-    multiply({grad_normed, s.width}, grad_rows, rows, qkv, nullptr);
-    float* const grad_stream = b.grad_residual + row * s.width;
-    norm_backward(norm, sum, grad_normed, grad_stream, b.grad_addend + row * s.width, grad_stream, rows,
-                  grad.attention_norm, sums);
-    fresh = false;
+    projection_backward(b, w, grad, m, row, row - begin, rows, row == first_row);
   });
 }
 
@@ -374,24 +411,21 @@ struct Extent {
 void pre_norm_block_forward(const Forward& f, const Share& share, float* memory) {
   const Sizes& s = f.sizes;
   const Parameters<const float>& p = f.parameters;
-  const Packed qkv = pack_transposed(memory, p.qkv.weight, s.qkv(), s.width);
-  const Packed output = pack_transposed(memory, p.output.weight, s.width, s.attended());
-  const Packed up = pack_transposed(memory, p.up.weight, s.mlp_width, s.width);
-  const Packed down = pack_transposed(memory, p.down.weight, s.width, s.mlp_width);
-  for (int64_t b = share.first; b < share.last;) {
-    const int64_t end = pre_norm::end_of_group(share, b);
-    forward_group(f, share, b, end, qkv, output, up, down, memory);
-    b = end;
+  const Weights w{pack_transposed(memory, p.qkv.weight, s.qkv(), s.width),
+                  pack_transposed(memory, p.output.weight, s.width, s.attended()),
+                  pack_transposed(memory, p.up.weight, s.mlp_width, s.width),
+                  pack_transposed(memory, p.down.weight, s.width, s.mlp_width)};
+  for (int64_t first = share.first, end; first < share.last; first = end) {
+    end = pre_norm::end_of_group(share, first);
+    forward_group(f, share, first, end, w, memory);
   }
 }
 
 void pre_norm_block_backward(const Backward& b, const Share& share, const Parameters<float>& grad, float* memory) {
   const Sizes& s = b.sizes;
   const Parameters<const float>& p = b.parameters;
-  const Packed qkv = pack(memory, p.qkv.weight, s.qkv(), s.width);
-  const Packed output = pack(memory, p.output.weight, s.width, s.attended());
-  const Packed up = pack(memory, p.up.weight, s.mlp_width, s.width);
-  const Packed down = pack(memory, p.down.weight, s.width, s.mlp_width);
+  const Weights w{pack(memory, p.qkv.weight, s.qkv(), s.width), pack(memory, p.output.weight, s.width, s.attended()),
+                  pack(memory, p.up.weight, s.mlp_width, s.width), pack(memory, p.down.weight, s.width, s.mlp_width)};
   const bool nothing = share.begin_of_sequence[share.first] == share.begin_of_sequence[share.last];
   const auto clear = [](float* x, int64_t count) { std::memset(x, 0, sizeof(float) * static_cast<size_t>(count)); };
   const Extent extents[] = {{grad.attention_norm, s.width, 0},    {grad.qkv, s.qkv(), s.width},
@@ -402,10 +436,9 @@ void pre_norm_block_backward(const Backward& b, const Share& share, const Parame
     // The first rows write the gradients of matrices.
     if (inputs == 0 || nothing) clear(map.weight, inputs == 0 ? outputs : outputs * inputs);
   }
-  for (int64_t first = share.first; first < share.last;) {
-    const int64_t end = pre_norm::end_of_group(share, first);
-    backward_group(b, share, first, end, qkv, output, up, down, grad, first == share.first, memory);
-    first = end;
+  for (int64_t first = share.first, end; first < share.last; first = end) {
+    end = pre_norm::end_of_group(share, first);
+    backward_group(b, share, first, end, w, grad, memory);
   }
 }
 
