@@ -57,7 +57,7 @@ def pre_norm_block(
     Raises:
         ValueError: for shapes, dtypes, lengths or options that do not fit, or a backend that cannot run the call.
 
-    Memory: saves (3 E + F + (H + 2 H_k) D) numbers a row for the backward, which normalises, and takes GELU, once more.
+    Memory: saves 2 E + F + 2 (H + H_k) D numbers a row for the backward, which normalises, and takes GELU, once more.
     The parameters' gradients are sums over as many parts as there are threads, in order. Differentiable once (native).
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" §2.3.
