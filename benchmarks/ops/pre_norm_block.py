@@ -23,7 +23,14 @@ from fastssl.ops.pre_norm_block.cases import PreNormBlockCase, small_gpt
 
 SHAPES = {
     f"{sequences} x {length} x {width}": small_gpt(width, sequences, length)
-    for sequences, length, width in ((12, 64, 128), (64, 16, 64), (8, 256, 128), (12, 64, 192))
+    for sequences, length, width in (
+        (12, 64, 128),
+        (64, 16, 64),
+        (8, 256, 128),
+        (12, 64, 192),
+        (12, 64, 256),
+        (12, 64, 384),
+    )
 }
 QUICK = ("12 x 64 x 128",)
 SEED = 17

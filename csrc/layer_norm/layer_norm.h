@@ -24,7 +24,7 @@ struct LayerNormForward {
   Element x_type;
   Element sum_type;
   Dropout dropout;
-  int64_t first_row = 0;  // what the mask counts as row 0
+  int64_t first_row = 0;  // the number of row 0 in the dropout's mask
 };
 
 struct LayerNormBackward {
@@ -44,7 +44,7 @@ struct LayerNormBackward {
   Element x_type;
   Element sum_type;
   Dropout dropout;
-  int64_t first_row = 0;  // what the mask counts as row 0
+  int64_t first_row = 0;  // the number of row 0 in the dropout's mask
 };
 
 // Rows [begin, end).

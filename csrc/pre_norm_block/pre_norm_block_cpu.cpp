@@ -4,6 +4,7 @@
 #include "common/product.h"
 #include "common/vec.h"
 #include "layer_norm/layer_norm.h"
+#include "pre_norm_block/packed_products.h"
 #include "pre_norm_block/pre_norm_block.h"
 
 namespace fastssl::FASTSSL_ISA {
@@ -13,107 +14,14 @@ using attention::Rows;
 using pre_norm::Backward;
 using pre_norm::Block;
 using pre_norm::Forward;
-using pre_norm::kDepth;
 using pre_norm::kGap;
 using pre_norm::kRowsTogether;
-using pre_norm::kStrip;
 using pre_norm::Map;
 using pre_norm::Parameters;
 using pre_norm::Share;
 using pre_norm::Sizes;
 
 namespace {
-
-// ---- products of a few rows with a packed weight, and with one another ----
-
-// A weight, (depth, columns), in strips of kStrip columns or what is left, each packed; the one of column s begins at
-// s * depth.
-struct Packed {
-  const float* data;
-  int64_t depth, columns;
-
-  int64_t width(int64_t s) const {
-    return columns - s < kStrip ? columns - s : kStrip;
-  }
-};
-
-// Packs the transpose of `weight`, (columns, depth).
-Packed pack_transposed(float*& memory, const float* weight, int64_t columns, int64_t depth) {
-  const Packed packed{memory, depth, columns};
-  for (int64_t s = 0; s < columns; s += kStrip)
-    transpose(memory + s * depth, weight + s * depth, depth, packed.width(s), depth);
-  memory += columns * depth;
-  return packed;
-}
-
-// Packs `weight`, (depth, columns).
-Packed pack(float*& memory, const float* weight, int64_t depth, int64_t columns) {
-  const Packed packed{memory, depth, columns};
-  for (int64_t s = 0; s < columns; s += kStrip) {
-    const int64_t width = packed.width(s);
-    float* const strip = memory + s * depth;
-    for (int64_t k = 0; k < depth; ++k)
-      for (int64_t j = 0; j < width; j += kLanes) store(strip + k * width + j, load(weight + k * columns + s + j));
-  }
-  memory += columns * depth;
-  return packed;
-}
-
-// c (rows, columns) = a (rows, depth) b + bias.
-void multiply(const Matrix& c, const Matrix& a, int64_t rows, const Packed& b, const float* bias) {
-  Ahead nothing;
-  if (bias) {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < b.columns; j += kLanes) store(c.data + i * c.ld + j, load(bias + j));
-  }
-  for (int64_t s = 0; s < b.columns; s += kStrip) {
-    const int64_t width = b.width(s);
-    for (int64_t k = 0; k < b.depth; k += kDepth) {
-      product({.c = c.data + s,
-               .ldc = c.ld,
-               .a = a.data + k,
-               .lda = a.ld,
-               .b = b.data + s * b.depth + k * width,
-               .ldb = width,
-               .rows = rows,
-               .columns = width,
-               .depth = b.depth - k < kDepth ? b.depth - k : kDepth,
-               .accumulate = bias || k > 0},
-              nothing);
-    }
-  }
-}
-
-// out (columns of a, columns of b) += the transpose of a (rows, ...) times b (rows, ...).
-void add_outer(float* out, const Matrix& a, int64_t columns_of_a, const Matrix& b, int64_t columns_of_b, int64_t rows,
-               bool first) {
-  Ahead nothing;
-  for (int64_t s = 0; s < columns_of_b; s += kStrip)
-    product_transposed({.c = out + s,
-                        .ldc = columns_of_b,
-                        .a = a.data,
-                        .lda = a.ld,
-                        .b = b.data + s,
-                        .ldb = b.ld,
-                        .rows = columns_of_a,
-                        .columns = columns_of_b - s < kStrip ? columns_of_b - s : kStrip,
-                        .depth = rows,
-                        .accumulate = !first},
-                       nothing);
-}
-
-// out (columns) += the sums of the columns of x.
-void add_columns(float* out, const Matrix& x, int64_t rows, int64_t columns) {
-  for (int64_t j = 0; j < columns; j += kLanes) {
-    VecF sum = load(out + j);
-    for (int64_t i = 0; i < rows; ++i) sum += load(x.data + i * x.ld + j);
-    store(out + j, sum);
-  }
-}
-
-void add(float* out, const float* x, int64_t count) {
-  for (int64_t j = 0; j < count; j += kLanes) store(out + j, load(out + j) + load(x + j));
-}
 
 Matrix rows_from(const float* data, int64_t row, int64_t width) {
   return {const_cast<float*>(data) + row * width, width};  // read only, where the tensor is
