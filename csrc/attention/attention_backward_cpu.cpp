@@ -82,7 +82,7 @@ void load_queries(const Scratch& s, const Arguments& args, const Item& item, con
   }
 }
 
-// scores <- dropout(P) without its scale, grad_scores (dO V^T on entry) <- dS.
+// scores <- dropout(P) without its scale, grad_scores (dO V^T with it on entry) <- dS.
 template <bool kDropout>
 void differentiate(const Scratch& s, const Arguments& args, const Item& item, const Tile& tile) {
   for (int64_t t = 0; t < tile.lanes; t += kLanes) {
@@ -97,7 +97,7 @@ void differentiate(const Scratch& s, const Arguments& args, const Item& item, co
         const VecF p = exp2(load(x) - lse);
         VecF dp = load(dx);
         if constexpr (kDropout) {
-          dp = keep(dp, words, r, args.dropout.threshold) * args.dropout.scale;
+          dp = keep(dp, words, r, args.dropout.threshold);
           store(x, keep(p, words, r, args.dropout.threshold));
         } else {
           store(x, p);
@@ -249,9 +249,14 @@ void attention_backward(const Arguments& args, const Item& item, const Item* nex
   const int64_t value_offset = args.v.offset(item.sequence, item.k_row, item.head);
   const int64_t grad_key_offset = args.grad_k.offset(item.sequence, item.k_row, item.head);
   const int64_t grad_value_offset = args.grad_v.offset(item.sequence, item.k_row, item.head);
-  const bool leave_values = read_in_place(args, item.num_queries);
+  const bool leave_values = read_in_place(args, item.num_queries) && !args.dropout.threshold;
   load_rows(s.keys, args.storage, args.k, key_offset, item.num_keys, args.width);
   if (!leave_values) load_rows(s.values, args.storage, args.v, value_offset, item.num_keys, args.width);
+  // The values bear dropout's scale, as the outputs do: of a query that sees one key, dO V^T and delta are then the
+  // same.
+  if (args.dropout.threshold)
+    for (int64_t i = 0; i < item.num_keys * columns; i += kLanes)
+      store(s.values + i, load(s.values + i) * args.dropout.scale);
 
   // A first tile that sees every key writes what later ones add to; an only one writes the gradients themselves.
   const KeyRange seen = visible_keys(args, item, 0, item.num_queries < step ? item.num_queries : step);
