@@ -241,8 +241,10 @@ def test_the_gradient_of_the_bias_is_zero_outside(capability, poisoned_memory):
 
 
 @pytest.mark.native
-def test_scores_of_a_query_that_sees_one_key_have_no_gradient(capability):
-    case = AttentionCase(lengths_q=(8, 30), lengths_k=(61, 30), width=36, bias="own", causal=True, window=(0, None))
+@pytest.mark.parametrize("dropout_p", [0.0, 0.25])
+def test_scores_of_a_query_that_sees_one_key_have_no_gradient(capability, dropout_p):
+    options = {"width": 36, "bias": "own", "causal": True, "window": (0, None), "dropout_p": dropout_p}
+    case = AttentionCase(lengths_q=(8, 30), lengths_k=(61, 30), **options)
     inputs = {name: tensor.requires_grad_() for name, tensor in case.inputs(torch.float32).items()}
     out = call(case, "native", list(inputs))(*inputs.values())
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
