@@ -84,8 +84,20 @@ def is_too_old() -> bool:
 
 @functools.cache
 def _is_too_old() -> bool:
+    capability = _capability()
+    return capability is not None and capability < OLDEST_COMPUTE_CAPABILITY
+
+
+@torch.compiler.assume_constant_result
+def has_capability(capability: tuple[int, int]) -> bool:
+    """Tell whether there is a GPU of NVIDIA's of exactly this compute capability."""
+    return _capability() == capability
+
+
+@functools.cache
+def _capability() -> tuple[int, int] | None:
     nvidia = torch.version.cuda is not None and torch.cuda.is_available()
-    return nvidia and torch.cuda.get_device_capability() < OLDEST_COMPUTE_CAPABILITY
+    return torch.cuda.get_device_capability() if nvidia else None
 
 
 def _register(op: str, function: Callable) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.limits import product_of
-from benchmarks.gpu.problem import Direction, Problem, Run
+from benchmarks.gpu.problem import GPU_BACKENDS, Direction, Problem, Run
+from benchmarks.gpu.trial import why_not
 from benchmarks.peers import gpu_libraries, sdpa, torch_eager
 from fastssl.ops.attention.api import attention
 from fastssl.ops.attention.cases import AttentionCase, offsets
@@ -80,6 +81,7 @@ def problem(case: AttentionCase, direction: Direction, run: Run, checked: bool =
         ours=partial(attention, max_seqlen_q=longest, **options),
         peers=_peers(case, options["cu_seqlens_q"], run),
         direction=direction,
+        backends=_backends(run),
         work=FLOPS_PER_SCORE[direction] * case.width * scores,
         unit="FLOP",
         limit=product_of(device, DTYPE, 64 if run.rehearse else 4096),
@@ -87,6 +89,11 @@ def problem(case: AttentionCase, direction: Direction, run: Run, checked: bool =
         checked=small,
         remark="" if checked else _stock_choice(case, draw(0)),
     )
+
+
+def _backends(run: Run) -> tuple[str, ...]:
+    """Return ours; kernels that might not end only where they have shown that they do."""
+    return GPU_BACKENDS if run.rehearse or why_not("hopper") else ("hopper", *GPU_BACKENDS)
 
 
 def _long_cases() -> dict[str, AttentionCase]:

@@ -18,7 +18,7 @@ Function = Callable[..., Tensor]
 """Takes the inputs by name and returns one tensor."""
 
 GPU_BACKENDS = ("native", "triton")
-"""Our backends that are measured by name; "auto" is one of them."""
+"""Backends of ours that most operators have; "auto" is one of them."""
 FALLBACK = "auto"
 """What is measured where none of them can run: what users get today."""
 _END_LENGTH = 200
@@ -36,6 +36,8 @@ class Problem:
     """Name -> the same function by a peer."""
     direction: Direction
     """What is timed."""
+    backends: tuple[str, ...] = GPU_BACKENDS
+    """Ours that are measured by name."""
     work: float
     """Useful work of one launch."""
     unit: str
@@ -123,7 +125,7 @@ def _admit(case: str, problem: Problem, run: Run) -> tuple[dict[str, Function], 
             assert_agreement({OURS if own else name: launch}, same, exact, _dtype(inputs))
 
     admitted, refused = {}, {}
-    checked, whole = _contenders(small, GPU_BACKENDS), _contenders(problem, GPU_BACKENDS)
+    checked, whole = _contenders(small), _contenders(problem)
     for name, function in whole.items():
         reason = run.excluded.get((case, name)) or _attempt(case, name, checked[name], function, problem, check, run)
         if reason:
@@ -174,8 +176,8 @@ def reason_of(error: Exception) -> str:
     return f"{message[:_END_LENGTH]} ... {message[-_END_LENGTH:]}"
 
 
-def _contenders(problem: Problem, backends: Sequence[str]) -> dict[str, Function]:
-    return {f"own {name}": _by_backend(problem.ours, name) for name in backends} | dict(problem.peers)
+def _contenders(problem: Problem) -> dict[str, Function]:
+    return {f"own {name}": _by_backend(problem.ours, name) for name in problem.backends} | dict(problem.peers)
 
 
 def _by_backend(ours: Function, backend: str) -> Function:

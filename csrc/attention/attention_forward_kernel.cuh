@@ -14,6 +14,22 @@ struct AttentionForwardShape {
   static constexpr int kSharedBytes = Queries::kBytes + 4 * Keys::kBytes;
 };
 
+// Products of queries, as rows, and keys become scores, or stay what these are a positive multiple of: returns the factor.
+template <int kRowTiles, int kKeys>
+__device__ __forceinline__ float to_scores(const ScoreRules& rules, int query, int key, Sums<kRowTiles, kKeys>& c) {
+  if (rules.only_scale(query, 16 * kRowTiles, key, kKeys) && rules.scale > 0.0f) return rules.scale;
+  const int lane = lane_of_warp();
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        c.at[r][n][e] = rules.score(c.at[r][n][e], query + 16 * r + 8 * (e / 2) + lane / 4,
+                                    key + 8 * n + 2 * (lane % 4) + e % 2);
+  return 1.0f;
+}
+
 // The softmax of rows over the keys so far, of rows lane / 4 and lane / 4 + 8 of each row tile. `sum` is of this lane's
 // keys alone until the end.
 template <int kRowTiles>
@@ -27,9 +43,10 @@ struct RunningSoftmax {
       for (int half = 0; half < 2; ++half) maximum[r][half] = -INFINITY, sum[r][half] = 0.0f;
   }
 
-  // Scores times `factor`, which is positive, become weights relative to the maximum so far; `out` follows it.
-  template <int kKeys, int kWidth>
-  __device__ __forceinline__ void add(Sums<kRowTiles, kKeys>& c, float factor, Sums<kRowTiles, kWidth>& out) {
+  // Scores times `factor`, which is positive, become weights relative to the maximum so far; what was summed with
+  // earlier weights follows by `correction`.
+  template <int kKeys>
+  __device__ __forceinline__ void weigh(Sums<kRowTiles, kKeys>& c, float factor, float (&correction)[kRowTiles][2]) {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
@@ -42,7 +59,7 @@ struct RunningSoftmax {
         largest = fmaxf(largest, __shfl_xor_sync(kWholeWarp, largest, 2));
         largest = fmaxf(maximum[r][half], largest * factor);
         const float subtracted = largest == -INFINITY ? 0.0f : largest;  // nothing seen yet: weights of 0, not NaN
-        const float correction = exp2_approx(maximum[r][half] - subtracted);
+        correction[r][half] = exp2_approx(maximum[r][half] - subtracted);
         maximum[r][half] = largest;
         float total = 0.0f;
 #pragma unroll
@@ -52,38 +69,51 @@ struct RunningSoftmax {
             c.at[r][n][e] = exp2_approx(fmaf(c.at[r][n][e], factor, -subtracted));
             total += c.at[r][n][e];
           }
-        sum[r][half] = fmaf(sum[r][half], correction, total);
-#pragma unroll
-        for (int n = 0; n < kWidth / 8; ++n)
-#pragma unroll
-          for (int e = 2 * half; e < 2 * half + 2; ++e) out.at[r][n][e] *= correction;
+        sum[r][half] = fmaf(sum[r][half], correction[r][half], total);
       }
   }
+
+  // Ends the sums, and returns what the output is to be multiplied with.
+  __device__ __forceinline__ float output_factor(int r, int half, float scale) {
+    float& total = sum[r][half];
+    total += __shfl_xor_sync(kWholeWarp, total, 1);
+    total += __shfl_xor_sync(kWholeWarp, total, 2);
+    return total == 0.0f ? 0.0f : scale / total;
+  }
+
+  // The natural logarithm of an ended sum.
+  __device__ __forceinline__ float lse(int r, int half) const {
+    return sum[r][half] == 0.0f ? -INFINITY : maximum[r][half] * kLn2 + logf(sum[r][half]);
+  }
 };
+
+// Multiplies the rows lane / 4 and lane / 4 + 8 of each row tile.
+template <int kRowTiles, int kColumns>
+__device__ __forceinline__ void multiply_rows_by(Sums<kRowTiles, kColumns>& c, const float (&factors)[kRowTiles][2]) {
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) c.at[r][n][e] *= factors[r][e / 2];
+}
 
 // Divides by the sums and writes the output and lse of this warp's rows; `tile` is for its rows alone.
 template <class T, int kRowTiles, int kRows, int kWidth>
 __device__ __forceinline__ void finish_rows(const AttentionArguments& a, const Place& place, int head,
-                                            const RunningSoftmax<kRowTiles>& softmax, Sums<kRowTiles, kWidth>& out,
+                                            RunningSoftmax<kRowTiles>& softmax, Sums<kRowTiles, kWidth>& out,
                                             const Tile<kRows, kWidth>& tile, int row) {
   const int lane = lane_of_warp();
+  float factors[kRowTiles][2];
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = softmax.sum[r][half];
-      sum += __shfl_xor_sync(kWholeWarp, sum, 1);
-      sum += __shfl_xor_sync(kWholeWarp, sum, 2);
-      const float factor = sum == 0.0f ? 0.0f : a.dropout.scale / sum;
-#pragma unroll
-      for (int n = 0; n < kWidth / 8; ++n)
-#pragma unroll
-        for (int e = 2 * half; e < 2 * half + 2; ++e) out.at[r][n][e] *= factor;
+      factors[r][half] = softmax.output_factor(r, half, a.dropout.scale);
       const int query = place.begin + row + 16 * r + 8 * half + lane / 4;
-      if (lane % 4 == 0 && query < place.queries)
-        a.lse[statistics_of(a, place, head) + query] =
-            sum == 0.0f ? -INFINITY : softmax.maximum[r][half] * kLn2 + logf(sum);
+      if (lane % 4 == 0 && query < place.queries) a.lse[statistics_of(a, place, head) + query] = softmax.lse(r, half);
     }
+  multiply_rows_by(out, factors);
   put_sums<T>(out, tile, row);
   store_rows<16 * kRowTiles>(tile, row, rows_in<T>(a, a.out, place, place.q_row, head, place.begin, place.queries));
 }
@@ -130,20 +160,10 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward(const Att
     load(key + Shape::kKeys, stage ^ 1);
     Sums<kRowTiles, Shape::kKeys> scores;
     multiply_rows<T>(scores, q, keys_of(stage));
-    float factor = rules.scale;
-    if (!rules.only_scale(query, 16 * kRowTiles, key, Shape::kKeys) || !(rules.scale > 0.0f)) {
-      factor = 1.0f;
-      const int lane = lane_of_warp();
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-        for (int n = 0; n < Shape::kKeys / 8; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            scores.at[r][n][e] = rules.score(scores.at[r][n][e], query + 16 * r + 8 * (e / 2) + lane / 4,
-                                             key + 8 * n + 2 * (lane % 4) + e % 2);
-    }
-    softmax.add(scores, factor, out);
+    const float factor = to_scores(rules, query, key, scores);
+    float correction[kRowTiles][2];
+    softmax.weigh(scores, factor, correction);
+    multiply_rows_by(out, correction);
     if (a.dropout.threshold)
       for_dropout_words<kRowTiles, Shape::kKeys>(
           seed, query, key, head, place.sequence, [&](uint32_t word, int r, int n, int e) {

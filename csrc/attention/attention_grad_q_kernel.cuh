@@ -22,12 +22,13 @@ struct StatisticsOfRows {
   float lse[kRowTiles][2], delta[kRowTiles][2];
 };
 
-// delta = rowsum(dO * O) - dlse, divided by what dropout scales by: that comes last. Also written for the kernel that
-// follows. The tiles begin at place.begin, as `to` does; `row` is the warp's first in them.
+// delta = rowsum(dO * O) - dlse, divided by what dropout scales by: that comes last. The first `places` are also written
+// for the kernel that follows. The tiles begin at place.begin, as `to` does; `row` is the warp's first in them.
 template <class T, int kRowTiles, class Rows>
 __device__ __forceinline__ StatisticsOfRows<kRowTiles> statistics_of_rows(const AttentionGradArguments& a,
                                                                           const Place& place, int head, const Rows& out,
-                                                                          const Rows& grad_out, int row, float2* to) {
+                                                                          const Rows& grad_out, int row, float2* to,
+                                                                          int places) {
   const int64_t begin = statistics_of(a, place, head) + place.begin;
   const int member = lane_of_warp() % 4;
   StatisticsOfRows<kRowTiles> statistics;
@@ -47,7 +48,7 @@ __device__ __forceinline__ StatisticsOfRows<kRowTiles> statistics_of_rows(const 
       sum += __shfl_xor_sync(kWholeWarp, sum, 2);
       statistics.delta[r][half] = exists ? (sum - grad_lse) * kept_share(a.dropout) : 0.0f;
       statistics.lse[r][half] = exists && lse != -INFINITY ? lse * kLog2E : INFINITY;
-      if (member == 0) to[query] = make_float2(statistics.lse[r][half], statistics.delta[r][half]);
+      if (member == 0 && query < places) to[query] = make_float2(statistics.lse[r][half], statistics.delta[r][half]);
     }
   return statistics;
 }
@@ -113,7 +114,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_grad_q(const A
   __syncthreads();
   const int row = static_cast<int>(threadIdx.x) / kWarp * 16 * kRowTiles, query = place.begin + row;
   const StatisticsOfRows<kRowTiles> statistics = statistics_of_rows<T, kRowTiles>(
-      a, place, head, out, grad_out, row, a.statistics.data + head * a.statistics.head + int64_t{slot} * Shape::kKept);
+      a, place, head, out, grad_out, row, a.statistics.data + head * a.statistics.head + int64_t{slot} * Shape::kKept,
+      Shape::kKept);
   const PhiloxKey seed = a.dropout.threshold ? philox_key(a.dropout) : PhiloxKey{};
   const auto q = left_of<true, kRowTiles>(queries, row);
   const auto d_out = left_of<Shape::kHoldsMore, kRowTiles>(grad_out, row);

@@ -40,7 +40,7 @@ struct Place {
   int sequence;
   int begin;             // first row of its tile, in the sequence
   int queries, keys;     // lengths
-  int64_t q_row, k_row;  // first rows of the sequence
+  int q_row, k_row;      // first rows of the sequence
 };
 
 // Sequence b of packed ones has slots from offsets[b] / kTile + b on, which are enough for its tiles, so that neither

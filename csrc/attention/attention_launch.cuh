@@ -8,8 +8,6 @@
 
 namespace fastssl::cuda {
 
-inline constexpr int kMaxAttentionWidth = 128;
-
 // body(value of the element type, head width that the kernels have).
 template <class Body>
 void with_attention_kernel(Element element, int width, Body body) {

@@ -65,7 +65,16 @@ struct Block {
   jmp_buf scheduler;
 };
 
+struct Watcher {
+  void (*begin)(int threads);
+  const char* (*end)();
+};
+
 Block block;
+std::vector<Watcher>& watchers() {
+  static std::vector<Watcher> all;  // they come from other files, in any order
+  return all;
+}
 std::string remembered;
 unsigned order_seed = 0;  // 0: threads and blocks run in the order of their index
 
@@ -133,6 +142,7 @@ void run_block(dim3 threads, unsigned salt) {
     fiber.copies.clear();
     fiber.groups_committed = 0;
   }
+  for (const Watcher& watcher : watchers()) watcher.begin(block.threads);
   const std::vector<unsigned> order = order_of(static_cast<unsigned>(block.threads), salt);
   for (int unfinished = block.threads; unfinished > 0;) {
     bool progress = false;
@@ -148,6 +158,8 @@ void run_block(dim3 threads, unsigned salt) {
     }
     if (!progress) report("threads wait for others that never come");
   }
+  for (const Watcher& watcher : watchers())
+    if (const char* error = watcher.end()) report(error);
   for (size_t i = 0; i < block.shared.size(); ++i)
     if ((&block.shared[i] < block.shared_begin || &block.shared[i] >= block.shared_begin + block.shared_bytes) &&
         block.shared[i] != kGuard)
@@ -187,6 +199,22 @@ void fail(const char* what) {
 
 unsigned char* dynamic_shared() {
   return block.shared_begin;
+}
+
+int thread_index() {
+  return block.current;
+}
+
+void sleep() {
+  wait();
+}
+
+void wake(int thread) {
+  block.fibers[static_cast<size_t>(thread)]->waiting = false;
+}
+
+void watch_blocks(void (*begin)(int threads), const char* (*end)()) {
+  watchers().push_back({begin, end});
 }
 
 int lane_index() {

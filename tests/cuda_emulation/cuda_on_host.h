@@ -77,6 +77,14 @@ void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<voi
 
 unsigned char* dynamic_shared();
 
+// The thread that runs, in its block; it sleeps until another one wakes it.
+int thread_index();
+void sleep();
+void wake(int thread);
+
+// Functions to call when a block begins, with its number of threads, and when all of these have ended: an error or null.
+void watch_blocks(void (*begin)(int threads), const char* (*end)());
+
 // Waits for all threads of the block; returns how many of them brought a true `predicate`.
 int meet_block(bool predicate);
 

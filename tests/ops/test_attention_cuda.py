@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.gpu.trial import why_not
 from fastssl import extension
-from fastssl.ops.attention import native, split_projection, stock
+from fastssl.ops.attention import hopper, native, split_projection, stock
 from fastssl.ops.attention.cases import EDGE_CASES, AttentionCase
 from fastssl.ops.backend import choose
 from fastssl.ops.philox import attention_keep_mask, dropout_scale
@@ -24,6 +25,24 @@ CASES = {name: case for name, case in EDGE_CASES.items() if case.bias is None an
         lengths_q=(150, 129), lengths_k=(140, 260), heads=4, key_heads=2, width=64, window=(100, 30), dropout_p=0.1
     ),
 }
+
+
+@pytest.fixture(params=["native", "hopper"])
+def backend(request, cuda_kernels, monkeypatch):
+    """Return a backend whose CUDA kernels run on tensors of the CPU; see `cuda_kernels`."""
+    if request.param == "hopper":
+        if torch.cuda.is_available() and (reason := why_not(request.param)):
+            pytest.skip(reason)
+        reasons = {why: refuses for why, refuses in hopper.SUPPORTS.refuses.items() if "capability" not in why}
+        monkeypatch.setattr(
+            hopper, "SUPPORTS", replace(hopper.SUPPORTS, devices=(), needs_cuda_ops=False, refuses=reasons)
+        )
+    return request.param
+
+
+def skip_if_refused(backend, width):
+    if backend == "hopper" and width % 8 != 0:
+        pytest.skip("its copies take heads of a multiple of 8 columns")
 
 
 def results(case, backend, inputs):
@@ -48,12 +67,13 @@ def same_bits(first, second):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
-def test_against_the_definition(cuda_kernels, name, dtype):
+def test_against_the_definition(backend, name, dtype):
+    skip_if_refused(backend, CASES[name].width)
     inputs = CASES[name].inputs(dtype)
     wide = {name: tensor.double() for name, tensor in inputs.items()}
     got, same, exact = (
         results(CASES[name], backend, tensors)
-        for backend, tensors in (("native", inputs), ("reference", inputs), ("reference", wide))
+        for backend, tensors in ((backend, inputs), ("reference", inputs), ("reference", wide))
     )
     for part, tensor in got.items():
         assert tensor.dtype == (torch.float32 if part == "lse" else dtype)
@@ -61,63 +81,64 @@ def test_against_the_definition(cuda_kernels, name, dtype):
 
 
 @pytest.mark.parametrize("width", [1, 24, 32, 64, 72, 96, 100, 128])
-def test_head_widths(cuda_kernels, width):
+def test_head_widths(backend, width):
+    skip_if_refused(backend, width)
     case = AttentionCase(lengths_q=(65, 17), width=width, heads=1, key_heads=1, causal=True)
-    check(case, case.inputs(torch.bfloat16))
+    check(case, case.inputs(torch.bfloat16), backend)
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_grouped_heads_on_a_projection(cuda_kernels, dense):
+def test_grouped_heads_on_a_projection(backend, dense):
     """Slices of one (N, H + 2 H_k, D) tensor are read where they lie, and so are their gradients written."""
     case = AttentionCase(lengths_q=(70, 70) if dense else (70, 5), heads=4, key_heads=2, width=32, dense=dense)
     inputs = case.inputs(torch.bfloat16)
-    apart = results(case, "native", inputs)
+    apart = results(case, backend, inputs)
     fused = torch.cat(list(inputs.values()), dim=-2).requires_grad_()
     together = dict(zip("qkv", split_projection(fused, 4, 2), strict=True))
     seen = []
     together["q"].register_hook(lambda gradient: seen.append(gradient.data_ptr()))
-    out = call(case, "native", list(together))(*together.values())
+    out = call(case, backend, list(together))(*together.values())
     (gradient,) = torch.autograd.grad(out, fused, torch.ones_like(out))
     assert torch.equal(out, apart["output"]) and seen == [gradient.data_ptr()]
-    assert same_bits(results(case, "native", {name: x.detach() for name, x in together.items()}), apart)
+    assert same_bits(results(case, backend, {name: x.detach() for name, x in together.items()}), apart)
 
 
-def test_a_query_that_sees_nothing_gives_zero(cuda_kernels):
+def test_a_query_that_sees_nothing_gives_zero(backend):
     case = AttentionCase(lengths_q=(90, 4), lengths_k=(20, 0), causal=True)
-    found = results(case, "native", case.inputs(torch.bfloat16))
+    found = results(case, backend, case.inputs(torch.bfloat16))
     blind = torch.cat([torch.arange(90) < 70, torch.ones(4, dtype=torch.bool)])
     assert (found["output"][blind] == 0).all() and (found["lse"][:, blind] == -math.inf).all()
     assert torch.isfinite(found["lse"][:, ~blind]).all()
     assert (found["q"][blind] == 0).all() and (found["q"][~blind] != 0).any()
 
 
-def test_keys_that_nobody_sees_have_no_gradient(cuda_kernels):
+def test_keys_that_nobody_sees_have_no_gradient(backend):
     case = AttentionCase(lengths_q=(30, 0), lengths_k=(400, 9), window=(9, 0))
-    found = results(case, "native", case.inputs(torch.bfloat16))
+    found = results(case, backend, case.inputs(torch.bfloat16))
     seen = (torch.arange(409) >= 361) & (torch.arange(409) < 400)
     for name in "kv":
         assert (found[name][~seen] == 0).all() and found[name][seen].any()
 
 
-def test_nan_is_not_hidden(cuda_kernels):
+def test_nan_is_not_hidden(backend):
     case = AttentionCase(lengths_q=(40, 5))
     for name in "qkv":
         inputs = case.inputs(torch.bfloat16)
         inputs[name][3, 1, 2] = math.nan
-        found = results(case, "native", inputs)
+        found = results(case, backend, inputs)
         assert found["output"][3, 1].isnan().any() and found["q"][3, 1].isnan().any()
         for part in ("output", *"qkv"):
             assert found[part][:, 0].isfinite().all() and found[part][40:].isfinite().all()
 
 
-def test_a_sequence_knows_nothing_of_its_neighbours(cuda_kernels):
+def test_a_sequence_knows_nothing_of_its_neighbours(backend):
     """The same bits alone, in front of others, and as part of a dense batch."""
     case = AttentionCase(lengths_q=(70, 70), causal=True, dropout_p=0.2)
     inputs = case.inputs(torch.bfloat16)
 
     def gradients(case, inputs):
         leaves = [x.detach().requires_grad_() for x in inputs.values()]
-        out = call(case, "native", list(inputs))(*leaves)
+        out = call(case, backend, list(inputs))(*leaves)
         return torch.autograd.grad(out, leaves, out.detach())
 
     packed = gradients(case, inputs)
@@ -128,7 +149,7 @@ def test_a_sequence_knows_nothing_of_its_neighbours(cuda_kernels):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_dropout_mask_is_the_defined_one(cuda_kernels, dtype):
+def test_the_dropout_mask_is_the_defined_one(backend, dtype):
     """One-hot values make the output the matrix of dropped weights: equal weights, so that it shows the mask."""
     num_queries, num_keys, p = 45, 128, 0.3
     case = AttentionCase(
@@ -137,51 +158,52 @@ def test_the_dropout_mask_is_the_defined_one(cuda_kernels, dtype):
     inputs = case.inputs(dtype)
     inputs["q"].zero_()
     inputs["v"][9:, 0] = torch.eye(num_keys)
-    weights = call(case, "native", list(inputs))(*inputs.values())[7:].transpose(0, 1)
+    weights = call(case, backend, list(inputs))(*inputs.values())[7:].transpose(0, 1)
     keep = attention_keep_mask(num_queries, num_keys, 3, 1, p, case.options()["seed"])
     assert torch.equal(weights != 0, keep)
     torch.testing.assert_close(weights, (keep * dropout_scale(p) / num_keys).to(dtype))
 
 
-def test_same_bits_in_every_order_of_the_threads(cuda_kernels):
+def test_same_bits_in_every_order_of_the_threads(cuda_kernels, backend):
     case = AttentionCase(lengths_q=(150, 0, 9), heads=4, causal=True, width=64, dropout_p=0.2)
     inputs = case.inputs(torch.bfloat16)
     runs = []
     for order in (0, 1, 2):
         cuda_kernels.set_thread_order(order)
-        runs.append(results(case, "native", inputs))
+        runs.append(results(case, backend, inputs))
     assert all(same_bits(runs[0], run) for run in runs[1:])
 
 
 @pytest.mark.parametrize("dims", [(1, 0, 2), (2, 1, 0)])
-def test_any_strides(cuda_kernels, dims):
+def test_any_strides(backend, dims):
     case = AttentionCase(lengths_q=(20, 45), width=8, heads=4)
     inputs = case.inputs(torch.bfloat16)
     back = [dims.index(i) for i in range(3)]
     strided = {name: x.permute(dims).contiguous().permute(back) for name, x in inputs.items()}
-    assert same_bits(results(case, "native", strided), results(case, "native", inputs))
+    assert same_bits(results(case, backend, strided), results(case, backend, inputs))
 
 
-def test_expanded_cotangent(cuda_kernels):
+def test_expanded_cotangent(backend):
     case = AttentionCase(lengths_q=(20, 45), width=16)
     leaves = [x.requires_grad_() for x in case.inputs(torch.bfloat16).values()]
-    out = call(case, "native", "qkv")(*leaves)
+    out = call(case, backend, "qkv")(*leaves)
     expected = torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
     found = torch.autograd.grad(out.sum(), leaves)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(("width", "offset"), [(32, 0), (32, 1), (13, 0)])
-def test_nothing_outside_the_tensors_is_read_or_written(cuda_kernels, width, offset):
+def test_nothing_outside_the_tensors_is_read_or_written(backend, width, offset):
     """Outputs stand between guard zones of the emulation; the inputs here are surrounded by NaN."""
+    skip_if_refused(backend, width)
     case = AttentionCase(lengths_q=(70, 3), width=width, heads=1, key_heads=1)
     inputs = case.inputs(torch.bfloat16)
     surrounded = {name: Surrounded(x, offset) for name, x in (inputs | {"grad": inputs["v"].flip(0)}).items()}
     leaves = [surrounded[name].tensor.requires_grad_() for name in "qkv"]
-    out = call(case, "native", "qkv")(*leaves)
+    out = call(case, backend, "qkv")(*leaves)
     found = torch.autograd.grad(out, leaves, surrounded["grad"].tensor)
     plain = [x.requires_grad_() for x in inputs.values()]
-    expected = call(case, "native", "qkv")(*plain)
+    expected = call(case, backend, "qkv")(*plain)
     torch.testing.assert_close(out, expected)
     assert all(map(torch.equal, found, torch.autograd.grad(expected, plain, inputs["v"].detach().flip(0))))
     with torch.no_grad():

@@ -4,12 +4,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastssl.ops.attention import native, reference, stock, triton_backend
+from fastssl.ops.attention import hopper, native, reference, stock, triton_backend
 from fastssl.ops.attention.checks import check_lengths, check_tensors, resolve_window
 from fastssl.ops.backend import choose
 from fastssl.ops.philox import dropout_threshold, resolve_seed
 
-BACKENDS = {"native": native, "triton": triton_backend, "stock": stock, "reference": reference}
+BACKENDS = {
+    "native": native,
+    "triton": triton_backend,
+    "hopper": hopper,
+    "stock": stock,
+    "reference": reference,
+}
 FUSED = [name for name, module in BACKENDS.items() if hasattr(module, "backward")]
 """Backends with a backward of their own; the others are made of operators that PyTorch differentiates."""
 
@@ -54,7 +60,7 @@ def attention(
         scale: factor of the scores; default 1 / sqrt(D).
         seed: key of the dropout mask, an int or a 0-d int64 tensor; None draws one from torch's generator.
         return_lse: also return lse, the natural logarithm of the softmax's denominator. Differentiable.
-        backend: "auto", "native", "triton", "stock" or "reference".
+        backend: "auto", "native", "triton", "hopper", "stock" or "reference".
 
     Returns:
         The output, shape and dtype of q; with `return_lse` also lse in fp32, (H, N) packed or (B, H, T) dense.

@@ -65,18 +65,27 @@ def backward(
     return grad_q, grad_k, grad_v, grad_bias if bias_needs_grad else None
 
 
-@extension.fake_kernel("fastssl::attention_forward")
-def _forward_fake(q, *_):
+def forward_fake(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an output and lse as the compiled operators allocate them."""
     lse_shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
     return q.new_empty(q.shape), q.new_empty(lse_shape, dtype=torch.float32)
+
+
+def gradient_buffers_fake(q: Tensor, k: Tensor, together: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gradients of q, k and v as the compiled operators allocate them."""
+    if not together:
+        return q.new_empty(q.shape), k.new_empty(k.shape), k.new_empty(k.shape)
+    *rows, heads, width = q.shape
+    return q.new_empty((*rows, heads + 2 * k.shape[-2], width)), k.new_empty(0), k.new_empty(0)
+
+
+@extension.fake_kernel("fastssl::attention_forward")
+def _forward_fake(q, *_):
+    return forward_fake(q)
 
 
 @extension.fake_kernel("fastssl::attention_backward")
 def _backward_fake(grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, bias, *rest):
     *_, bias_needs_grad, together = rest
     grad_bias = lse.new_empty(bias.shape if bias_needs_grad else 0)
-    if not together:
-        return q.new_empty(q.shape), k.new_empty(k.shape), k.new_empty(k.shape), grad_bias
-    *rows, heads, width = q.shape
-    grad_q = q.new_empty((*rows, heads + 2 * k.shape[-2], width))
-    return grad_q, k.new_empty(0), k.new_empty(0), grad_bias
+    return *gradient_buffers_fake(q, k, together), grad_bias

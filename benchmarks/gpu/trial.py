@@ -1,0 +1,42 @@
+"""Whether kernels that no recorded run has verified come to an end: a trial in a process that may be ended for it."""
+
+import functools
+import subprocess
+import sys
+
+import torch
+
+from benchmarks.environment import ROOT
+from fastssl.ops import attention
+
+SECONDS = 60
+"""For Python, CUDA and the kernels."""
+LENGTHS = (200, 3, 700)
+
+
+@functools.cache
+def why_not(backend: str) -> str:
+    """Return why a backend of attention cannot be measured or tested on this GPU; "" where its kernels end well."""
+    command = [sys.executable, "-m", "benchmarks.gpu.trial", backend]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"attention by {backend!r} did not end within {SECONDS} s"
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    return "" if done.returncode == 0 else f"attention by {backend!r} failed: {lines[-1]}"
+
+
+def main(backend: str) -> None:
+    """Run forward and backward of packed sequences, of each head width of the kernels, with and without dropout."""
+    offsets = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
+    for width in (64, 128):
+        for options in ({}, {"dropout_p": 0.1}, {"causal": True, "max_seqlen_q": max(LENGTHS)}):
+            leaves = [torch.randn(sum(LENGTHS), 4, width, device="cuda").bfloat16().requires_grad_() for _ in "qkv"]
+            out = attention(*leaves, cu_seqlens_q=offsets, backend=backend, **options)
+            grads = torch.autograd.grad(out.float().square().sum(), leaves)
+            if not all(tensor.isfinite().all() for tensor in (out, *grads)):
+                sys.exit(f"attention by {backend!r} gives what is not finite")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

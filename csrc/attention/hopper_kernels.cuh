@@ -1,0 +1,200 @@
+// What attention's kernels for compute capability 9.0 share: arguments, and how blocks that stay find their work
+// (fastssl/ops/attention/README.md).
+#pragma once
+
+#include "attention/attention_backward_kernels.cuh"
+#include "cuda/warpgroups.cuh"
+
+namespace fastssl::cuda {
+
+// The work of a kernel: `units` groups of tiles of one side's rows, for each of `pairs` of a head and, in dense input, a
+// sequence. Only the first pairs_at_once are worked on, then the next, so that what their units share stays in the L2
+// cache. Items are units of pairs.
+struct Schedule {
+  int units, pairs, pairs_at_once, items;
+};
+
+// kTile rows a tile of the side that units divide, `tiles` of them a unit.
+struct Units {
+  SequenceRows side;
+  int rows;  // of a unit
+};
+
+struct Item {
+  int unit, pair;
+};
+
+// Late units see more keys under a causal mask: they go first.
+__device__ __forceinline__ Item item_of(const Schedule& schedule, int index) {
+  const int group = index / (schedule.units * schedule.pairs_at_once);
+  const int first = group * schedule.pairs_at_once, rest = index - first * schedule.units;
+  const int left = schedule.pairs - first, pairs = left < schedule.pairs_at_once ? left : schedule.pairs_at_once;
+  return {schedule.units - 1 - rest / pairs, first + rest % pairs};
+}
+
+// As the other place_of, for units of any number of rows, of `heads` heads.
+__device__ __forceinline__ Place place_of(const AttentionArguments& a, const Units& divided, const Item& item,
+                                          int heads, int& head) {
+  Place place{};
+  if (!divided.side.offsets) {
+    place.sequence = item.pair / heads;
+    head = item.pair % heads;
+    place.begin = item.unit * divided.rows;
+    place.queries = a.queries.length;
+    place.keys = a.keys.length;
+    return place;
+  }
+  head = item.pair;
+  const auto first_unit = [&](int sequence) { return divided.side.offsets[sequence] / divided.rows + sequence; };
+  int low = 0;
+  for (int high = a.sequences; high - low > 1;) {
+    const int middle = low + (high - low) / 2;
+    if (first_unit(middle) <= item.unit)
+      low = middle;
+    else
+      high = middle;
+  }
+  place.sequence = low;
+  place.begin = (item.unit - first_unit(low)) * divided.rows;
+  place.q_row = a.queries.offsets[low];
+  place.k_row = a.keys.offsets[low];
+  place.queries = a.queries.offsets[low + 1] - a.queries.offsets[low];
+  place.keys = a.keys.offsets[low + 1] - a.keys.offsets[low];
+  return place;
+}
+
+// Where packed rows of a sequence are in a tensor map, whose sequences those of dense input are.
+__device__ __forceinline__ int sequence_in_map(const SequenceRows& side, const Place& place) {
+  return side.offsets ? 0 : place.sequence;
+}
+
+// The rows of the other side that a tile of `count` queries, or of keys, has to do with, whole tiles of `passing`.
+struct KeysOfQueries {
+  static __device__ __forceinline__ int rows(const Place& place) {
+    return place.queries;
+  }
+  static __device__ __forceinline__ Range seen(const ScoreRules& rules, const Place& place, int count, int passing) {
+    return keys_seen(rules, place, count, passing);
+  }
+};
+struct QueriesOfKeys {
+  static __device__ __forceinline__ int rows(const Place& place) {
+    return place.keys;
+  }
+  static __device__ __forceinline__ Range seen(const ScoreRules& rules, const Place& place, int count, int passing) {
+    return queries_seeing(rules, place, count, passing);
+  }
+};
+
+// An item tile by tile, for those who copy as for those who multiply. By each tile of kTile rows pass tiles of kPassing
+// rows of the other side, once for each of `rounds` heads. Where all of an item's fit kStages, they are copied once.
+template <class Sides, int kTile, int kPassing, int kStages>
+struct HopperItem {
+  Place place;  // begins where the item does
+  int head, end;
+  Range seen;          // by the whole item
+  bool stays = false;  // all of `seen` stays in the ring until the last tile
+
+  __device__ HopperItem(const AttentionArguments& a, const Schedule& schedule, const Units& units, int heads,
+                        int rounds, int index) {
+    place = place_of(a, units, item_of(schedule, index), heads, head);
+    const int rows = Sides::rows(place);
+    end = place.begin + units.rows < rows ? place.begin + units.rows : rows;
+    if (place.begin >= end) return;
+    const ScoreRules rules(a, place, 0);
+    seen = {of_tile(rules, place.begin).begin, of_tile(rules, last_tile()).end};
+    stays = rounds == 1 && fills(seen) <= kStages;
+  }
+  __device__ __forceinline__ int last_tile() const {
+    return place.begin + (end - 1 - place.begin) / kTile * kTile;
+  }
+  __device__ __forceinline__ Place tile(int begin) const {
+    Place at = place;
+    at.begin = begin;
+    return at;
+  }
+  // Neither end moves back from a tile to the next, and what one sees begins where that before ends, or earlier.
+  __device__ __forceinline__ Range of_tile(const ScoreRules& rules, int begin) const {
+    return Sides::seen(rules, tile(begin), kTile, kPassing);
+  }
+  static __device__ __forceinline__ unsigned fills(Range passing) {
+    return passing.end > passing.begin ? static_cast<unsigned>((passing.end - passing.begin + kPassing - 1) / kPassing)
+                                       : 0;
+  }
+};
+
+// For the thread that copies: tile(item, begin) for each tile of each item, then passing(item, row, round) for the rows
+// of each tile that passes by it.
+template <class Item, class Arguments, class Tile, class Passing>
+__device__ __forceinline__ void for_copies(const Arguments& a, int heads, int rounds, int tile_rows, int passing_rows,
+                                           Tile tile, Passing passing) {
+#pragma unroll 1
+  for (int index = static_cast<int>(blockIdx.x); index < a.schedule.items; index += static_cast<int>(gridDim.x)) {
+    const Item item(a, a.schedule, a.units, heads, rounds, index);
+    const ScoreRules rules(a, item.place, 0);
+    int next = 0;  // the first row that is not there, of those that stay
+#pragma unroll 1
+    for (int begin = item.place.begin; begin < item.end; begin += tile_rows) {
+      tile(item, begin);
+      const Range seen = item.of_tile(rules, begin);
+#pragma unroll 1
+      for (int round = 0; round < rounds; ++round) {
+        int row = item.stays && next > seen.begin ? next : seen.begin;
+#pragma unroll 1
+        for (; row < seen.end; row += passing_rows) passing(item, row, round);
+        if (row > next) next = row;
+      }
+    }
+  }
+}
+
+// For those who multiply: tile(item, place, seen, fill, gives_back) for each tile; `fill` is that of the rows at
+// seen.begin in the first round. What stays is given back by the last tile: what that one does not see, by skip(fill).
+template <class Item, class Arguments, class Tile, class Skip>
+__device__ __forceinline__ void for_tiles(const Arguments& a, int heads, int rounds, int tile_rows, Tile tile,
+                                          Skip skip) {
+  unsigned fill = 0;
+#pragma unroll 1
+  for (int index = static_cast<int>(blockIdx.x); index < a.schedule.items; index += static_cast<int>(gridDim.x)) {
+    const Item item(a, a.schedule, a.units, heads, rounds, index);
+    const ScoreRules rules(a, item.place, 0);
+#pragma unroll 1
+    for (int begin = item.place.begin; begin < item.end; begin += tile_rows) {
+      const Range seen = item.of_tile(rules, begin);
+      const bool gives_back = !item.stays || begin + tile_rows >= item.end;
+      const unsigned first = item.stays ? fill + item.fills({item.seen.begin, seen.begin}) : fill;
+      if (gives_back) {
+#pragma unroll 1
+        for (; fill < first; ++fill) skip(fill);
+        fill += static_cast<unsigned>(rounds) * item.fills(seen);
+      }
+      tile(item, item.tile(begin), seen, first, gives_back);
+    }
+  }
+}
+
+// The dynamic shared memory from a multiple of 1024 bytes on; as much must be asked for in addition.
+inline constexpr int kAlignment = 1024;
+__device__ __forceinline__ unsigned char* aligned_shared() {
+  return dynamic_shared() + (kAlignment - shared_address(dynamic_shared()) % kAlignment) % kAlignment;
+}
+
+// Warpgroups take turns: each starts its products when the one before has started its own, so that one's products run
+// while the other works on scores. Barriers from kFirst on, one a warpgroup.
+template <int kGroups, int kFirst>
+struct Turns {
+  int group;
+
+  // All warpgroups, before the first turn.
+  __device__ __forceinline__ void initialise() const {
+    if (group == kGroups - 1) arrive_at(kFirst, 2 * kWarpgroup);
+  }
+  __device__ __forceinline__ void begin() const {
+    meet(kFirst + group, 2 * kWarpgroup);
+  }
+  __device__ __forceinline__ void end() const {
+    arrive_at(kFirst + (group + 1) % kGroups, 2 * kWarpgroup);
+  }
+};
+
+}  // namespace fastssl::cuda

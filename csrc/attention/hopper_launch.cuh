@@ -1,0 +1,151 @@
+// Which kernel for compute capability 9.0 runs, and on what units of work: a matter of shapes and of what the caller
+// knows of lengths, so that the host never waits for them.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "attention/hopper_forward_kernel.cuh"
+#include "attention/hopper_grad_kv_kernel.cuh"
+#include "attention/hopper_grad_q_kernel.cuh"
+#include "common/element.h"
+
+namespace fastssl::cuda {
+
+inline constexpr int64_t kKeptInCache = 24 << 20;  // bytes of keys and values, or what takes their place, of 50 MiB
+
+// What the host knows of one side: packed rows of all sequences together, or the rows of each.
+struct SideOnHost {
+  int64_t rows;
+  bool packed;
+  int longest;  // of one sequence, as far as is known
+};
+
+// Units of whole tiles for a side, with kernels of one block a multiprocessor. `tiles` are worth sharing what an item
+// copies; fewer are taken where multiprocessors would have nothing to do.
+inline Units units_of(const AttentionArguments& a, const SequenceRows& side, const SideOnHost& on_host, int heads,
+                      int tile, int tiles, int multiprocessors) {
+  const int64_t length = on_host.packed ? on_host.longest : side.length;
+  const auto items = [&](int tiles) {
+    return (length + int64_t{tile} * tiles - 1) / (int64_t{tile} * tiles) * a.sequences * heads;
+  };
+  while (tiles > 1 && items(tiles) < multiprocessors) tiles /= 2;
+  return {side, tile * tiles};
+}
+
+// `other`: the side that passes by, whose rows take `row_bytes` a head.
+inline Schedule schedule_of(const AttentionArguments& a, const Units& units, const SideOnHost& on_host,
+                            const SideOnHost& other, int heads, int64_t row_bytes) {
+  Schedule schedule;
+  if (on_host.packed) {
+    schedule.units = a.sequences == 0 ? 0 : static_cast<int>(on_host.rows / units.rows + a.sequences);
+    schedule.pairs = heads;
+  } else {
+    schedule.units = (units.side.length + units.rows - 1) / units.rows;
+    schedule.pairs = a.sequences * heads;
+  }
+  const int64_t items = int64_t{schedule.units} * schedule.pairs;
+  if (items > std::numeric_limits<int>::max() / 2) throw std::runtime_error("fastssl: attention: too many tiles");
+  schedule.items = static_cast<int>(items);
+  const int64_t fits = kKeptInCache / std::max<int64_t>(other.rows * row_bytes, 1);
+  schedule.pairs_at_once = static_cast<int>(std::clamp<int64_t>(fits, 1, std::max(schedule.pairs, 1)));
+  return schedule;
+}
+
+// The tensor of one head after another, as copies of boxes see it. Distances over which nothing lies do not count.
+inline TensorMap map_of(const AttentionRows& rows, int width, int64_t num_rows, int heads, int sequences, int box_rows) {
+  const auto distance = [](int64_t count, int64_t given) { return count > 1 ? given : kVector; };
+  return tensor_map(rows.data, width, num_rows, heads, sequences, distance(num_rows, rows.row),
+                    distance(heads, rows.head), distance(sequences, rows.sequence), box_rows);
+}
+
+// Work on tiles of queries, by which keys pass, or the other way round.
+template <class Shape, class Arguments>
+void divide_queries(Arguments& a, const SideOnHost& queries, const SideOnHost& keys, int multiprocessors) {
+  const int tiles = keys.longest <= Shape::kKeys * Shape::kStages ? 4 : 1;
+  a.units = units_of(a, a.queries, queries, a.heads, Shape::kQueries, tiles, multiprocessors);
+  a.schedule = schedule_of(a, a.units, queries, keys, a.heads, 4 * Shape::kWidth);
+}
+template <class Shape, class Arguments>
+void divide_keys(Arguments& a, const SideOnHost& queries, const SideOnHost& keys, int multiprocessors) {
+  const int heads = a.heads / a.heads_per_key;
+  const int tiles = a.heads_per_key == 1 && queries.longest <= Shape::kQueries * Shape::kStages ? 4 : 1;
+  a.units = units_of(a, a.keys, keys, heads, Shape::kKeys, tiles, multiprocessors);
+  a.schedule = schedule_of(a, a.units, keys, queries, heads, int64_t{4} * Shape::kWidth * a.heads_per_key);
+}
+
+template <class Shape, class Arguments>
+void map_sides(Arguments& a, const SideOnHost& queries, const SideOnHost& keys) {
+  const int key_heads = a.heads / a.heads_per_key;
+  a.q_map = map_of(a.q, a.width, queries.rows, a.heads, queries.packed ? 1 : a.sequences, Shape::kQueries);
+  a.k_map = map_of(a.k, a.width, keys.rows, key_heads, keys.packed ? 1 : a.sequences, Shape::kKeys);
+  a.v_map = map_of(a.v, a.width, keys.rows, key_heads, keys.packed ? 1 : a.sequences, Shape::kKeys);
+}
+
+template <class Shape, class Arguments>
+void launch_to_stay(void (*kernel)(Arguments), const Arguments& a, int multiprocessors, cudaStream_t stream) {
+  launch(kernel, dim3(static_cast<unsigned>(std::min(a.schedule.items, multiprocessors))), dim3(Shape::kThreads),
+         Shape::kSharedBytes, stream, a);
+}
+
+// body(a value of the element type, whether there is dropout, as a type).
+template <class Body>
+void with_hopper_kernel(Element element, const AttentionArguments& a, Body body) {
+  const auto with_type = [&](auto value) {
+    a.dropout.threshold > 0 ? body(value, std::true_type{}) : body(value, std::false_type{});
+  };
+  element == Element::bfloat16 ? with_type(BFloat16{}) : with_type(Half{});
+}
+
+inline void launch_hopper_forward(HopperForwardArguments& a, const SideOnHost& queries, const SideOnHost& keys,
+                                  Element element, int multiprocessors, cudaStream_t stream) {
+  with_hopper_kernel(element, a, [&](auto value, auto dropout) {
+    const auto run = [&](auto shape) {
+      using Shape = decltype(shape);
+      divide_queries<Shape>(a, queries, keys, multiprocessors);
+      map_sides<Shape>(a, queries, keys);
+      launch_to_stay<Shape>(attention_forward_hopper<decltype(value), Shape, decltype(dropout)::value>, a,
+                            multiprocessors, stream);
+    };
+    if (a.width > 64) return run(HopperForwardShape<128, 2>{});
+    if constexpr (!decltype(dropout)::value)  // which needs more registers than three groups leave
+      if (keys.longest > 512) return run(HopperForwardShape<64, 3>{});
+    run(HopperForwardShape<64, 2>{});
+  });
+}
+
+// Places of the statistics of one head's queries.
+inline int64_t hopper_statistics_places(const AttentionArguments& a, const SideOnHost& queries) {
+  const int64_t tiles = queries.packed ? queries.rows / kStatisticsTile + a.sequences
+                                       : a.sequences * ((queries.rows + kStatisticsTile - 1) / kStatisticsTile);
+  return tiles * kStatisticsTile;
+}
+
+// The second kernel reads the statistics that the first one leaves.
+inline void launch_hopper_backward(HopperGradArguments& a, const SideOnHost& queries, const SideOnHost& keys,
+                                   Element element, int multiprocessors, cudaStream_t stream) {
+  with_hopper_kernel(element, a, [&](auto value, auto dropout) {
+    const auto run = [&](auto width) {
+      constexpr int kWidth = decltype(width)::value;
+      const auto map_like_queries = [&](const AttentionRows& rows, int box_rows) {
+        return map_of(rows, a.width, queries.rows, a.heads, queries.packed ? 1 : a.sequences, box_rows);
+      };
+      using ForQ = HopperGradQShape<kWidth>;
+      divide_queries<ForQ>(a, queries, keys, multiprocessors);
+      map_sides<ForQ>(a, queries, keys);
+      a.out_map = map_like_queries(a.out, ForQ::kQueries);
+      a.grad_out_map = map_like_queries(a.grad_out, ForQ::kQueries);
+      launch_to_stay<ForQ>(attention_grad_q_hopper<decltype(value), ForQ, decltype(dropout)::value>, a,
+                           multiprocessors, stream);
+      using ForKV = HopperGradKVShape<kWidth>;
+      divide_keys<ForKV>(a, queries, keys, multiprocessors);
+      map_sides<ForKV>(a, queries, keys);
+      a.grad_out_map = map_like_queries(a.grad_out, ForKV::kQueries);
+      launch_to_stay<ForKV>(attention_grad_kv_hopper<decltype(value), ForKV, decltype(dropout)::value>, a,
+                            multiprocessors, stream);
+    };
+    a.width > 64 ? run(std::integral_constant<int, 128>{}) : run(std::integral_constant<int, 64>{});
+  });
+}
+
+}  // namespace fastssl::cuda
