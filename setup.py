@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parent
 BUILD = os.environ.get("FASTSSL_BUILD", "all")
 CPU_OPS, CUDA_OPS, HOST = "fastssl._ops_cpu", "fastssl._ops_cuda", "fastssl._host"
 TORCH_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11: one binary serves it and every later release
-GPU_CODE = " ".join(  # machine code for 8.0 and 9.0, and what later GPUs compile when they load it
-    f"-gencode arch=compute_{virtual},code={real}"
+GPU_CODE = {  # machine code for 8.0 and 9.0, and what later GPUs compile when they load it
+    real: f"-gencode arch=compute_{virtual},code={real}"
     for virtual, real in (("80", "sm_80"), ("90a", "sm_90a"), ("80", "compute_80"))
-)
+}
 X86 = platform.machine() in ("x86_64", "AMD64")
 INSTRUCTION_SETS = {"generic": ""}
 if X86:
@@ -78,7 +78,7 @@ def ninja_file(build_dir: Path, outputs: dict[str, Path]) -> str:
     common = f"-std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -I{ROOT}/csrc {flags}"
     ops = f"{common} -isystem {torch}/include {TORCH_ABI} {'-DFASTSSL_X86' if X86 else ''}"
     cuda = (
-        f"-std=c++20 -O3 -DNDEBUG -lineinfo {GPU_CODE} -Xcompiler=-fPIC,-fvisibility=hidden,-Wall -I{ROOT}/csrc "
+        f"-std=c++20 -O3 -DNDEBUG -lineinfo -Xcompiler=-fPIC,-fvisibility=hidden,-Wall -I{ROOT}/csrc "
         f"-isystem {torch}/include {TORCH_ABI} -DUSE_CUDA"
     )
     host = f"{common} -isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
@@ -100,7 +100,8 @@ def ninja_file(build_dir: Path, outputs: dict[str, Path]) -> str:
         objects[binary].append(str(target))
 
     for source in sorted((ROOT / "csrc").rglob("*.cu")):
-        compile_edge(CUDA_OPS, source, cuda, ".cuda", "nvcc")
+        one_gpu = [code for real, code in GPU_CODE.items() if source.stem.endswith(f"_{real.replace('_', '')}")]
+        compile_edge(CUDA_OPS, source, f"{cuda} {' '.join(one_gpu or GPU_CODE.values())}", ".cuda", "nvcc")
     for source in sorted((ROOT / "csrc").rglob("*.cpp")):
         if "host" in source.relative_to(ROOT).parts:
             compile_edge(HOST, source, host)

@@ -14,7 +14,8 @@ struct AttentionForwardShape {
   static constexpr int kSharedBytes = Queries::kBytes + 4 * Keys::kBytes;
 };
 
-// Products of queries, as rows, and keys become scores, or stay what these are a positive multiple of: returns the factor.
+// Products of queries, as rows, and keys become scores, or stay what these are a positive multiple of: returns the
+// factor.
 template <int kRowTiles, int kKeys>
 __device__ __forceinline__ float to_scores(const ScoreRules& rules, int query, int key, Sums<kRowTiles, kKeys>& c) {
   if (rules.only_scale(query, 16 * kRowTiles, key, kKeys) && rules.scale > 0.0f) return rules.scale;
@@ -25,8 +26,8 @@ __device__ __forceinline__ float to_scores(const ScoreRules& rules, int query, i
     for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        c.at[r][n][e] = rules.score(c.at[r][n][e], query + 16 * r + 8 * (e / 2) + lane / 4,
-                                    key + 8 * n + 2 * (lane % 4) + e % 2);
+        c.at[r][n][e] =
+            rules.score(c.at[r][n][e], query + 16 * r + 8 * (e / 2) + lane / 4, key + 8 * n + 2 * (lane % 4) + e % 2);
   return 1.0f;
 }
 

@@ -22,8 +22,8 @@ struct StatisticsOfRows {
   float lse[kRowTiles][2], delta[kRowTiles][2];
 };
 
-// delta = rowsum(dO * O) - dlse, divided by what dropout scales by: that comes last. The first `places` are also written
-// for the kernel that follows. The tiles begin at place.begin, as `to` does; `row` is the warp's first in them.
+// delta = rowsum(dO * O) - dlse, divided by what dropout scales by: that comes last. The first `places` are also
+// written for the kernel that follows. The tiles begin at place.begin, as `to` does; `row` is the warp's first in them.
 template <class T, int kRowTiles, class Rows>
 __device__ __forceinline__ StatisticsOfRows<kRowTiles> statistics_of_rows(const AttentionGradArguments& a,
                                                                           const Place& place, int head, const Rows& out,

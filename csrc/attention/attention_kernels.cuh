@@ -38,9 +38,9 @@ struct AttentionArguments {
 // The sequence that a block works on, and where.
 struct Place {
   int sequence;
-  int begin;             // first row of its tile, in the sequence
-  int queries, keys;     // lengths
-  int q_row, k_row;      // first rows of the sequence
+  int begin;          // first row of its tile, in the sequence
+  int queries, keys;  // lengths
+  int q_row, k_row;   // first rows of the sequence
 };
 
 // Sequence b of packed ones has slots from offsets[b] / kTile + b on, which are enough for its tiles, so that neither

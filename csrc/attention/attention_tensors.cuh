@@ -70,10 +70,10 @@ inline int window_side(int64_t keys) {
   return static_cast<int>(std::min<int64_t>(keys, std::numeric_limits<int>::max()));
 }
 
-inline AttentionArguments arguments(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
-                             const Offsets& offsets, const OptionalTensor& alibi, int64_t window_left,
-                             int64_t window_right, int64_t dropout_threshold, const OptionalTensor& seed,
-                             double scale) {
+inline AttentionArguments arguments(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                                    const Tensor& lse, const Offsets& offsets, const OptionalTensor& alibi,
+                                    int64_t window_left, int64_t window_right, int64_t dropout_threshold,
+                                    const OptionalTensor& seed, double scale) {
   STD_TORCH_CHECK(!alibi || (alibi->scalar_type() == ScalarType::Float && alibi->is_contiguous() &&
                              alibi->numel() == q.size(-2) && alibi->device() == q.device()),
                   "attention: alibi_slopes must be H contiguous float32 numbers on the device of the other tensors");

@@ -91,7 +91,7 @@ struct HopperForwardTile {
   const HopperForwardMemory<Shape>& memory;
   const Turns<Shape::kGroups, 1>& turns;
   const ScoreRules& rules;
-  const Place& place;  // begins where the tile does
+  const Place& place;    // begins where the tile does
   int head, group, row;  // `row`: the warp's first in the tile
   PhiloxKey seed;
   Range seen;
@@ -118,8 +118,7 @@ struct HopperForwardTile {
   __device__ __forceinline__ void start_output(int key) {
     const auto values = memory.values(fill_of(key));
     memory.value_ring.wait(fill_of(key));
-    if (a.keys.offsets && key + kKeys > place.keys)
-      clear_rows(values, place.keys - key, 1 + Shape::kGroups + group);
+    if (a.keys.offsets && key + kKeys > place.keys) clear_rows(values, place.keys - key, 1 + Shape::kGroups + group);
     fence_products();
     add_product_async<T>(out, weights, values, key > seen.begin);
     commit_products();
@@ -199,9 +198,8 @@ __device__ __forceinline__ void multiply_panels(const HopperForwardArguments& a,
   unsigned query_fill = 0;
   const auto attend = [&](const Item& item, const Place& place, Range seen, unsigned fill, bool gives_back) {
     const ScoreRules rules(a, place, item.head);
-    HopperForwardTile<T, Shape, kDropout> tile{a,     memory, turns, rules, place,      item.head, group,
-                                               row,   seed,   seen,  fill,  gives_back, {},        {},
-                                               {}};
+    HopperForwardTile<T, Shape, kDropout> tile{a,    memory, turns, rules,      place, item.head, group, row,
+                                               seed, seen,   fill,  gives_back, {},    {},        {}};
     const auto queries = memory.queries(query_fill);
     memory.query_ring.wait(query_fill);
     tile.attend(queries);

@@ -1,6 +1,6 @@
-// Attention for compute capability 9.0, the gradients of keys and values: panels of queries and of the output's gradient,
-// from all heads that share the keys, pass by tiles of keys and values. See attention_grad_kv_kernel.cuh for the same on
-// any GPU.
+// Attention for compute capability 9.0, the gradients of keys and values: panels of queries and of the output's
+// gradient, from all heads that share the keys, pass by tiles of keys and values. See attention_grad_kv_kernel.cuh for
+// the same on any GPU.
 #pragma once
 
 #include "attention/attention_forward_kernel.cuh"
@@ -22,8 +22,8 @@ struct HopperGradKVShape {
   static constexpr int kStatisticsBytes = kQueries * static_cast<int>(sizeof(float2));
   static constexpr int kPanelBytes = kTiles * kTileBytes + kStages * kStageBytes;
   static constexpr int kBarriers = 2 * (kTiles + kStages);
-  static constexpr int kSharedBytes = kAlignment + kPanelBytes + kStages * kStatisticsBytes +
-                                      kBarriers * static_cast<int>(sizeof(Barrier));
+  static constexpr int kSharedBytes =
+      kAlignment + kPanelBytes + kStages * kStatisticsBytes + kBarriers * static_cast<int>(sizeof(Barrier));
   static_assert(kStatisticsTile % kQueries == 0);
 };
 

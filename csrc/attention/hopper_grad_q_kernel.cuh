@@ -29,7 +29,7 @@ using HopperGradQItem = HopperItem<KeysOfQueries, Shape::kQueries, Shape::kKeys,
 template <class Shape>
 struct HopperGradQMemory {
   unsigned char* panels;
-  Ring<Shape::kTiles> tiles;   // of queries, dO and O
+  Ring<Shape::kTiles> tiles;    // of queries, dO and O
   Ring<Shape::kStages> stages;  // of keys and values
 
   __device__ HopperGradQMemory() : panels(aligned_shared()) {

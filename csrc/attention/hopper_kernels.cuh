@@ -7,8 +7,8 @@
 
 namespace fastssl::cuda {
 
-// The work of a kernel: `units` groups of tiles of one side's rows, for each of `pairs` of a head and, in dense input, a
-// sequence. Only the first pairs_at_once are worked on, then the next, so that what their units share stays in the L2
+// The work of a kernel: `units` groups of tiles of one side's rows, for each of `pairs` of a head and, in dense input,
+// a sequence. Only the first pairs_at_once are worked on, then the next, so that what their units share stays in the L2
 // cache. Items are units of pairs.
 struct Schedule {
   int units, pairs, pairs_at_once, items;

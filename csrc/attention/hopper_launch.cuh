@@ -53,7 +53,8 @@ inline Schedule schedule_of(const AttentionArguments& a, const Units& units, con
 }
 
 // The tensor of one head after another, as copies of boxes see it. Distances over which nothing lies do not count.
-inline TensorMap map_of(const AttentionRows& rows, int width, int64_t num_rows, int heads, int sequences, int box_rows) {
+inline TensorMap map_of(const AttentionRows& rows, int width, int64_t num_rows, int heads, int sequences,
+                        int box_rows) {
   const auto distance = [](int64_t count, int64_t given) { return count > 1 ? given : kVector; };
   return tensor_map(rows.data, width, num_rows, heads, sequences, distance(num_rows, rows.row),
                     distance(heads, rows.head), distance(sequences, rows.sequence), box_rows);
@@ -135,8 +136,8 @@ inline void launch_hopper_backward(HopperGradArguments& a, const SideOnHost& que
       map_sides<ForQ>(a, queries, keys);
       a.out_map = map_like_queries(a.out, ForQ::kQueries);
       a.grad_out_map = map_like_queries(a.grad_out, ForQ::kQueries);
-      launch_to_stay<ForQ>(attention_grad_q_hopper<decltype(value), ForQ, decltype(dropout)::value>, a,
-                           multiprocessors, stream);
+      launch_to_stay<ForQ>(attention_grad_q_hopper<decltype(value), ForQ, decltype(dropout)::value>, a, multiprocessors,
+                           stream);
       using ForKV = HopperGradKVShape<kWidth>;
       divide_keys<ForKV>(a, queries, keys, multiprocessors);
       map_sides<ForKV>(a, queries, keys);

@@ -61,10 +61,9 @@ inline TensorMap tensor_map(const void* data, int64_t columns, int64_t rows, int
   const cuuint64_t bytes[3] = {2 * unsigned_of(row_distance), 2 * unsigned_of(head_distance),
                                2 * unsigned_of(sequence_distance)};
   const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1}, steps[4] = {1, 1, 1, 1};
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(data), sizes, bytes, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(data), sizes, bytes, box,
+                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     throw std::runtime_error("fastssl: CUDA: tensor map: error " + std::to_string(static_cast<int>(result)));
   return map;
@@ -121,11 +120,10 @@ __device__ __forceinline__ void copy_box(void* shared, const TensorMap& map, Bar
 }
 // The same for bytes that lie side by side: addresses and count are multiples of 16.
 __device__ __forceinline__ void copy_bytes(void* shared, const void* global, uint32_t bytes, Barrier& barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(&barrier))
-      : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(&barrier))
+               : "memory");
 }
 __device__ __forceinline__ void prefetch(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");
@@ -183,35 +181,36 @@ __device__ __forceinline__ void take(Sums<1, kColumns>& c) {
 }
 
 #define FASTSSL_REGISTERS_16 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
-#define FASTSSL_REGISTERS_32                                                                                    \
+#define FASTSSL_REGISTERS_32                                                                                   \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
   "%23, %24, %25, %26, %27, %28, %29, %30, %31}"
-#define FASTSSL_REGISTERS_64                                                                                    \
+#define FASTSSL_REGISTERS_64                                                                                   \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
   "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "  \
   "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
 #define FASTSSL_SUMS_4(n) "+f"(c.at[0][n][0]), "+f"(c.at[0][n][1]), "+f"(c.at[0][n][2]), "+f"(c.at[0][n][3])
 #define FASTSSL_SUMS_16 FASTSSL_SUMS_4(0), FASTSSL_SUMS_4(1), FASTSSL_SUMS_4(2), FASTSSL_SUMS_4(3)
-#define FASTSSL_SUMS_32(n)                                                                                    \
+#define FASTSSL_SUMS_32(n)                                                                                       \
   FASTSSL_SUMS_4(n), FASTSSL_SUMS_4(n + 1), FASTSSL_SUMS_4(n + 2), FASTSSL_SUMS_4(n + 3), FASTSSL_SUMS_4(n + 4), \
       FASTSSL_SUMS_4(n + 5), FASTSSL_SUMS_4(n + 6), FASTSSL_SUMS_4(n + 7)
 #define FASTSSL_SUMS_64 FASTSSL_SUMS_32(0), FASTSSL_SUMS_32(8)
 #define FASTSSL_PRODUCT(columns, type) "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." #type "." #type " "
 
 // Operand numbers: those behind the sums.
-#define FASTSSL_MULTIPLY_REGISTERS(columns, type, registers, sums, a0, a1, a2, a3, b_, add_, by_rows_)         \
+#define FASTSSL_MULTIPLY_REGISTERS(columns, type, registers, sums, a0, a1, a2, a3, b_, add_, by_rows_)          \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" #add_ ", 0;\n" FASTSSL_PRODUCT(columns, type) registers \
                ", {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b_ ", add, 1, 1, %" #by_rows_ ";\n}"            \
-               : sums                                                                                            \
-               : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b.bits), "r"(static_cast<int>(add)), "n"(kByRows ? 1 : 0))
-#define FASTSSL_MULTIPLY_SHARED(columns, type, registers, sums, a_, b_, add_, by_rows_)                        \
+               : sums                                                                                           \
+               : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b.bits), "r"(static_cast<int>(add)),               \
+                 "n"(kByRows ? 1 : 0))
+#define FASTSSL_MULTIPLY_SHARED(columns, type, registers, sums, a_, b_, add_, by_rows_)                         \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" #add_ ", 0;\n" FASTSSL_PRODUCT(columns, type) registers \
-               ", %" #a_ ", %" #b_ ", add, 1, 1, 0, %" #by_rows_ ";\n}"                                          \
-               : sums                                                                                            \
+               ", %" #a_ ", %" #b_ ", add, 1, 1, 0, %" #by_rows_ ";\n}"                                         \
+               : sums                                                                                           \
                : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)), "n"(kByRows ? 1 : 0))
 
-// Starts c = A B, or c += A B, A of 64 x 16. Each warp has 16 rows of A and of c, as its fragments of m16n8k16 are; or A
-// lies in shared memory, a row a matrix row. In memory, a row of `b` is a column of B, or, `kByRows`, a row of B.
+// Starts c = A B, or c += A B, A of 64 x 16. Each warp has 16 rows of A and of c, as its fragments of m16n8k16 are; or
+// A lies in shared memory, a row a matrix row. In memory, a row of `b` is a column of B, or, `kByRows`, a row of B.
 template <class T, bool kByRows, int kColumns>
 __device__ __forceinline__ void multiply_async(Sums<1, kColumns>& c, const uint4& a, SharedMatrix b, bool add) {
   static_assert(kColumns == 32 || kColumns == 64 || kColumns == 128);

@@ -52,8 +52,7 @@ template <class T, int kRows, int kColumns, int kDepth>
 __device__ __forceinline__ void multiply_rows_async(Sums<1, kColumns>& c, const Panel<kRows, kDepth>& a, int row,
                                                     const Panel<kColumns, kDepth>& b) {
 #pragma unroll
-  for (int k = 0; k < kDepth / 16; ++k)
-    multiply_async<T, false>(c, a.rows_from(row, k), b.rows_from(0, k), k > 0);
+  for (int k = 0; k < kDepth / 16; ++k) multiply_async<T, false>(c, a.rows_from(row, k), b.rows_from(0, k), k > 0);
 }
 
 // Starts c += A B, or c = A B.

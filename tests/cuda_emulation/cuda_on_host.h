@@ -82,7 +82,8 @@ int thread_index();
 void sleep();
 void wake(int thread);
 
-// Functions to call when a block begins, with its number of threads, and when all of these have ended: an error or null.
+// Functions to call when a block begins, with its number of threads, and when all of these have ended: an error or
+// null.
 void watch_blocks(void (*begin)(int threads), const char* (*end)());
 
 // Waits for all threads of the block; returns how many of them brought a true `predicate`.

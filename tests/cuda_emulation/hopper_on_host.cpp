@@ -233,16 +233,19 @@ void copy_later(Copy copy, void* barrier) {
 
 void copy_box(void* shared, const TensorMap& map, void* barrier, const int (&place)[4]) {
   if (fastssl::cuda::shared_address(shared) % 1024) fail("a box at an address that is no multiple of 1024");
-  copy_later({static_cast<unsigned char*>(shared), int64_t{map.box_rows} * kBoxRowBytes, nullptr, map,
+  copy_later({static_cast<unsigned char*>(shared),
+              int64_t{map.box_rows} * kBoxRowBytes,
+              nullptr,
+              map,
               {place[0], place[1], place[2], place[3]}},
              barrier);
 }
 
 void copy_bytes(void* shared, const void* global, uint32_t bytes, void* barrier) {
   if (bytes % 16) fail("a number of bytes that is no multiple of 16");
-  copy_later({aligned(static_cast<unsigned char*>(shared)), bytes, aligned(static_cast<const unsigned char*>(global)),
-              {}, {}},
-             barrier);
+  copy_later(
+      {aligned(static_cast<unsigned char*>(shared)), bytes, aligned(static_cast<const unsigned char*>(global)), {}, {}},
+      barrier);
 }
 
 void meet_named(int id, int count, bool waits) {
@@ -266,8 +269,8 @@ void multiply_later(float* sums, int columns, LeftOperand a, uint64_t b, bool by
   if (b >> 62 != 1 || (!a.registers && a.matrix >> 62 != 1)) fail("a matrix without its way of changing places");
   Agreement agreement{a.matrix, b};
   meet_lanes(kAllLanes, &agreement, compare);
-  Product product{sums, columns, thread.groups_committed, a.registers != nullptr, by_rows, add, {}, a.matrix, b, widen,
-                  {}};
+  Product product{sums,  columns, thread.groups_committed, a.registers != nullptr, by_rows, add, {}, a.matrix, b,
+                  widen, {}};
   if (a.registers) {
     LeftRows left{a.registers, widen, {}};
     meet_lanes(kAllLanes, &left, gather_rows);

@@ -1,8 +1,10 @@
 // Kernels that try the emulation itself: what works on a GPU works, and what does not is found.
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cuda/dropout.cuh"
+#include "cuda/hopper.cuh"
 #include "cuda/reductions.cuh"
 #include "cuda/vectors.cuh"
 
@@ -129,6 +131,176 @@ __global__ void matrices() {
   }
 }
 
+// 1024-byte aligned shared memory, with room for barriers behind the first 40 KiB.
+unsigned char* panels() {
+  return dynamic_shared() + (1024 - shared_address(dynamic_shared()) % 1024) % 1024;
+}
+Barrier* barriers() {
+  return reinterpret_cast<Barrier*>(panels() + 40 * 1024);
+}
+constexpr size_t kPanelsBytes = 42 * 1024;
+
+// Where element `column` of row `row` of a box lies (CUDA C++ Programming Guide, 128-byte swizzle).
+uint16_t& in_box(unsigned char* box, int row, int column) {
+  return reinterpret_cast<uint16_t*>(box + 128 * row)[(column / 8 ^ row % 8) * 8 + column % 8];
+}
+
+// Rows 3 to 18 of head 1 of sequence 1, columns from 64 on, of 2 x 3 x 20 x 80: columns and rows end within the box.
+__global__ void boxes(const TensorMap map) {
+  Barrier& full = barriers()[0];
+  if (threadIdx.x == 0) {
+    full.initialise(1);
+    fence_barriers();
+  }
+  __syncthreads();
+  if (threadIdx.x == 40) {
+    full.arrive_and_expect(32 * 128);
+    copy_box(panels(), map, full, 64, 3, 1, 1);
+    expect(in_box(panels(), 0, 0) == 0xffff);  // as late as CUDA allows: nobody waits yet
+  }
+  __syncthreads();
+  full.wait(0);
+  for (int row = 0; row < 32; ++row)
+    for (int column = 0; column < 64; ++column) {
+      const bool inside = row < 17 && column < 16;
+      const int value = 1000 * 4 + 20 * (3 + row) + column;  // the fifth of sequences times heads
+      expect(in_box(panels(), row, column) == (inside ? value : 0));
+    }
+}
+
+// Two threads fill a buffer three times, the other 62 read it; phases follow each other.
+__global__ void phases() {
+  Barrier &full = barriers()[0], &empty = barriers()[1];
+  auto* buffer = reinterpret_cast<uint32_t*>(panels());
+  if (threadIdx.x == 0) {
+    full.initialise(2);
+    empty.initialise(62);
+    fence_barriers();
+  }
+  __syncthreads();
+  for (uint32_t fill = 0; fill < 3; ++fill) {
+    if (threadIdx.x < 2) {
+      empty.wait(fill + 1);  // of the fill before; the first passes
+      buffer[threadIdx.x] = 10 * fill + threadIdx.x;
+      full.arrive();
+    } else {
+      full.wait(fill);
+      expect(buffer[0] == 10 * fill && buffer[1] == 10 * fill + 1);
+      empty.arrive();
+    }
+  }
+}
+
+__global__ void copies_of_bytes(const uint32_t* source) {
+  barriers()->initialise(1);
+  barriers()->arrive_and_expect(32);
+  copy_bytes(panels(), source, 32, *barriers());
+  barriers()->wait(0);
+  expect(std::memcmp(panels(), source, 32) == 0);
+}
+
+__global__ void named_barriers() {
+  auto* shared = reinterpret_cast<uint32_t*>(panels());
+  if (threadIdx.x < 32) {
+    shared[threadIdx.x] = threadIdx.x;
+    arrive_at(3, 64);  // goes on
+  } else {
+    meet(3, 64);
+    expect(shared[threadIdx.x - 32] == threadIdx.x - 32);
+  }
+}
+
+// c = A B + A B of 64 x 16 and 16 x kColumns, with every way in which operands may lie.
+template <class T, bool kFromRegisters, bool kByRows, int kColumns>
+__global__ void group_product() {
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  unsigned char *left = panels(), *right = panels() + 64 * 128;
+  const auto one = [](float value) { return static_cast<uint16_t>(pair<T>(value, 0.0f)); };
+  for (int i = thread; i < 64 * 16; i += kWarpgroup) in_box(left, i / 16, 32 + i % 16) = one(a_value(i / 16, i % 16));
+  for (int i = thread; i < 16 * kColumns; i += kWarpgroup) {
+    const int k = i / kColumns, n = i % kColumns;
+    if constexpr (kByRows)
+      in_box(right + n / 64 * 32 * 128, 8 + k, n % 64) = one(b_value(k, n));  // blocks of 64 columns, 32 rows each
+    else
+      in_box(right, n, 16 + k) = one(b_value(k, n));
+  }
+  fence_for_async();
+  __syncthreads();
+  uint4 a;
+  uint32_t words[4];
+  for (int m = 0; m < 4; ++m) {
+    const int row = 16 * warp + lane / 4 + m % 2 * 8, column = lane % 4 * 2 + m / 2 * 8;
+    words[m] = pair<T>(a_value(row, column), a_value(row, column + 1));
+  }
+  a = make_uint4(words[0], words[1], words[2], words[3]);
+  const SharedMatrix b = kByRows ? moved(shared_matrix(shared_address(right), 32 * 128), 8 * 128)
+                                 : moved(shared_matrix(shared_address(right), 16), 32);
+  Sums<1, kColumns> c;
+  fence_products();
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    if constexpr (kFromRegisters)
+      multiply_async<T, kByRows>(c, a, b, repeat > 0);
+    else
+      multiply_async<T, kByRows>(c, moved(shared_matrix(shared_address(left), 16), 64), b, repeat > 0);
+    commit_products();
+  }
+  expect(std::isnan(c.at[0][0][0]));  // as late as CUDA allows
+  wait_for_products<0>();
+  for (int n = 0; n < kColumns / 8; ++n)
+    for (int e = 0; e < 4; ++e) {
+      float expected = 0.0f;
+      for (int k = 0; k < 16; ++k)
+        expected += a_value(16 * warp + lane / 4 + e / 2 * 8, k) * b_value(k, 8 * n + lane % 4 * 2 + e % 2);
+      expect(c.at[0][n][e] == 2.0f * expected);
+    }
+}
+template <class T>
+void group_products() {
+  const dim3 one(1), threads(kWarpgroup);
+  const auto run = [&](auto kernel) { launch(kernel, one, threads, kPanelsBytes, nullptr); };
+  run(group_product<T, true, true, 32>);
+  run(group_product<T, true, true, 64>);
+  run(group_product<T, true, true, 128>);
+  run(group_product<T, true, false, 64>);
+  run(group_product<T, false, true, 128>);
+  run(group_product<T, false, false, 32>);
+  run(group_product<T, false, false, 128>);
+}
+
+__global__ void product_without_a_fence() {
+  Sums<1, 64> c;
+  multiply_async<Half, false>(c, make_uint4(0, 0, 0, 0), shared_matrix(shared_address(panels()), 16), false);
+}
+__global__ void product_that_nobody_waits_for() {
+  Sums<1, 64> c;
+  fence_products();
+  multiply_async<Half, false>(c, make_uint4(0, 0, 0, 0), shared_matrix(shared_address(panels()), 16), false);
+  commit_products();
+}
+__global__ void matrices_that_differ() {
+  Sums<1, 64> c;
+  fence_products();
+  const uint32_t address = shared_address(panels()) + threadIdx.x % 2 * 1024;
+  multiply_async<Half, false>(c, make_uint4(0, 0, 0, 0), shared_matrix(address, 16), false);
+}
+__global__ void copy_that_nobody_waits_for(const uint32_t* source) {
+  barriers()->initialise(1);
+  barriers()->arrive_and_expect(16);
+  copy_bytes(panels(), source, 16, *barriers());
+}
+__global__ void barrier_that_was_not_initialised() {
+  barriers()->arrive();
+}
+__global__ void bytes_that_do_not_come() {
+  barriers()->initialise(1);
+  barriers()->arrive_and_expect(16);
+  barriers()->wait(0);
+}
+__global__ void misaligned_box(const TensorMap map) {
+  barriers()->initialise(1);
+  copy_box(panels() + 512, map, *barriers(), 0, 0, 0, 0);
+}
+
 __global__ void barrier_that_some_miss() {
   if (threadIdx.x < 40) __syncthreads();
 }
@@ -170,6 +342,32 @@ void run_test(const std::string& name) {
   if (name == "matrices") return launch(matrices, one, dim3(32), 512, nullptr);
   if (name == "products of bfloat16") return launch(matrix_product<BFloat16>, one, threads, 0, nullptr);
   if (name == "products of float16") return launch(matrix_product<Half>, one, threads, 0, nullptr);
+  static const std::vector<uint16_t> tensor = [] {
+    std::vector<uint16_t> values(2 * 3 * 20 * 80);  // rows before heads, as tensors of attention are
+    for (int i = 0; i < 6; ++i)
+      for (int row = 0; row < 20; ++row)
+        for (int column = 0; column < 80; ++column)
+          values[static_cast<size_t>(((i / 3 * 20 + row) * 3 + i % 3) * 80 + column)] =
+              static_cast<uint16_t>(1000 * i + 20 * row + column - 64);
+    return values;
+  }();
+  if (name == "boxes" || name == "misaligned box") {
+    const TensorMap map = tensor_map(tensor.data(), 80, 20, 3, 2, 3 * 80, 80, 20 * 3 * 80, 32);
+    return launch(name == "boxes" ? boxes : misaligned_box, one, name == "boxes" ? threads : dim3(1), kPanelsBytes,
+                  nullptr, map);
+  }
+  if (name == "phases") return launch(phases, dim3(2), threads, kPanelsBytes, nullptr);
+  if (name == "copies of bytes") return launch(copies_of_bytes, one, dim3(1), kPanelsBytes, nullptr, source);
+  if (name == "named barriers") return launch(named_barriers, one, threads, kPanelsBytes, nullptr);
+  if (name == "products of groups in bfloat16") return group_products<BFloat16>();
+  if (name == "products of groups in float16") return group_products<Half>();
+  if (name == "no fence") return launch(product_without_a_fence, one, dim3(kWarpgroup), kPanelsBytes, nullptr);
+  if (name == "product under way")
+    return launch(product_that_nobody_waits_for, one, dim3(kWarpgroup), kPanelsBytes, nullptr);
+  if (name == "different matrices") return launch(matrices_that_differ, one, dim3(kWarpgroup), kPanelsBytes, nullptr);
+  if (name == "copy under way") return launch(copy_that_nobody_waits_for, one, dim3(1), kPanelsBytes, nullptr, source);
+  if (name == "unknown barrier") return launch(barrier_that_was_not_initialised, one, dim3(1), kPanelsBytes, nullptr);
+  if (name == "missing bytes") return launch(bytes_that_do_not_come, one, dim3(1), kPanelsBytes, nullptr);
   if (name == "missed barrier") return launch(barrier_that_some_miss, one, threads, 0, nullptr);
   if (name == "missed shuffle") return launch(shuffle_that_some_miss, one, threads, 0, nullptr);
   if (name == "outside the mask") return launch(shuffle_from_outside_its_mask, one, threads, 0, nullptr);

@@ -7,6 +7,8 @@ from fastssl.ops.philox import philox_4x32
 
 WORKING = ["conversions", "shuffles", "copies", "copies of nothing", "matrices"]
 WORKING += ["products of bfloat16", "products of float16"]
+WORKING += ["boxes", "phases", "copies of bytes", "named barriers"]
+WORKING += ["products of groups in bfloat16", "products of groups in float16"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,13 @@ def test_what_works_on_a_gpu_works(cuda_emulation, name):
         ("misaligned copy", "misaligned address"),
         ("misaligned vector", "misaligned address"),
         ("too much shared memory", "more shared memory than the device has"),
+        ("misaligned box", "no multiple of 1024"),
+        ("no fence", "a product without a fence"),
+        ("product under way", "products that nobody waited for"),
+        ("different matrices", "lanes multiply different matrices"),
+        ("copy under way", "a copy that nobody waited for"),
+        ("unknown barrier", "a barrier that was not initialised"),
+        ("missing bytes", "wait for others that never come"),
     ],
 )
 def test_mistakes_are_found(cuda_emulation, name, message):

@@ -2,11 +2,14 @@
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks.gpu.trial import why_not
 from fastssl import extension
+from fastssl.ops.attention import hopper
 from tests.cuda_emulation.emulation import Emulation
 from tests.cuda_hardware import Hardware
 
@@ -66,3 +69,13 @@ def cuda_kernels(monkeypatch, request) -> Iterator[Emulation | Hardware]:
     yield kernels
     gc.collect()
     assert not kernels.remembered_error()
+
+
+@pytest.fixture
+def hopper_runs(cuda_kernels, monkeypatch) -> None:
+    """Let the kernels for compute capability 9.0 take tensors of the CPU, as `cuda_kernels` does with the others."""
+    if torch.cuda.is_available() and (reason := why_not("hopper")):
+        pytest.skip(reason)
+    reasons = {why: refuses for why, refuses in hopper.SUPPORTS.refuses.items() if "capability" not in why}
+    here = replace(hopper.SUPPORTS, devices=(), needs_cuda_ops=False, refuses=reasons)
+    monkeypatch.setattr(hopper, "SUPPORTS", here)

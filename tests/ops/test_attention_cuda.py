@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.gpu.trial import why_not
 from fastssl import extension
-from fastssl.ops.attention import hopper, native, split_projection, stock
+from fastssl.ops.attention import native, split_projection, stock
 from fastssl.ops.attention.cases import EDGE_CASES, AttentionCase
 from fastssl.ops.backend import choose
 from fastssl.ops.philox import attention_keep_mask, dropout_scale
@@ -28,15 +27,10 @@ CASES = {name: case for name, case in EDGE_CASES.items() if case.bias is None an
 
 
 @pytest.fixture(params=["native", "hopper"])
-def backend(request, cuda_kernels, monkeypatch):
+def backend(request, cuda_kernels):
     """Return a backend whose CUDA kernels run on tensors of the CPU; see `cuda_kernels`."""
     if request.param == "hopper":
-        if torch.cuda.is_available() and (reason := why_not(request.param)):
-            pytest.skip(reason)
-        reasons = {why: refuses for why, refuses in hopper.SUPPORTS.refuses.items() if "capability" not in why}
-        monkeypatch.setattr(
-            hopper, "SUPPORTS", replace(hopper.SUPPORTS, devices=(), needs_cuda_ops=False, refuses=reasons)
-        )
+        request.getfixturevalue("hopper_runs")
     return request.param
 
 
