@@ -125,6 +125,18 @@ def test_nan_is_not_hidden(backend):
             assert found[part][:, 0].isfinite().all() and found[part][40:].isfinite().all()
 
 
+def test_nan_does_not_reach_the_sequence_before(backend):
+    """Tiles end behind a sequence, where the next one has its rows."""
+    case = AttentionCase(lengths_q=(40, 90), lengths_k=(75, 90))
+    clean = results(case, backend, case.inputs(torch.bfloat16))
+    for name in "qkv":
+        inputs = case.inputs(torch.bfloat16)
+        inputs[name][-90:] = math.nan
+        found = results(case, backend, inputs)
+        assert found["output"][40:].isnan().all()
+        assert all(torch.equal(found[part][:-90], clean[part][:-90]) for part in ("output", *"qkv"))
+
+
 def test_a_sequence_knows_nothing_of_its_neighbours(backend):
     """The same bits alone, in front of others, and as part of a dense batch."""
     case = AttentionCase(lengths_q=(70, 70), causal=True, dropout_p=0.2)
