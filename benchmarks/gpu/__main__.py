@@ -26,7 +26,7 @@ SHARES = {
     "layer_norm": 90,
     "bias_gelu": 25,
     "linear_cross_entropy": 60,
-    "training_step": 90,
+    "training_step": 150,
     "sanitizer": 40,
 }
 """Section -> its share of the time, in their order. What one leaves is shared by the later ones."""

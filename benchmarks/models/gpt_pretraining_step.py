@@ -28,6 +28,7 @@ from fastssl.models.gpt import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.presets import preset
 from fastssl.models.pretrained import file_tensors
+from fastssl.training.precision import autocast
 from tests.oracle import assert_within_budget
 
 EFFORT = Effort(seconds=60.0, min_rounds=3, max_rounds=8, warmup_rounds=1)
@@ -98,26 +99,30 @@ def step_of_hugging_face(directory: Path, *, through_compiler: bool = False) -> 
     return timed(TrainingStep(model, loss, in_turn([inputs]), adamw(model, fused=True)))
 
 
-def assert_same_step(directory: Path, batch: PackedBatch) -> None:
-    """Hold our loss and gradients to the error budget of the tests, against Hugging Face in float32 and float64.
+def assert_same_step(
+    directory: Path, batch: PackedBatch, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> None:
+    """Hold our loss and gradients to the error budget of the tests, against Hugging Face in `dtype` and float64.
 
-    Both models are read anew from `directory` and run without dropout.
+    Both models are read anew from `directory` and run without dropout; a `dtype` below float32 is that of autocast.
 
     Raises:
         AssertionError: naming the weight whose gradient differs.
     """
-    inputs = hugging_face_gpt.inputs(batch)
-    same, exact = (
-        loss_and_gradients(hugging_face_gpt.load(directory, dtype), inputs) for dtype in (torch.float32, torch.float64)
-    )
-    model = GPTForCausalLM.from_pretrained(directory).eval()
-    loss = loss_of_fastssl(model, batch)
+    batch = batch.to(device)
+    inputs, precision = hugging_face_gpt.inputs(batch), autocast(torch.device(device), dtype)
+    with precision:
+        same = loss_and_gradients(hugging_face_gpt.load(directory).to(device), inputs)
+    exact = loss_and_gradients(hugging_face_gpt.load(directory, torch.float64).to(device), inputs)
+    model = GPTForCausalLM.from_pretrained(directory).to(device).eval()
+    with precision:
+        loss = loss_of_fastssl(model, batch)
     loss.backward()
     layout = gpt_files.file_layout(model)
     for parameter in model.parameters():
         parameter.data = parameter.grad  # a gradient is spelt, and lies in a file, as its weight does
     for name, value in {"loss": loss.detach(), **file_tensors(model, layout)}.items():
-        assert_within_budget(name, value, same[name], exact[name])
+        assert_within_budget(name, value, same[name], exact[name], dtype)
 
 
 def useful_flops(config: GPTConfig, batch: PackedBatch) -> float:
