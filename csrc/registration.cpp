@@ -45,15 +45,16 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_bias)");
 
   // The same for compute capability 9.0, without a bias. `longest_q`, `longest_k`: of one sequence, or 0 for not known.
+  // `kept` has dropout's decisions on the first `kept_tiles` x 128 keys of each query, which must be all, or none.
   m.def(
       "attention_hopper_forward(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
       "Tensor? alibi_slopes, int window_left, int window_right, int dropout_threshold, Tensor? seed, float scale, "
-      "int longest_q, int longest_k) -> (Tensor out, Tensor lse)");
+      "int longest_q, int longest_k, int kept_tiles) -> (Tensor out, Tensor lse, Tensor kept)");
   m.def(
       "attention_hopper_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
-      "Tensor lse, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? alibi_slopes, int window_left, "
+      "Tensor lse, Tensor kept, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? alibi_slopes, int window_left, "
       "int window_right, int dropout_threshold, Tensor? seed, float scale, int longest_q, int longest_k, "
-      "bool together) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+      "int kept_tiles, bool together) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
 
   // Losses of a chunk of logits, which become their own gradient; logits float32 or bfloat16, on a GPU float16 too and
   // their rows apart; the rest float32. `grad_bias` is added to (`accumulate`) or written.

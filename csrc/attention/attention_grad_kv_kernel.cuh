@@ -40,16 +40,19 @@ __device__ __forceinline__ void to_weights_of_keys(const ScoreRules& rules, int 
     each([&](float product, int q, int k, float lse) { return rules.score(product, q, k) - lse; });
 }
 
-// P and dO V^T become what dV and dK are products of: M * P and dS, but for dropout's factor. `query`, `key`: those of
-// column 0 and row 0.
+// P and dO V^T become what dV and dK are products of: M * P and dS, but for dropout's factor.
+__device__ __forceinline__ void to_gradient(float& weight, float& gradient, bool kept, float delta) {
+  gradient = weight * ((kept ? gradient : 0.0f) - delta);
+  weight = kept ? weight : 0.0f;
+}
+
+// The same for all that a warp has. `query`, `key`: those of column 0 and row 0.
 template <int kRowTiles, int kQueries>
 __device__ __forceinline__ void to_gradients(const Dropout& dropout, PhiloxKey seed, int query, int key, int head,
                                              int sequence, const unsigned char* statistics,
                                              Sums<kRowTiles, kQueries>& weights, Sums<kRowTiles, kQueries>& gradients) {
   const auto finish = [&](int r, int n, int e, bool kept, float delta) {
-    float &weight = weights.at[r][n][e], &gradient = gradients.at[r][n][e];
-    gradient = weight * ((kept ? gradient : 0.0f) - delta);
-    weight = kept ? weight : 0.0f;
+    to_gradient(weights.at[r][n][e], gradients.at[r][n][e], kept, delta);
   };
   if (dropout.threshold) {
     for_dropout_words_of_keys<kRowTiles, kQueries>(

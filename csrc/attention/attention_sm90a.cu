@@ -29,12 +29,12 @@ SideOnHost side_of(const Tensor& rows, int64_t longest) {
 }
 
 // `longest_q`, `longest_k`: of one sequence, or 0 if that is not known; they decide how the work is divided, not what
-// comes out.
-std::tuple<Tensor, Tensor> forward(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
-                                   const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
-                                   const OptionalTensor& alibi_slopes, int64_t window_left, int64_t window_right,
-                                   int64_t dropout_threshold, const OptionalTensor& seed, double scale,
-                                   int64_t longest_q, int64_t longest_k) {
+// comes out. Dropout's decisions on the first `kept_tiles` x 128 keys of each query come out too, for the backward.
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+                                           const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
+                                           const OptionalTensor& alibi_slopes, int64_t window_left,
+                                           int64_t window_right, int64_t dropout_threshold, const OptionalTensor& seed,
+                                           double scale, int64_t longest_q, int64_t longest_k, int64_t kept_tiles) {
   check_shapes(q_in, k_in, v_in, std::nullopt);
   check_for_boxes(q_in, k_in);
   const Device device(q_in);
@@ -47,18 +47,22 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_in, const Tensor& k_in, const
   HopperForwardArguments args{};
   static_cast<AttentionArguments&>(args) =
       arguments(q, k, v, out, lse, offsets, alibi_slopes, window_left, window_right, dropout_threshold, seed, scale);
-  launch_hopper_forward(args, side_of(q, longest_q), side_of(k, longest_k), element_of(q, kOp),
-                        device.limits.multiprocessors, device.stream);
-  return {out, lse};
+  const SideOnHost queries = side_of(q, longest_q), keys = side_of(k, longest_k);
+  args.kept.tiles = static_cast<int>(args.dropout.threshold > 0 ? kept_tiles : 0);
+  Tensor kept = empty_output(q, {lay_out_kept_bits(args.kept, queries, args.sequences, args.heads)}, ScalarType::Int);
+  if (args.kept.tiles > 0) args.kept.data = static_cast<uint32_t*>(kept.data_ptr());
+  launch_hopper_forward(args, queries, keys, element_of(q, kOp), device.limits.multiprocessors, device.stream);
+  return {out, lse, kept};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const OptionalTensor& grad_lse_in,
                                             const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
-                                            const Tensor& out_in, const Tensor& lse, const OptionalTensor& cu_seqlens_q,
-                                            const OptionalTensor& cu_seqlens_k, const OptionalTensor& alibi_slopes,
-                                            int64_t window_left, int64_t window_right, int64_t dropout_threshold,
-                                            const OptionalTensor& seed, double scale, int64_t longest_q,
-                                            int64_t longest_k, bool together) {
+                                            const Tensor& out_in, const Tensor& lse, const Tensor& kept,
+                                            const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
+                                            const OptionalTensor& alibi_slopes, int64_t window_left,
+                                            int64_t window_right, int64_t dropout_threshold, const OptionalTensor& seed,
+                                            double scale, int64_t longest_q, int64_t longest_k, int64_t kept_tiles,
+                                            bool together) {
   check_shapes(q_in, k_in, v_in, std::nullopt);
   check_for_boxes(q_in, k_in);
   const Device device(q_in);
@@ -77,6 +81,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const Opt
   args.grad_v = g.v;
   if (grad_lse) args.grad_lse = grad_lse->const_data_ptr<float>();
   const SideOnHost queries = side_of(q, longest_q), keys = side_of(k, longest_k);
+  args.kept.tiles = static_cast<int>(args.dropout.threshold > 0 ? kept_tiles : 0);
+  STD_TORCH_CHECK(kept.numel() == lay_out_kept_bits(args.kept, queries, args.sequences, args.heads) &&
+                      kept.scalar_type() == ScalarType::Int && kept.is_contiguous() && kept.device() == q.device(),
+                  "attention: dropout's decisions are not those of this forward");
+  if (args.kept.tiles > 0) args.kept.data = static_cast<uint32_t*>(kept.data_ptr());
   args.statistics.head = hopper_statistics_places(args, queries);
   const Tensor statistics = empty_output(q, {args.heads, args.statistics.head, 2}, ScalarType::Float);
   args.statistics.data = static_cast<float2*>(statistics.data_ptr());

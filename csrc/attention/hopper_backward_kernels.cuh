@@ -12,6 +12,7 @@ struct HopperGradArguments : AttentionGradArguments {
   TensorMap q_map, k_map, v_map, out_map, grad_out_map;
   Schedule schedule;
   Units units;
+  KeptBits kept;
 };
 
 // Those of the first query of a sequence.

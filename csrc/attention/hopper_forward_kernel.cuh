@@ -14,6 +14,7 @@ struct HopperForwardArguments : AttentionArguments {
   TensorMap q_map, k_map, v_map;
   Schedule schedule;
   Units units;
+  KeptBits kept;  // for the backward, or without data
 };
 
 template <int kWidthValue, int kGroupsValue>
@@ -21,8 +22,8 @@ struct HopperForwardShape {
   static constexpr int kWidth = kWidthValue, kGroups = kGroupsValue;  // warpgroups that multiply
   static constexpr int kQueries = 64 * kGroups, kKeys = 128, kStages = kWidth == 64 ? 4 : 2;
   static constexpr int kThreads = (kGroups + 1) * kWarpgroup;
-  // 65,536 registers in all; what those keep that only copy leaves room for 232 or 160.
-  static constexpr int kRegisters = kGroups == 2 ? 232 : 160, kRegistersToCopy = kGroups == 2 ? 40 : 32;
+  // 65,536 registers in all; what those keep that only copy leaves room for 240 or 160.
+  static constexpr int kRegisters = kGroups == 2 ? 240 : 160, kRegistersToCopy = kGroups == 2 ? 24 : 32;
   using QueryPanel = Panel<kQueries, kWidth>;
   using KeyPanel = Panel<kKeys, kWidth>;
   using QueryRing = Ring<2>;
@@ -78,7 +79,7 @@ __device__ __forceinline__ void fill_rings(const HopperForwardArguments& a, cons
     copy(memory.value_ring, memory.values(key_fill), a.v_map);
     ++key_fill;
   };
-  for_copies<Item>(a, a.heads, 1, Shape::kQueries, Shape::kKeys, queries, keys);
+  for_copies<Item>(a, a.heads, 1, Shape::kQueries, Shape::kKeys, queries, keys, [](const Item&, int, int, int) {});
 }
 
 // A warpgroup's part of a tile of queries: 64 of them and the keys that the whole tile sees.
@@ -93,7 +94,6 @@ struct HopperForwardTile {
   const ScoreRules& rules;
   const Place& place;    // begins where the tile does
   int head, group, row;  // `row`: the warp's first in the tile
-  PhiloxKey seed;
   Range seen;
   unsigned first_fill;  // of the keys at seen.begin
   bool gives_back;
@@ -129,10 +129,25 @@ struct HopperForwardTile {
   __device__ __forceinline__ void weigh(Scores& scores, int key, float (&correction)[1][2]) {
     const int query = place.begin + row;
     softmax.weigh(scores, to_scores(rules, query, key, scores), correction);
-    if constexpr (kDropout)
-      for_dropout_words<1, kKeys>(seed, query, key, head, place.sequence, [&](uint32_t word, int r, int n, int e) {
-        drop_pair(word, a.dropout.threshold, 1.0f, scores.at[r][n][e], scores.at[r][n][e + 1]);
-      });
+    if constexpr (kDropout) drop(scores, query, key);
+  }
+  __device__ __forceinline__ void drop(Scores& scores, int query, int key) const {
+    static_assert(kKeys == KeptBits::kKeys);
+    const PhiloxKey seed = philox_key(number_read_anew(a.dropout.seed));
+    uint32_t kept[2] = {0, 0};
+    for_dropout_words<1, kKeys>(seed, query, key, head, place.sequence, [&](uint32_t word, int r, int n, int e) {
+      const bool low = (word & 0xffffu) >= a.dropout.threshold, high = (word >> 16) >= a.dropout.threshold;
+      if (!low) scores.at[r][n][e] = 0.0f;
+      if (!high) scores.at[r][n][e + 1] = 0.0f;
+      kept[e / 2] |= (low ? 1u : 0u) << 2 * n | (high ? 2u : 0u) << 2 * n;
+    });
+    if (!a.kept.data) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row_of_half = query + 8 * half + lane_of_warp() / 4;
+      uint32_t* words = a.kept.of(place, head, row_of_half, key);
+      if (words && row_of_half < place.queries) words[lane_of_warp() % 4] = kept[half];
+    }
   }
 
   // The products of a tile of keys run while the weights of the one before are multiplied with its values.
@@ -194,12 +209,11 @@ __device__ __forceinline__ void multiply_panels(const HopperForwardArguments& a,
   const Turns<Shape::kGroups, 1> turns{group};
   turns.initialise();
   const int row = 64 * group + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * 16;
-  const PhiloxKey seed = kDropout ? philox_key(a.dropout) : PhiloxKey{};
   unsigned query_fill = 0;
   const auto attend = [&](const Item& item, const Place& place, Range seen, unsigned fill, bool gives_back) {
     const ScoreRules rules(a, place, item.head);
-    HopperForwardTile<T, Shape, kDropout> tile{a,    memory, turns, rules,      place, item.head, group, row,
-                                               seed, seen,   fill,  gives_back, {},    {},        {}};
+    HopperForwardTile<T, Shape, kDropout> tile{a,   memory, turns, rules,      place, item.head, group,
+                                               row, seen,   fill,  gives_back, {},    {},        {}};
     const auto queries = memory.queries(query_fill);
     memory.query_ring.wait(query_fill);
     tile.attend(queries);

@@ -20,11 +20,12 @@ struct HopperGradKVShape {
   using QueryPanel = Panel<kQueries, kWidth>;
   static constexpr int kTileBytes = 2 * KeyPanel::kBytes, kStageBytes = 2 * QueryPanel::kBytes;
   static constexpr int kStatisticsBytes = kQueries * static_cast<int>(sizeof(float2));
+  static constexpr int kKeptBytes = kQueries * KeptBits::kRowBytes;
   static constexpr int kPanelBytes = kTiles * kTileBytes + kStages * kStageBytes;
-  static constexpr int kBarriers = 2 * (kTiles + kStages);
-  static constexpr int kSharedBytes =
-      kAlignment + kPanelBytes + kStages * kStatisticsBytes + kBarriers * static_cast<int>(sizeof(Barrier));
-  static_assert(kStatisticsTile % kQueries == 0);
+  static constexpr int kBarriers = 2 * (kTiles + 2 * kStages);
+  static constexpr int kSharedBytes = kAlignment + kPanelBytes + kStages * (kStatisticsBytes + kKeptBytes) +
+                                      kBarriers * static_cast<int>(sizeof(Barrier));
+  static_assert(kStatisticsTile % kQueries == 0 && kQueries <= KeptBits::kRowsBehind && kKeys == KeptBits::kKeys);
 };
 
 template <class Shape>
@@ -35,11 +36,16 @@ struct HopperGradKVMemory {
   unsigned char *panels, *statistics;
   Ring<Shape::kTiles> tiles;    // of keys and values
   Ring<Shape::kStages> stages;  // of queries, dO and statistics
+  Ring<Shape::kStages> kept;    // of decisions on a tile of keys, for the queries of a stage
 
   __device__ HopperGradKVMemory() : panels(aligned_shared()), statistics(panels + Shape::kPanelBytes) {
-    auto* barriers = reinterpret_cast<Barrier*>(statistics + Shape::kStages * Shape::kStatisticsBytes);
+    auto* barriers =
+        reinterpret_cast<Barrier*>(statistics + Shape::kStages * (Shape::kStatisticsBytes + Shape::kKeptBytes));
     tiles = {barriers, barriers + Shape::kTiles};
-    stages = {barriers + 2 * Shape::kTiles, barriers + 2 * Shape::kTiles + Shape::kStages};
+    barriers += 2 * Shape::kTiles;
+    stages = {barriers, barriers + Shape::kStages};
+    barriers += 2 * Shape::kStages;
+    kept = {barriers, barriers + Shape::kStages};
   }
   // 0: keys, 1: values.
   __device__ __forceinline__ typename Shape::KeyPanel of_keys(unsigned fill, int which) const {
@@ -53,12 +59,15 @@ struct HopperGradKVMemory {
   __device__ __forceinline__ unsigned char* statistics_of(unsigned fill) const {
     return statistics + stages.panel_of(fill) * Shape::kStatisticsBytes;
   }
+  __device__ __forceinline__ unsigned char* kept_of(unsigned fill) const {
+    return statistics + Shape::kStages * Shape::kStatisticsBytes + kept.panel_of(fill) * Shape::kKeptBytes;
+  }
 };
 
-template <class Shape>
+template <class Shape, Dropping kDropping>
 __device__ __forceinline__ void fill_rings(const HopperGradArguments& a, const HopperGradKVMemory<Shape>& memory) {
   using Item = HopperGradKVItem<Shape>;
-  unsigned key_fill = 0, query_fill = 0;
+  unsigned key_fill = 0, query_fill = 0, kept_fill = 0;
   const auto keys = [&](const Item& item, int begin) {
     Barrier& full = memory.tiles.begin_fill(key_fill, Shape::kTileBytes);
     const auto copy = [&](const TensorMap& map, int which) {
@@ -82,15 +91,45 @@ __device__ __forceinline__ void fill_rings(const HopperGradArguments& a, const H
                Shape::kStatisticsBytes, full);
     ++query_fill;
   };
-  for_copies<Item>(a, a.heads / a.heads_per_key, a.heads_per_key, Shape::kKeys, Shape::kQueries, keys, queries);
+  const auto kept = [&](const Item& item, int begin, int query, int round) {
+    if constexpr (kDropping == Dropping::kept) {
+      const int head = item.head * a.heads_per_key + round;
+      Barrier& full = memory.kept.begin_fill(kept_fill, Shape::kKeptBytes);
+      copy_bytes(memory.kept_of(kept_fill), a.kept.of(item.place, head, query, begin), Shape::kKeptBytes, full);
+      ++kept_fill;
+    }
+  };
+  for_copies<Item>(a, a.heads / a.heads_per_key, a.heads_per_key, Shape::kKeys, Shape::kQueries, keys, queries, kept);
+}
+
+// As to_gradients, by the decisions of the queries on a tile of keys, in which `row` is the warp's first.
+template <int kQueries>
+__device__ __forceinline__ void to_gradients(const unsigned char* kept, int row, const unsigned char* statistics,
+                                             Sums<1, kQueries>& weights, Sums<1, kQueries>& gradients) {
+  const int lane = lane_of_warp();
+  const auto* words = reinterpret_cast<const uint32_t*>(kept) + lane / 8;
+  const int first =
+      row / 8 * 2 + lane / 4 % 2;  // bit of key row + lane / 4; that of the key eight further on is next but one
+#pragma unroll
+  for (int n = 0; n < kQueries / 8; ++n) {
+    const StatisticsPair pair = statistics_of_columns(statistics, n);
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+      const uint32_t bits = words[(8 * n + lane % 4 * 2 + odd) * KeptBits::kWords] >> first;
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        to_gradient(weights.at[0][n][2 * half + odd], gradients.at[0][n][2 * half + odd], bits >> 2 * half & 1,
+                    pair.delta[odd]);
+    }
+  }
 }
 
 // A warpgroup's part of a tile: 64 keys and the queries that see the tile. `row`: the warp's first in the tile.
-template <class T, class Shape, bool kDropout>
+template <class T, class Shape, Dropping kDropping>
 __device__ __forceinline__ void grad_of_keys(const HopperGradArguments& a, const HopperGradKVMemory<Shape>& memory,
                                              const Turns<Shape::kGroups, 1>& turns, const Place& place, int key_head,
                                              int group, int row, PhiloxKey seed, unsigned key_fill, Range seen,
-                                             unsigned first_fill, bool gives_back) {
+                                             unsigned first_fill, unsigned& kept_fill, bool gives_back) {
   constexpr int kQueries = Shape::kQueries;
   const auto keys = memory.of_keys(key_fill, 0), values = memory.of_keys(key_fill, 1);
   const int key = place.begin + row;
@@ -128,8 +167,14 @@ __device__ __forceinline__ void grad_of_keys(const HopperGradArguments& a, const
       to_weights_of_keys(rules, query, key, statistics, weights);
       wait_for_products<0>();
       take(gradients);
-      to_gradients(kDropout ? a.dropout : Dropout{}, seed, query, key, head, place.sequence, statistics, weights,
-                   gradients);
+      if constexpr (kDropping == Dropping::kept) {
+        memory.kept.wait(kept_fill);
+        to_gradients(memory.kept_of(kept_fill), row, statistics, weights, gradients);
+        memory.kept.give_back(kept_fill++);
+      } else {
+        to_gradients(kDropping == Dropping::drawn ? a.dropout : Dropout{}, seed, query, key, head, place.sequence,
+                     statistics, weights, gradients);
+      }
       narrowed_weights = left_of<T>(weights);
       narrowed_gradients = left_of<T>(gradients);
       fence_products();
@@ -150,7 +195,7 @@ __device__ __forceinline__ void grad_of_keys(const HopperGradArguments& a, const
   write_gradient<T>(of_values, a.dropout.scale, values, row, to(a.grad_v));
 }
 
-template <class T, class Shape, bool kDropout>
+template <class T, class Shape, Dropping kDropping>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_grad_kv_hopper(const __grid_constant__ HopperGradArguments a) {
   using Item = HopperGradKVItem<Shape>;
@@ -158,24 +203,25 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x == 0) {
     memory.tiles.initialise(4 * Shape::kGroups);
     memory.stages.initialise(4 * Shape::kGroups);
+    memory.kept.initialise(4 * Shape::kGroups);
     fence_barriers();
   }
   __syncthreads();
   const int group = static_cast<int>(threadIdx.x) / kWarpgroup - 1;
   if (group < 0) {
     give_up_registers<Shape::kRegistersToCopy>();
-    if (threadIdx.x == 0) fill_rings(a, memory);
+    if (threadIdx.x == 0) fill_rings<Shape, kDropping>(a, memory);
     return;
   }
   take_registers<Shape::kRegisters>();
   const Turns<Shape::kGroups, 1> turns{group};
   turns.initialise();
   const int row = 64 * group + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * 16;
-  const PhiloxKey seed = kDropout ? philox_key(a.dropout) : PhiloxKey{};
-  unsigned key_fill = 0;
+  const PhiloxKey seed = kDropping == Dropping::drawn ? philox_key(a.dropout) : PhiloxKey{};
+  unsigned key_fill = 0, kept_fill = 0;
   const auto tile = [&](const Item& item, const Place& place, Range seen, unsigned fill, bool gives_back) {
-    grad_of_keys<T, Shape, kDropout>(a, memory, turns, place, item.head, group, row, seed, key_fill, seen, fill,
-                                     gives_back);
+    grad_of_keys<T, Shape, kDropping>(a, memory, turns, place, item.head, group, row, seed, key_fill, seen, fill,
+                                      kept_fill, gives_back);
     memory.tiles.give_back(key_fill++);
   };
   for_tiles<Item>(a, a.heads / a.heads_per_key, a.heads_per_key, Shape::kKeys, tile,

@@ -14,7 +14,7 @@ struct HopperGradQShape {
   static constexpr int kQueries = 64 * kGroups, kKeys = 64, kStages = kWidth == 64 ? 8 : 4;
   static constexpr int kTiles = kWidth == 64 ? 2 : 1;  // of queries in shared memory
   static constexpr bool kHoldsQueries = kWidth == 64;  // they and dO are left operands in registers
-  static constexpr int kThreads = (kGroups + 1) * kWarpgroup, kRegisters = 232, kRegistersToCopy = 40;
+  static constexpr int kThreads = (kGroups + 1) * kWarpgroup, kRegisters = 240, kRegistersToCopy = 24;
   using QueryPanel = Panel<kQueries, kWidth>;
   using KeyPanel = Panel<kKeys, kWidth>;
   static constexpr int kTileBytes = 3 * QueryPanel::kBytes, kStageBytes = 2 * KeyPanel::kBytes;
@@ -73,7 +73,7 @@ __device__ __forceinline__ void fill_rings(const HopperGradArguments& a, const H
     copy(a.v_map, 1);
     ++key_fill;
   };
-  for_copies<Item>(a, a.heads, 1, Shape::kQueries, Shape::kKeys, queries, keys);
+  for_copies<Item>(a, a.heads, 1, Shape::kQueries, Shape::kKeys, queries, keys, [](const Item&, int, int, int) {});
 }
 
 // A panel's rows from `row` on, 64 of a warpgroup, as a left operand that stays where it is.
@@ -95,8 +95,19 @@ __device__ __forceinline__ auto left_rows(const Panel<kRows, kWidth>& panel, int
     return PanelRows<kRows, kWidth>{panel, row_of_group};
 }
 
+// The decisions of this lane's two queries for 64 keys, those of its columns alone.
+__device__ __forceinline__ void kept_of_rows(const KeptBits& bits, const Place& place, int head, int query, int key,
+                                             uint32_t (&kept)[2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = query + 8 * half + lane_of_warp() / 4;
+    const uint32_t* words = bits.of(place, head, row, key);
+    kept[half] = words && row < place.queries ? words[lane_of_warp() % 4] >> key % KeptBits::kKeys / 4 : 0;
+  }
+}
+
 // A warpgroup's part of a tile: 64 queries and the keys that the whole tile sees. `row`: the warp's first in the tile.
-template <class T, class Shape, bool kDropout>
+template <class T, class Shape, Dropping kDropping>
 __device__ __forceinline__ void grad_of_queries(const HopperGradArguments& a, const HopperGradQMemory<Shape>& memory,
                                                 const Turns<Shape::kGroups, 1>& turns, const Place& place, int head,
                                                 int group, int row, PhiloxKey seed, unsigned query_fill, Range seen,
@@ -124,6 +135,8 @@ __device__ __forceinline__ void grad_of_queries(const HopperGradArguments& a, co
       clear_rows(keys, place.keys - key, 1 + Shape::kGroups + group);
       clear_rows(values, place.keys - key, 1 + Shape::kGroups + group);
     }
+    [[maybe_unused]] uint32_t kept[2];
+    if constexpr (kDropping == Dropping::kept) kept_of_rows(a.kept, place, head, query, key, kept);
     Sums<1, kKeys> weights, gradients;
     turns.begin();
     fence_products();
@@ -138,7 +151,14 @@ __device__ __forceinline__ void grad_of_queries(const HopperGradArguments& a, co
     to_weights(rules, query, key, statistics, weights);
     wait_for_products<0>();
     take(gradients);
-    if constexpr (kDropout)
+    if constexpr (kDropping == Dropping::kept) {
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (!(kept[e / 2] >> (2 * n + e % 2) & 1)) gradients.at[0][n][e] = 0.0f;
+    }
+    if constexpr (kDropping == Dropping::drawn)
       for_dropout_words<1, kKeys>(seed, query, key, head, place.sequence, [&](uint32_t word, int r, int n, int e) {
         drop_pair(word, a.dropout.threshold, 1.0f, gradients.at[r][n][e], gradients.at[r][n][e + 1]);
       });
@@ -159,7 +179,7 @@ __device__ __forceinline__ void grad_of_queries(const HopperGradArguments& a, co
                     rows_in<T>(a, a.grad_q, place, place.q_row, head, place.begin, place.queries));
 }
 
-template <class T, class Shape, bool kDropout>
+template <class T, class Shape, Dropping kDropping>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_grad_q_hopper(const __grid_constant__ HopperGradArguments a) {
   using Item = HopperGradQItem<Shape>;
@@ -180,11 +200,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const Turns<Shape::kGroups, 1> turns{group};
   turns.initialise();
   const int row = 64 * group + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * 16;
-  const PhiloxKey seed = kDropout ? philox_key(a.dropout) : PhiloxKey{};
+  const PhiloxKey seed = kDropping == Dropping::drawn ? philox_key(a.dropout) : PhiloxKey{};
   unsigned query_fill = 0;
   const auto tile = [&](const Item& item, const Place& place, Range seen, unsigned fill, bool gives_back) {
-    grad_of_queries<T, Shape, kDropout>(a, memory, turns, place, item.head, group, row, seed, query_fill, seen, fill,
-                                        gives_back);
+    grad_of_queries<T, Shape, kDropping>(a, memory, turns, place, item.head, group, row, seed, query_fill, seen, fill,
+                                         gives_back);
     memory.tiles.give_back(query_fill++);
   };
   for_tiles<Item>(a, a.heads, 1, Shape::kQueries, tile, [&](unsigned fill) { memory.stages.give_back(fill); });

@@ -92,18 +92,20 @@ template <class Sides, int kTile, int kPassing, int kStages>
 struct HopperItem {
   Place place;  // begins where the item does
   int head, end;
-  Range seen;          // by the whole item
-  bool stays = false;  // all of `seen` stays in the ring until the last tile
+  Range seen;  // by the whole item
 
   __device__ HopperItem(const AttentionArguments& a, const Schedule& schedule, const Units& units, int heads,
-                        int rounds, int index) {
+                        int index) {
     place = place_of(a, units, item_of(schedule, index), heads, head);
     const int rows = Sides::rows(place);
     end = place.begin + units.rows < rows ? place.begin + units.rows : rows;
     if (place.begin >= end) return;
     const ScoreRules rules(a, place, 0);
     seen = {of_tile(rules, place.begin).begin, of_tile(rules, last_tile()).end};
-    stays = rounds == 1 && fills(seen) <= kStages;
+  }
+  // Whether all of `seen` stays in the ring until the last tile.
+  __device__ __forceinline__ bool stays(int rounds) const {
+    return rounds == 1 && fills(seen) <= kStages;
   }
   __device__ __forceinline__ int last_tile() const {
     return place.begin + (end - 1 - place.begin) / kTile * kTile;
@@ -123,14 +125,14 @@ struct HopperItem {
   }
 };
 
-// For the thread that copies: tile(item, begin) for each tile of each item, then passing(item, row, round) for the rows
-// of each tile that passes by it.
-template <class Item, class Arguments, class Tile, class Passing>
+// For the thread that copies: tile(item, begin) for each tile of each item, and for the rows of each tile that passes
+// by it passing(item, row, round), but not where they are there already, and then pair(item, begin, row, round).
+template <class Item, class Arguments, class Tile, class Passing, class Pair>
 __device__ __forceinline__ void for_copies(const Arguments& a, int heads, int rounds, int tile_rows, int passing_rows,
-                                           Tile tile, Passing passing) {
+                                           Tile tile, Passing passing, Pair pair) {
 #pragma unroll 1
   for (int index = static_cast<int>(blockIdx.x); index < a.schedule.items; index += static_cast<int>(gridDim.x)) {
-    const Item item(a, a.schedule, a.units, heads, rounds, index);
+    const Item item(a, a.schedule, a.units, heads, index);
     const ScoreRules rules(a, item.place, 0);
     int next = 0;  // the first row that is not there, of those that stay
 #pragma unroll 1
@@ -138,12 +140,15 @@ __device__ __forceinline__ void for_copies(const Arguments& a, int heads, int ro
       tile(item, begin);
       const Range seen = item.of_tile(rules, begin);
 #pragma unroll 1
-      for (int round = 0; round < rounds; ++round) {
-        int row = item.stays && next > seen.begin ? next : seen.begin;
+      for (int round = 0; round < rounds; ++round)
 #pragma unroll 1
-        for (; row < seen.end; row += passing_rows) passing(item, row, round);
-        if (row > next) next = row;
-      }
+        for (int row = seen.begin; row < seen.end; row += passing_rows) {
+          if (!item.stays(rounds) || row >= next) {
+            passing(item, row, round);
+            next = row + passing_rows;
+          }
+          pair(item, begin, row, round);
+        }
     }
   }
 }
@@ -156,13 +161,15 @@ __device__ __forceinline__ void for_tiles(const Arguments& a, int heads, int rou
   unsigned fill = 0;
 #pragma unroll 1
   for (int index = static_cast<int>(blockIdx.x); index < a.schedule.items; index += static_cast<int>(gridDim.x)) {
-    const Item item(a, a.schedule, a.units, heads, rounds, index);
+    const Item item(a, a.schedule, a.units, heads, index);
     const ScoreRules rules(a, item.place, 0);
+    const int giving_back_from = item.stays(rounds) ? item.last_tile() : item.place.begin;
 #pragma unroll 1
     for (int begin = item.place.begin; begin < item.end; begin += tile_rows) {
       const Range seen = item.of_tile(rules, begin);
-      const bool gives_back = !item.stays || begin + tile_rows >= item.end;
-      const unsigned first = item.stays ? fill + item.fills({item.seen.begin, seen.begin}) : fill;
+      const bool gives_back = begin >= giving_back_from;
+      const Range skipped{item.seen.begin, giving_back_from > item.place.begin ? seen.begin : item.seen.begin};
+      const unsigned first = fill + item.fills(skipped);
       if (gives_back) {
 #pragma unroll 1
         for (; fill < first; ++fill) skip(fill);
@@ -172,6 +179,26 @@ __device__ __forceinline__ void for_tiles(const Arguments& a, int heads, int rou
     }
   }
 }
+
+// Dropout's decisions from the forward to the backward, a bit each: 128 keys of a query are four words, of which word w
+// has those at 8 n + 2 w and 8 n + 2 w + 1 as its bits 2 n and 2 n + 1, as the lanes of a warp hold them.
+struct KeptBits {
+  static constexpr int kKeys = 128, kWords = 4, kRowBytes = 16;
+  // Rows behind the last query of a tensor that belong to it too, since whole tiles are copied.
+  static constexpr int kRowsBehind = 64;
+  uint32_t* data = nullptr;
+  int tiles = 0;                             // of 128 keys a query
+  int64_t sequence = 0, head = 0, tile = 0;  // distances in words
+
+  // The words of a query; null where the keys are behind what there is memory for.
+  __device__ __forceinline__ uint32_t* of(const Place& place, int h, int query, int key) const {
+    if (key / kKeys >= tiles) return nullptr;
+    return data + place.sequence * sequence + h * head + key / kKeys * tile + int64_t{place.q_row + query} * kWords;
+  }
+};
+
+// Whether weights are dropped, and whence it is known which.
+enum class Dropping { none, drawn, kept };
 
 // The dynamic shared memory from a multiple of 1024 bytes on; as much must be asked for in addition.
 inline constexpr int kAlignment = 1024;

@@ -89,29 +89,36 @@ void launch_to_stay(void (*kernel)(Arguments), const Arguments& a, int multiproc
          Shape::kSharedBytes, stream, a);
 }
 
-// body(a value of the element type, whether there is dropout, as a type).
+// body(a value of the element type).
 template <class Body>
-void with_hopper_kernel(Element element, const AttentionArguments& a, Body body) {
-  const auto with_type = [&](auto value) {
-    a.dropout.threshold > 0 ? body(value, std::true_type{}) : body(value, std::false_type{});
-  };
-  element == Element::bfloat16 ? with_type(BFloat16{}) : with_type(Half{});
+void with_element(Element element, Body body) {
+  element == Element::bfloat16 ? body(BFloat16{}) : body(Half{});
+}
+
+// Memory for the forward's decisions, which the caller allocates, int32 numbers in all; 0 where none are to be kept.
+inline int64_t lay_out_kept_bits(KeptBits& kept, const SideOnHost& queries, int sequences, int heads) {
+  kept.tile = (queries.rows + KeptBits::kRowsBehind) * KeptBits::kWords;
+  kept.head = kept.tiles * kept.tile;
+  kept.sequence = queries.packed ? 0 : heads * kept.head;
+  return kept.head * heads * (queries.packed ? 1 : sequences);
 }
 
 inline void launch_hopper_forward(HopperForwardArguments& a, const SideOnHost& queries, const SideOnHost& keys,
                                   Element element, int multiprocessors, cudaStream_t stream) {
-  with_hopper_kernel(element, a, [&](auto value, auto dropout) {
-    const auto run = [&](auto shape) {
+  with_element(element, [&](auto value) {
+    const auto run = [&](auto shape, auto dropout) {
       using Shape = decltype(shape);
       divide_queries<Shape>(a, queries, keys, multiprocessors);
       map_sides<Shape>(a, queries, keys);
       launch_to_stay<Shape>(attention_forward_hopper<decltype(value), Shape, decltype(dropout)::value>, a,
                             multiprocessors, stream);
     };
-    if (a.width > 64) return run(HopperForwardShape<128, 2>{});
-    if constexpr (!decltype(dropout)::value)  // which needs more registers than three groups leave
-      if (keys.longest > 512) return run(HopperForwardShape<64, 3>{});
-    run(HopperForwardShape<64, 2>{});
+    const auto with_dropout = [&](auto shape) {
+      a.dropout.threshold > 0 ? run(shape, std::true_type{}) : run(shape, std::false_type{});
+    };
+    if (a.width > 64) return with_dropout(HopperForwardShape<128, 2>{});
+    if (a.dropout.threshold > 0 || keys.longest <= 512) return with_dropout(HopperForwardShape<64, 2>{});
+    run(HopperForwardShape<64, 3>{}, std::false_type{});  // dropout needs more registers than three groups leave
   });
 }
 
@@ -125,8 +132,8 @@ inline int64_t hopper_statistics_places(const AttentionArguments& a, const SideO
 // The second kernel reads the statistics that the first one leaves.
 inline void launch_hopper_backward(HopperGradArguments& a, const SideOnHost& queries, const SideOnHost& keys,
                                    Element element, int multiprocessors, cudaStream_t stream) {
-  with_hopper_kernel(element, a, [&](auto value, auto dropout) {
-    const auto run = [&](auto width) {
+  with_element(element, [&](auto value) {
+    const auto run = [&](auto width, auto dropping) {
       constexpr int kWidth = decltype(width)::value;
       const auto map_like_queries = [&](const AttentionRows& rows, int box_rows) {
         return map_of(rows, a.width, queries.rows, a.heads, queries.packed ? 1 : a.sequences, box_rows);
@@ -136,16 +143,21 @@ inline void launch_hopper_backward(HopperGradArguments& a, const SideOnHost& que
       map_sides<ForQ>(a, queries, keys);
       a.out_map = map_like_queries(a.out, ForQ::kQueries);
       a.grad_out_map = map_like_queries(a.grad_out, ForQ::kQueries);
-      launch_to_stay<ForQ>(attention_grad_q_hopper<decltype(value), ForQ, decltype(dropout)::value>, a, multiprocessors,
-                           stream);
+      launch_to_stay<ForQ>(attention_grad_q_hopper<decltype(value), ForQ, decltype(dropping)::value>, a,
+                           multiprocessors, stream);
       using ForKV = HopperGradKVShape<kWidth>;
       divide_keys<ForKV>(a, queries, keys, multiprocessors);
       map_sides<ForKV>(a, queries, keys);
       a.grad_out_map = map_like_queries(a.grad_out, ForKV::kQueries);
-      launch_to_stay<ForKV>(attention_grad_kv_hopper<decltype(value), ForKV, decltype(dropout)::value>, a,
+      launch_to_stay<ForKV>(attention_grad_kv_hopper<decltype(value), ForKV, decltype(dropping)::value>, a,
                             multiprocessors, stream);
     };
-    a.width > 64 ? run(std::integral_constant<int, 128>{}) : run(std::integral_constant<int, 64>{});
+    const auto with_dropping = [&](auto width) {
+      if (a.dropout.threshold == 0) return run(width, std::integral_constant<Dropping, Dropping::none>{});
+      if (a.kept.data) return run(width, std::integral_constant<Dropping, Dropping::kept>{});
+      run(width, std::integral_constant<Dropping, Dropping::drawn>{});
+    };
+    a.width > 64 ? with_dropping(std::integral_constant<int, 128>{}) : with_dropping(std::integral_constant<int, 64>{});
   });
 }
 

@@ -24,9 +24,12 @@ struct PhiloxKey {
   uint32_t low, high;
 };
 
+__device__ __forceinline__ PhiloxKey philox_key(int64_t seed) {
+  const auto bits = static_cast<uint64_t>(seed);
+  return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)};
+}
 __device__ __forceinline__ PhiloxKey philox_key(const Dropout& dropout) {
-  const auto seed = static_cast<uint64_t>(*dropout.seed);
-  return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  return philox_key(*dropout.seed);
 }
 
 __device__ __forceinline__ uint4 philox(uint4 counter, PhiloxKey key) {

@@ -136,6 +136,13 @@ __device__ __forceinline__ int lane_read_anew() {
   return lane;
 }
 
+// A number in global memory that nobody writes meanwhile, read anew for the same reason.
+__device__ __forceinline__ int64_t number_read_anew(const int64_t* number) {
+  int64_t value;
+  asm volatile("ld.global.nc.s64 %0, [%1];" : "=l"(value) : "l"(number));
+  return value;
+}
+
 // Between what this thread wrote to shared memory and the products or copies that meet it, which come behind a barrier.
 __device__ __forceinline__ void fence_for_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

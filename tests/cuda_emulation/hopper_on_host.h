@@ -90,6 +90,9 @@ inline void prefetch(const TensorMap&) {}
 inline int lane_read_anew() {
   return cuda_on_host::lane_index();
 }
+inline int64_t number_read_anew(const int64_t* number) {
+  return *number;
+}
 inline void fence_for_async() {}
 
 inline void meet(int barrier, int threads) {

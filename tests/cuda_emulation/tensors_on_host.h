@@ -18,7 +18,8 @@ void remember(const char* what);
 
 inline size_t bytes_of(torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
-  return dtype == ScalarType::Long ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Bool ? 1 : 2;
+  if (dtype == ScalarType::Float || dtype == ScalarType::Int) return 4;
+  return dtype == ScalarType::Long ? 8 : dtype == ScalarType::Bool ? 1 : 2;
 }
 
 }  // namespace cuda_on_host

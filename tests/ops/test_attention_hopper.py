@@ -49,14 +49,46 @@ def test_bounds_of_the_lengths_change_no_bit(cuda_kernels, hopper_runs, length):
 
     def forward(longest):
         offsets = case.options()["cu_seqlens_q"]
-        arguments = (offsets, None, None, everything, 0, 0, None, 0.125, longest, longest)
-        out, lse = torch.ops.fastssl.attention_hopper_forward(q, k, v, *arguments)
-        grads = torch.ops.fastssl.attention_hopper_backward(out, None, q, k, v, out, lse, *arguments, False)
+        arguments = (offsets, None, None, everything, 0, 0, None, 0.125, longest, longest, 0)
+        out, lse, kept = torch.ops.fastssl.attention_hopper_forward(q, k, v, *arguments)
+        grads = torch.ops.fastssl.attention_hopper_backward(out, None, q, k, v, out, lse, kept, *arguments, False)
         return dict(enumerate((out, lse, *grads)))
 
     unknown, told, wrong = forward(0), forward(length), forward(100)
     assert same_bits(unknown, told) and same_bits(unknown, wrong)
     check(case, case.inputs(torch.bfloat16), "hopper")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        AttentionCase(lengths_q=(300, 5, 140), heads=2, key_heads=2, width=64, dropout_p=0.3),
+        AttentionCase(lengths_q=(70,), lengths_k=(300,), heads=4, key_heads=2, width=128, dropout_p=0.3, causal=True),
+        AttentionCase(lengths_q=(140, 140), heads=2, key_heads=1, width=64, dropout_p=0.3, dense=True),
+    ],
+    ids=["packed", "grouped", "dense"],
+)
+def test_decisions_that_are_kept_are_those_that_are_drawn(hopper_runs, monkeypatch, case):
+    """The backward takes the forward's bits where a bound of the lengths is known, and draws them anew without."""
+    inputs = case.inputs(torch.bfloat16)
+    bounds = {"max_seqlen_q": max(case.lengths_q), "max_seqlen_k": max(case.lengths_k or case.lengths_q)}
+    seen = []
+    forward = hopper.forward_saving
+    monkeypatch.setattr(hopper, "forward_saving", lambda *arguments: seen.append(forward(*arguments)) or seen[-1])
+
+    def gradients(**bounds):
+        leaves = [x.detach().requires_grad_() for x in inputs.values()]
+        out = call(case, "hopper", list(inputs), **bounds)(*leaves)
+        return dict(enumerate(torch.autograd.grad(out, leaves, out.detach())))
+
+    kept = gradients(**bounds)
+    if not case.dense:  # there the lengths are known
+        drawn = gradients()
+        assert seen[-1][2].numel() == 0
+    else:
+        monkeypatch.setattr(hopper, "BYTES_OF_A_TILE", 10**6)
+        drawn = gradients()
+    assert seen[0][2].numel() > 0 and same_bits(kept, drawn)
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -84,6 +116,23 @@ def test_rows_that_copies_do_not_reach_are_packed_first(cuda_kernels, hopper_run
     packed = shared | {"v": shared["v"].contiguous()}
     with torch.no_grad():
         assert torch.equal(*(call(case, "hopper", "qkv")(*x.values()) for x in (shared, packed)))
+
+
+@pytest.mark.parametrize("kept_tiles", [0, 2])
+@pytest.mark.parametrize("dense", [False, True])
+def test_the_fake_kernels_allocate_as_the_operators_do(cuda_kernels, hopper_runs, dense, kept_tiles):
+    case = AttentionCase(lengths_q=(70, 70), heads=2, key_heads=1, width=16, dense=dense)
+    q, k, v = case.inputs(torch.bfloat16).values()
+    offsets = case.options().get("cu_seqlens_q")
+    everything, seed = 2**31 - 1, torch.tensor(3)
+    arguments = (offsets, None, None, everything, everything, 1000, seed, 0.25, 0, 0, kept_tiles)
+    out, lse, kept = torch.ops.fastssl.attention_hopper_forward(q, k, v, *arguments)
+    fake = hopper._forward_fake(q, k, v, *arguments)
+    assert [(x.shape, x.dtype) for x in (out, lse, kept)] == [(x.shape, x.dtype) for x in fake]
+    for together in (False, True):
+        rest = (q, k, v, out, lse, kept, *arguments, together)
+        found = torch.ops.fastssl.attention_hopper_backward(out, None, *rest)
+        assert [x.shape for x in found] == [x.shape for x in hopper._backward_fake(out, None, *rest)]
 
 
 def test_nothing_to_copy(cuda_kernels, hopper_runs):
