@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from fastssl.models.bert_config import BertConfig
 from fastssl.models.gpt import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.presets import preset
+from fastssl.training.graphs import GraphedPasses
 from fastssl.training.precision import autocast
 
 MASK_RATE, BATCHES, CHECKED_SEQUENCES = 0.3, 4, 2
@@ -116,7 +118,7 @@ def causal_lm(config: GPTConfig, shape: tuple[int, int], num_batches: int) -> Ta
 
 
 def cases(run: Run) -> Mapping[str, Callable[[str], Row]]:
-    """Return full sequences of 512 tokens, mixed lengths, which Hugging Face pads, and GPT-2 on 1,024 tokens."""
+    """Return BERT-base on full and on mixed sequences, which Hugging Face pads, GPT-2, and a small model."""
     if run.rehearse:
         tasks = {
             "tiny, 9..24": masked_lm(TINY, (24, 9), 1),
@@ -128,6 +130,7 @@ def cases(run: Run) -> Mapping[str, Callable[[str], Row]]:
             "bert-base, 32 x 512": masked_lm(bert, (512,) * 32, BATCHES),
             "gpt2, 16 x 1024": causal_lm(preset("gpt2"), (16, 1024), BATCHES),
             "bert-base, packed 32..512": masked_lm(bert, MIXED, BATCHES),
+            "bert-mini, 16 x 128": masked_lm(preset("bert-mini"), (128,) * 16, BATCHES),
         }
     return {name: partial(measure_step, task, run) for name, task in tasks.items()}
 
@@ -143,6 +146,8 @@ def measure_step(task: Task, run: Run, case: str) -> Row:
     steps = 1 if run.rehearse else STEPS_A_LAUNCH
     ours = [FALLBACK] if run.rehearse or why_not("hopper") else [FALLBACK, "hopper"]
     builders = {f"own {name}": partial(step_of_fastssl, task.model, task.assert_same_step, name) for name in ours}
+    if not run.rehearse:
+        builders["own graphs"] = partial(step_of_graphs, task.model)
     builders["HF eager"] = partial(step_of_hugging_face, task.load_peer, task.peer_inputs, False)
     if not run.rehearse:
         builders["HF compiled"] = partial(step_of_hugging_face, task.load_peer, task.peer_inputs, True)
@@ -207,6 +212,23 @@ def step_of_fastssl(
     return _in_a_row(TrainingStep(model, loss, in_turn(on_device), our_adamw(model), max_grad_norm=None), steps, target)
 
 
+def step_of_graphs(model_class: type[nn.Module], directory: Path, device: str, steps: int) -> Launch:
+    """Return our step with forward and backward pass as a CUDA graph."""
+    target = torch.device(device)
+    model = model_class.from_pretrained(directory).to(target).train()
+    passes, optimizer = GraphedPasses(model, DTYPE), our_adamw(model)
+    on_device = [batch.to(target) for batch in torch.load(directory / BATCHES_FILE, weights_only=False)]
+    batch_of, numbers = in_turn(on_device), count()
+
+    def step() -> None:
+        batch = batch_of(next(numbers))
+        passes(batch, batch.target_counts())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    return _in_a_row(step, steps, target)
+
+
 def step_of_hugging_face(
     load: Callable[[Path], nn.Module],
     inputs: Callable[[PackedBatch], dict[str, Tensor]],
@@ -228,7 +250,7 @@ def step_of_hugging_face(
     return _in_a_row(TrainingStep(model, loss, in_turn(padded), adamw(model, fused=True)), steps, target)
 
 
-def _in_a_row(step: TrainingStep, steps: int, device: torch.device) -> Launch:
+def _in_a_row(step: Callable[[], None], steps: int, device: torch.device) -> Launch:
     """Return a launch of several steps that ends when the device is done, and tells the seconds of one."""
 
     def wait() -> None:

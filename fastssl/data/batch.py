@@ -52,6 +52,8 @@ class PackedBatch:
     """(N) int64: index of each token in the flattened (B, T) layout that it came from; None where it came from none."""
     padded_length: int | None = None
     """T of that layout."""
+    has_filler: bool = False
+    """Whether the last sequences, some of which have no token, and targets of -100 only fill the batch up."""
 
     def __post_init__(self) -> None:
         n, b = self.input_ids.numel(), self.cu_seqlens.numel() - 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastssl.data.batch import PackedBatch
+from fastssl.data.batch import IGNORED_LABEL, PackedBatch
 from fastssl.models import bert_files
 from fastssl.models.bert_config import BertConfig
 from fastssl.models.door import View, pack
@@ -307,9 +307,12 @@ class BertForMaskedLM(nn.Module):
     ) -> None:
         if batch.masked_labels is None:
             return
+        labels, count, ignored = batch.masked_labels, batch.masked_labels.numel(), None
+        if batch.has_filler:
+            count, ignored = (labels != IGNORED_LABEL).sum(), IGNORED_LABEL
         rows = hidden_states.index_select(0, batch.masked_positions)
-        loss_sum, stats = self.masked_lm_head.loss(rows, batch.masked_labels, tied.weight)
-        losses.add("masked_lm", loss_sum, stats.num_correct, batch.masked_labels.numel())
+        loss_sum, stats = self.masked_lm_head.loss(rows, labels, tied.weight, ignore_index=ignored)
+        losses.add("masked_lm", loss_sum, stats.num_correct, count)
 
     def _output(
         self, view: View, batch: PackedBatch, hidden_states: Tensor, losses: LossSum, output_logits: bool | None

@@ -14,10 +14,10 @@ class LossSum:
 
     Args:
         denominators: kind of loss -> number of targets to divide by; a number below one counts as one, so the mean
-            over no targets is 0.
+            over no targets is 0. A 0-d tensor, for a captured graph, is at least one.
     """
 
-    def __init__(self, denominators: Mapping[str, int]) -> None:
+    def __init__(self, denominators: Mapping[str, int | Tensor]) -> None:
         self.loss: Tensor | None = None
         """0-d, or None before the first loss."""
         self.metrics: dict[str, Tensor] = {}
@@ -38,7 +38,8 @@ class LossSum:
                 f"loss_denominators has no {kind!r}, got {sorted(self._denominators)}; "
                 "sum batch.target_counts() over the micro-batches of the step"
             )
-        loss = loss_sum / max(self._denominators[kind], 1)
+        denominator = self._denominators[kind]
+        loss = loss_sum / (denominator if isinstance(denominator, Tensor) else max(denominator, 1))
         self.loss = loss if self.loss is None else self.loss + loss
         self.metrics[f"{kind}_loss_sum"] = loss_sum.detach()
         if num_correct is not None:

@@ -61,21 +61,22 @@ class MaskedLMHead(nn.Module):
         return F.linear(self._transform(hidden_states), self._decoder_weight(word_embedding), self.bias)
 
     def loss(
-        self, hidden_states: Tensor, labels: Tensor, word_embedding: Tensor
+        self, hidden_states: Tensor, labels: Tensor, word_embedding: Tensor, *, ignore_index: int | None = None
     ) -> tuple[Tensor, LinearCrossEntropyStats]:
         """Return the sum of the rows' cross-entropies, 0-d fp32, and statistics; the logits never exist whole.
 
         Args:
             hidden_states: (M, E), the rows to predict and no others.
-            labels: (M) int64 in [0, V): every row has one.
+            labels: (M) int64 in [0, V): every row has one, or that of none.
             word_embedding: (V, E).
+            ignore_index: the label of rows that have none; None: all have one.
         """
         return linear_cross_entropy(
             self._transform(hidden_states),
             self._decoder_weight(word_embedding),
             labels,
             bias=self.bias,
-            ignore_index=None,
+            ignore_index=ignore_index,
             reduction="sum",
             return_stats=True,
             backend=self.backend,

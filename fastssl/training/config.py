@@ -52,6 +52,9 @@ class TrainingConfig:
     """Batches whose gradients make one optimizer step, weighted by their numbers of predicted tokens."""
     gradient_checkpointing: bool = False
     """Recompute the activations of each block in the backward pass: less memory, about a third more time."""
+    cuda_graphs: bool = False
+    """Send each batch to a CUDA GPU as one graph, filled up to one of few shapes: for small models, which the host
+    cannot keep up with. Only for masked and causal LM, in one process; a resumed run may differ in the last bits."""
     precision: PrecisionName = "auto"
     """Arithmetic: fp32, or bf16 (autocast; weights stay fp32); auto is fp32 on a CPU, bf16 on a GPU that has it."""
     device: str = "auto"
@@ -183,6 +186,7 @@ LENGTH_FIELDS = ("max_steps", "num_train_epochs", "time_budget_minutes")
 _FREE_FIELDS = (
     "output_dir",
     "gradient_checkpointing",
+    "cuda_graphs",
     "device",
     "num_threads",
     "logging_steps",

@@ -7,7 +7,7 @@ more than one in a batch of many.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from fastssl.training.distributed import World
 from fastssl.training.precision import autocast
 from fastssl.training.source import Batch
+
+Passed = tuple[Tensor, dict[str, Tensor]]
+"""A batch's share of the loss, 0-d, and the sums of its metrics."""
+Passes = tuple[list[Tensor], dict[str, Tensor]]
+"""The shares of several batches, and the sums over all of them."""
 
 
 class NonFiniteError(ValueError):
@@ -76,8 +81,13 @@ def total_target_counts(batches: Sequence[NumberedBatch], world: World) -> dict[
 
 
 def accumulate_gradients(
-    model: nn.Module, batches: Sequence[NumberedBatch], *, dtype: torch.dtype, world: World
-) -> tuple[list[Tensor], dict[str, Tensor]]:
+    model: nn.Module,
+    batches: Sequence[NumberedBatch],
+    *,
+    dtype: torch.dtype,
+    world: World,
+    passes: Callable[[Batch, Mapping[str, int]], Passed] | None = None,
+) -> Passes:
     """Add the gradient of the step's loss to the parameters.
 
     Args:
@@ -85,6 +95,7 @@ def accumulate_gradients(
         batches: this process's batches of the step.
         dtype: float32, or bfloat16 for autocast.
         world: the processes that share the step.
+        passes: computes a batch in this process instead of `forward_backward`, such as `GraphedPasses`.
 
     Returns:
         Each batch's share of the loss (0-d, detached), and the sums of the model's metrics.
@@ -93,15 +104,35 @@ def accumulate_gradients(
     denominators = total_target_counts(batches, world)
     losses, metrics = [], {}
     for number, numbered in enumerate(batches, start=1):
+        batch = numbered.batch.to(device)
         with world.exchanging_gradients(model, now=number == len(batches)):
-            with autocast(device, dtype):
-                output = model(numbered.batch.to(device), loss_denominators=denominators)
-            # DistributedDataParallel averages gradients over processes where the step's loss is their sum.
-            (output.loss * world.size).backward()
-        losses.append(output.loss.detach())
-        for name, value in output.metrics.items():
+            if passes is not None:
+                loss, sums = passes(batch, denominators)
+            else:
+                # DistributedDataParallel averages gradients over processes where the step's loss is their sum.
+                loss, sums = forward_backward(model, batch, denominators, dtype, factor=world.size)
+        losses.append(loss)
+        for name, value in sums.items():
             metrics[name] = metrics[name] + value if name in metrics else value
     return losses, metrics
+
+
+def forward_backward(
+    model: nn.Module,
+    batch: Batch,
+    denominators: Mapping[str, int | Tensor],
+    dtype: torch.dtype,
+    factor: int = 1,
+) -> Passed:
+    """Add the gradient of a batch's share of the loss, `factor` times, to the parameters.
+
+    Returns:
+        That share (0-d, detached), and the sums of the model's metrics.
+    """
+    with autocast(next(model.parameters()).device, dtype):
+        output = model(batch, loss_denominators=denominators)
+    (output.loss * factor).backward()
+    return output.loss.detach(), dict(output.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = [
     "tests/training/test_trainer.py",
+    "tests/training/test_graphs.py",
     "tests/tasks/test_gpt_pretraining.py",
     "tests/tasks/test_finetuning.py::test_learns_and_leaves_a_hugging_face_directory",
     "tests/tasks/test_classification.py",
@@ -34,6 +37,22 @@ step(), reads()
 step()
 assert reads() == 0, "the host has read a number inside the step"
 """
+GRAPH = """
+import torch
+from tests.simulated_device import NAME, load
+from fastssl.training.graphs import BatchShape, _Shape
+from tests.training.test_graphs import batch_of
+
+reads = load().host_reads
+batches = [batch_of("bert", lengths).to(NAME) for lengths in ((64, 30), (60, 31))]
+denominators = {"masked_lm": 14}
+filled = _Shape(BatchShape.of(batches[0]), batches[0], denominators)
+filled.load(batches[0], denominators), reads()
+assert BatchShape.of(batches[1]) == BatchShape.of(batches[0])
+filled.load(batches[1], denominators)
+assert reads() == 0, "the host has read a number to fill a batch up"
+assert filled.batch.cu_seqlens.tolist()[:3] == [0, 60, 91]
+"""
 
 
 def test_tests_hold_on_another_device():
@@ -43,6 +62,7 @@ def test_tests_hold_on_another_device():
     assert found.returncode == 0, found.stdout[-4000:]
 
 
-def test_the_host_reads_nothing_inside_a_step():
-    found = subprocess.run([sys.executable, "-c", STEP], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("code", [STEP, GRAPH], ids=["step", "filling a batch up"])
+def test_the_host_reads_nothing(code):
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-4000:]
