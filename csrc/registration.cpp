@@ -44,18 +44,6 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
       "int window_right, int dropout_threshold, Tensor? seed, float scale, bool bias_needs_grad, bool together) "
       "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_bias)");
 
-  // The same for compute capability 9.0, without a bias. `longest_q`, `longest_k`: of one sequence, or 0 for not known.
-  // `kept` has dropout's decisions on the first `kept_tiles` x 128 keys of each query, which must be all, or none.
-  m.def(
-      "attention_hopper_forward(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
-      "Tensor? alibi_slopes, int window_left, int window_right, int dropout_threshold, Tensor? seed, float scale, "
-      "int longest_q, int longest_k, int kept_tiles) -> (Tensor out, Tensor lse, Tensor kept)");
-  m.def(
-      "attention_hopper_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
-      "Tensor lse, Tensor kept, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? alibi_slopes, int window_left, "
-      "int window_right, int dropout_threshold, Tensor? seed, float scale, int longest_q, int longest_k, "
-      "int kept_tiles, bool together) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
-
   // Losses of a chunk of logits, which become their own gradient; logits float32 or bfloat16, on a GPU float16 too and
   // their rows apart; the rest float32. `grad_bias` is added to (`accumulate`) or written.
   m.def(
@@ -83,6 +71,21 @@ STABLE_TORCH_LIBRARY(fastssl, m) {
   m.def(
       "quantized_linear(Tensor x, Tensor packed, Tensor scale, Tensor sum, Tensor? bias, bool gelu, bool vnni) -> "
       "Tensor");
+}
+
+// What only GPUs of compute capability 9.0 have.
+STABLE_TORCH_LIBRARY_FRAGMENT(fastssl, m) {
+  // Attention as above, without a bias. `longest_q`, `longest_k`: of one sequence, or 0 for not known.
+  // `kept` has dropout's decisions on the first `kept_tiles` x 128 keys of each query, which must be all, or none.
+  m.def(
+      "attention_hopper_forward(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
+      "Tensor? alibi_slopes, int window_left, int window_right, int dropout_threshold, Tensor? seed, float scale, "
+      "int longest_q, int longest_k, int kept_tiles) -> (Tensor out, Tensor lse, Tensor kept)");
+  m.def(
+      "attention_hopper_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
+      "Tensor lse, Tensor kept, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? alibi_slopes, int window_left, "
+      "int window_right, int dropout_threshold, Tensor? seed, float scale, int longest_q, int longest_k, "
+      "int kept_tiles, bool together) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
 }
 
 // What only small models need.
