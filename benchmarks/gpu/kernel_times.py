@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.environment import cuda_ops_loaded
+from benchmarks.gpu.trial import why_not
 from benchmarks.models import batches
 from benchmarks.models.training_step import our_adamw
 from fastssl.models.bert import BertForMaskedLM
@@ -42,8 +43,10 @@ def calls(device: torch.device, sequences: int, length: int, vocab_sizes: Mappin
         torch.autograd.grad(out, leaves, out.detach())  # the output stands for its gradient: no kernel more
 
     qkv, lengths = [leaf(rows, 12, 64) for _ in range(3)], offsets((length,) * sequences).to(device)
-    compiled = device.type == "cpu" or cuda_ops_loaded()
-    for p, backend in product((0.0, 0.1), ("auto", "native") if compiled else ("auto",)):
+    backends = ["auto", "native"] if device.type == "cpu" or cuda_ops_loaded() else ["auto"]
+    if device.type == "cuda" and not why_not("hopper"):
+        backends.append("hopper")
+    for p, backend in product((0.0, 0.1), backends):
         options = {"cu_seqlens_q": lengths, "max_seqlen_q": length, "dropout_p": p, "seed": 3 if p else None}
         options["backend"] = backend
         found[f"attention, dropout {p}, {backend}"] = lambda options=options: both(attention(*qkv, **options), qkv)

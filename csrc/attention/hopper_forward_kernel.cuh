@@ -64,6 +64,9 @@ using HopperForwardItem = HopperItem<KeysOfQueries, Shape::kQueries, Shape::kKey
 template <class Shape>
 __device__ __forceinline__ void fill_rings(const HopperForwardArguments& a, const HopperForwardMemory<Shape>& memory) {
   using Item = HopperForwardItem<Shape>;
+  prefetch(a.q_map);
+  prefetch(a.k_map);
+  prefetch(a.v_map);
   unsigned query_fill = 0, key_fill = 0;
   const auto queries = [&](const Item& item, int begin) {
     Barrier& full = memory.query_ring.begin_fill(query_fill, Shape::QueryPanel::kBytes);

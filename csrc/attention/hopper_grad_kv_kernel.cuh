@@ -67,6 +67,10 @@ struct HopperGradKVMemory {
 template <class Shape, Dropping kDropping>
 __device__ __forceinline__ void fill_rings(const HopperGradArguments& a, const HopperGradKVMemory<Shape>& memory) {
   using Item = HopperGradKVItem<Shape>;
+  prefetch(a.q_map);
+  prefetch(a.k_map);
+  prefetch(a.v_map);
+  prefetch(a.grad_out_map);
   unsigned key_fill = 0, query_fill = 0, kept_fill = 0;
   const auto keys = [&](const Item& item, int begin) {
     Barrier& full = memory.tiles.begin_fill(key_fill, Shape::kTileBytes);

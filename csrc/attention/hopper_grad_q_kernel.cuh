@@ -51,6 +51,11 @@ struct HopperGradQMemory {
 template <class Shape>
 __device__ __forceinline__ void fill_rings(const HopperGradArguments& a, const HopperGradQMemory<Shape>& memory) {
   using Item = HopperGradQItem<Shape>;
+  prefetch(a.q_map);
+  prefetch(a.k_map);
+  prefetch(a.v_map);
+  prefetch(a.out_map);
+  prefetch(a.grad_out_map);
   unsigned query_fill = 0, key_fill = 0;
   const auto queries = [&](const Item& item, int begin) {
     Barrier& full = memory.tiles.begin_fill(query_fill, Shape::kTileBytes);

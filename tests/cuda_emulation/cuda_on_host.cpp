@@ -303,12 +303,26 @@ uint16_t float_to_bfloat16(float x) {
   return static_cast<uint16_t>((b + 0x7fffu + (b >> 16 & 1)) >> 16);
 }
 
-float half_to_float(uint16_t x) {
+namespace {
+
+float computed_half_to_float(uint16_t x) {
   const float sign = x & 0x8000 ? -1.0f : 1.0f;
   const int exponent = x >> 10 & 31;
   const float fraction = static_cast<float>(x & 1023);
   if (exponent == 31) return fraction != 0.0f ? NAN : sign * INFINITY;
   return sign * (exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(fraction + 1024.0f, exponent - 25));
+}
+
+const std::vector<float> all_halves = [] {
+  std::vector<float> all(65536);
+  for (size_t x = 0; x < all.size(); ++x) all[x] = computed_half_to_float(static_cast<uint16_t>(x));
+  return all;
+}();
+
+}  // namespace
+
+float half_to_float(uint16_t x) {
+  return all_halves[x];
 }
 
 uint16_t float_to_half(float x) {

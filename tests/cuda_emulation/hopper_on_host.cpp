@@ -129,17 +129,12 @@ uint32_t field(uint64_t matrix, int begin) {
   return static_cast<uint32_t>(matrix >> begin & 0x3fff) * 16;
 }
 
-float element_at(uint32_t linear, float (*widen)(uint16_t)) {
-  uint16_t bits;
-  std::memcpy(&bits, memory_at(changed_place(linear)), 2);
-  return widen(bits);
-}
-
 // Element k of row r where a row of memory is a row; of column r, element k, where a row of memory has all r of a k.
 float matrix_element(uint64_t matrix, int r, int k, bool by_rows, float (*widen)(uint16_t)) {
   const auto row = static_cast<uint32_t>(by_rows ? k : r), column = static_cast<uint32_t>(by_rows ? r : k);
   const uint32_t blocks = by_rows ? column / 64 * field(matrix, 16) + column % 64 * 2 : column * 2;
-  return element_at(field(matrix, 0) + row / 8 * field(matrix, 32) + row % 8 * 128 + blocks, widen);
+  const uint32_t address = field(matrix, 0) + row / 8 * field(matrix, 32) + row % 8 * 128 + blocks;
+  return widen(*reinterpret_cast<const uint16_t*>(memory_at(changed_place(address))));
 }
 
 struct LeftRows {
