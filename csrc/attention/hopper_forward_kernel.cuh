@@ -8,8 +8,6 @@
 
 namespace fastssl::cuda {
 
-// An item is up to `tiles` tiles of queries of one head. Where all keys that they see fit the rings, they are copied
-// once for all of them.
 struct HopperForwardArguments : AttentionArguments {
   TensorMap q_map, k_map, v_map;
   Schedule schedule;

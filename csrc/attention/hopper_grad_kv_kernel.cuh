@@ -112,8 +112,8 @@ __device__ __forceinline__ void to_gradients(const unsigned char* kept, int row,
                                              Sums<1, kQueries>& weights, Sums<1, kQueries>& gradients) {
   const int lane = lane_of_warp();
   const auto* words = reinterpret_cast<const uint32_t*>(kept) + lane / 8;
-  const int first =
-      row / 8 * 2 + lane / 4 % 2;  // bit of key row + lane / 4; that of the key eight further on is next but one
+  // The bit of the key of row + lane / 4; that of the key eight rows further on is the next but one.
+  const int first = row / 8 * 2 + lane / 4 % 2;
 #pragma unroll
   for (int n = 0; n < kQueries / 8; ++n) {
     const StatisticsPair pair = statistics_of_columns(statistics, n);

@@ -14,22 +14,22 @@ struct Schedule {
   int units, pairs, pairs_at_once, items;
 };
 
-// kTile rows a tile of the side that units divide, `tiles` of them a unit.
+// The side whose rows are divided, and how many, whole tiles, make a unit.
 struct Units {
   SequenceRows side;
-  int rows;  // of a unit
+  int rows;
 };
 
 struct Item {
   int unit, pair;
 };
 
-// Late units see more keys under a causal mask: they go first.
-__device__ __forceinline__ Item item_of(const Schedule& schedule, int index) {
+__device__ __forceinline__ Item item_of(const Schedule& schedule, int index, bool late_first) {
   const int group = index / (schedule.units * schedule.pairs_at_once);
   const int first = group * schedule.pairs_at_once, rest = index - first * schedule.units;
   const int left = schedule.pairs - first, pairs = left < schedule.pairs_at_once ? left : schedule.pairs_at_once;
-  return {schedule.units - 1 - rest / pairs, first + rest % pairs};
+  const int unit = rest / pairs;
+  return {late_first ? schedule.units - 1 - unit : unit, first + rest % pairs};
 }
 
 // As the other place_of, for units of any number of rows, of `heads` heads.
@@ -69,7 +69,9 @@ __device__ __forceinline__ int sequence_in_map(const SequenceRows& side, const P
 }
 
 // The rows of the other side that a tile of `count` queries, or of keys, has to do with, whole tiles of `passing`.
+// Under a causal mask late queries see more keys, and early keys are seen by more queries: they go first.
 struct KeysOfQueries {
+  static constexpr bool kLateFirst = true;
   static __device__ __forceinline__ int rows(const Place& place) {
     return place.queries;
   }
@@ -78,6 +80,7 @@ struct KeysOfQueries {
   }
 };
 struct QueriesOfKeys {
+  static constexpr bool kLateFirst = false;
   static __device__ __forceinline__ int rows(const Place& place) {
     return place.keys;
   }
@@ -96,7 +99,7 @@ struct HopperItem {
 
   __device__ HopperItem(const AttentionArguments& a, const Schedule& schedule, const Units& units, int heads,
                         int index) {
-    place = place_of(a, units, item_of(schedule, index), heads, head);
+    place = place_of(a, units, item_of(schedule, index, Sides::kLateFirst), heads, head);
     const int rows = Sides::rows(place);
     end = place.begin + units.rows < rows ? place.begin + units.rows : rows;
     if (place.begin >= end) return;
