@@ -121,6 +121,16 @@ class PackedBatch:
             counts["pair"] = self.num_pairs
         return counts
 
+    def predicting_tokens(self) -> Tensor | None:
+        """Return the (K) int64 indices of the tokens whose next one is to be predicted, ascending, on a GPU.
+
+        Nobody waits for the GPU here: a batch that was brought there knows K from before. None for any other batch.
+        """
+        counted = self.__dict__.get("_counted")
+        if self.next_tokens is None or counted is None:
+            return None
+        return (self.next_tokens == IGNORED_LABEL).byte().argsort(stable=True)[: counted["causal_lm"]]
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
         """Return the batch with every tensor on `device`: itself where they are there already."""
         if all(tensor.device == torch.device(device) for tensor in self._tensors().values()):

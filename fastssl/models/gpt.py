@@ -325,7 +325,7 @@ class GPTForCausalLM(nn.Module):
         hidden_states = self.gpt.encode(batch, seed, view.trace, tied)
         losses = LossSum(batch.target_counts() if loss_denominators is None else loss_denominators)
         if batch.next_tokens is not None:
-            self._add_loss(losses, hidden_states, batch.next_tokens, self.head if tied is None else tied)
+            self._add_loss(losses, hidden_states, batch, self.head if tied is None else tied)
         wants_logits = losses.loss is None if output_logits is None else output_logits
         return GPTOutput(
             loss=losses.loss,
@@ -406,14 +406,25 @@ class GPTForCausalLM(nn.Module):
         gpt_files.save(self, directory)
 
     def _add_loss(
-        self, losses: LossSum, hidden_states: Tensor, next_tokens: Tensor, head: nn.Linear | TiedEmbedding
+        self, losses: LossSum, hidden_states: Tensor, batch: PackedBatch, head: nn.Linear | TiedEmbedding
     ) -> None:
         if isinstance(head, QuantizedLinear):
             raise ValueError("a quantised model has no loss; measure the model that it was made of")
+        targets, count, ignored = batch.next_tokens, (batch.next_tokens != IGNORED_LABEL).sum(), IGNORED_LABEL
+        rows = batch.predicting_tokens()
+        if rows is not None:  # or the host would wait for a GPU to learn how many there are
+            hidden_states, targets = hidden_states.index_select(0, rows), targets.index_select(0, rows)
+            count, ignored = rows.numel(), None
         loss_sum, stats = linear_cross_entropy(
-            hidden_states, head.weight, next_tokens, reduction="sum", return_stats=True, backend=self.backend
+            hidden_states,
+            head.weight,
+            targets,
+            ignore_index=ignored,
+            reduction="sum",
+            return_stats=True,
+            backend=self.backend,
         )
-        losses.add("causal_lm", loss_sum, stats.num_correct, (next_tokens != IGNORED_LABEL).sum())
+        losses.add("causal_lm", loss_sum, stats.num_correct, count)
 
 
 def _norm(config: GPTConfig) -> LayerNorm | RMSNorm:

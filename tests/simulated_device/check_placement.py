@@ -32,10 +32,11 @@ from tests.simulated_device import NAME, load
 from tests.training.test_step_on_gpu import training_step
 
 reads = load().host_reads
-step = training_step("bert", NAME, torch.float32)
-step(), reads()
-step()
-assert reads() == 0, "the host has read a number inside the step"
+for name in ("bert", "gpt"):
+    step = training_step(name, NAME, torch.float32)
+    step(), reads()
+    step()
+    assert reads() == 0, f"the host has read a number inside the step of {name}"
 """
 GRAPH = """
 import torch

@@ -48,6 +48,20 @@ def training_step(name: str, device: str, dtype: torch.dtype) -> Callable[[], Se
     return step
 
 
+def test_a_gpu_is_told_which_tokens_predict():
+    """In a batch that was brought there, whose host knows how many they are, the loss is that of all rows."""
+    model, batch = models()["gpt"].eval(), batch_for("gpt")
+    expected = model(batch)
+    assert batch.predicting_tokens() is None
+    object.__setattr__(batch, "_counted", batch.target_counts())
+    assert torch.equal(batch.predicting_tokens(), (batch.next_tokens != -100).nonzero().flatten())
+    found = model(batch)
+    torch.testing.assert_close(found.loss, expected.loss)
+    assert {name: float(value) for name, value in found.metrics.items()} == pytest.approx(
+        {name: float(value) for name, value in expected.metrics.items()}
+    )
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["bert", "gpt"])
