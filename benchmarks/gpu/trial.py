@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+from itertools import accumulate, product
 
 import torch
 
@@ -11,7 +12,8 @@ from fastssl.ops import attention
 
 SECONDS = 60
 """For Python, CUDA and the kernels."""
-LENGTHS = (200, 3, 700)
+SHORT, LONG = (512,) * 40 + (3, 130), (200, 3, 700)
+"""Enough short sequences that several tiles of one share its keys, and some that no ring holds."""
 
 
 @functools.cache
@@ -28,14 +30,19 @@ def why_not(backend: str) -> str:
 
 def main(backend: str) -> None:
     """Run forward and backward of packed sequences, of each head width of the kernels, with and without dropout."""
-    offsets = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
-    for width in (64, 128):
-        for options in ({}, {"dropout_p": 0.1}, {"causal": True, "max_seqlen_q": max(LENGTHS)}):
-            leaves = [torch.randn(sum(LENGTHS), 4, width, device="cuda").bfloat16().requires_grad_() for _ in "qkv"]
-            out = attention(*leaves, cu_seqlens_q=offsets, backend=backend, **options)
-            grads = torch.autograd.grad(out.float().square().sum(), leaves)
-            if not all(tensor.isfinite().all() for tensor in (out, *grads)):
-                sys.exit(f"attention by {backend!r} gives what is not finite")
+    for lengths, width in product((SHORT, LONG), (64, 128)):
+        offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cuda")
+        for options in ({}, {"dropout_p": 0.1}, {"causal": True}, {"window": (70, 20)}):
+            bounds = {"max_seqlen_q": max(lengths), "max_seqlen_k": max(lengths)} if options else {}
+            for key_heads in (4, 2):
+                q, k, v = (
+                    torch.randn(sum(lengths), heads, width, device="cuda").bfloat16().requires_grad_()
+                    for heads in (4, key_heads, key_heads)
+                )
+                out = attention(q, k, v, cu_seqlens_q=offsets, backend=backend, **bounds, **options)
+                grads = torch.autograd.grad(out.float().square().sum(), (q, k, v))
+                if not all(tensor.isfinite().all() for tensor in (out, *grads)):
+                    sys.exit(f"attention by {backend!r} gives what is not finite")
 
 
 if __name__ == "__main__":
