@@ -21,6 +21,7 @@ from fastssl.tasks.pretraining_config import CorpusConfig, PretrainingConfig
 from fastssl.tasks.pretraining_parts import PretrainingParts, Shards
 from fastssl.training import BatchSource, Trainer, TrainingResult
 from fastssl.training.distributed import World
+from fastssl.training.graphs import expect_graphs_to_work
 from fastssl.training.run_directory import check_output_directory
 
 AnyPretrainingConfig = PretrainingConfig | GptPretrainingConfig
@@ -98,7 +99,9 @@ def prepare_pretraining(
     """
     output_dir = Path(config.training.output_dir)
     check_output_directory(config.training)
-    choose_device(config.training.device)  # says at once that there is none
+    device = choose_device(config.training.device)  # says at once that there is none
+    if config.training.cuda_graphs:
+        expect_graphs_to_work(device, 1)  # the trainer looks at the number of processes
     torch.manual_seed(config.training.seed)
     parts = GptParts(config=config) if isinstance(config, GptPretrainingConfig) else BertParts(config=config)
     model = parts.published_model()

@@ -158,6 +158,18 @@ class _Shape:
             denominator.fill_(denominators[kind])
 
 
+def expect_graphs_to_work(device: torch.device, num_processes: int) -> None:
+    """Raise where passes cannot be graphs.
+
+    Raises:
+        ValueError: for a device that is no CUDA GPU, or several processes.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"cuda_graphs=True needs a CUDA GPU, but the model trains on {device}; leave it out there")
+    if num_processes > 1:
+        raise ValueError(f"cuda_graphs=True works in one process, and there are {num_processes}; leave it out")
+
+
 def can_be_filled(batch: Batch) -> bool:
     """Tell whether a batch has but targets that can be left open: masked tokens, or next ones."""
     return isinstance(batch, PackedBatch) and all(getattr(batch, name) is None for name in _OTHERS)

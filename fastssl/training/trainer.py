@@ -21,7 +21,7 @@ from fastssl.training.config import TrainingConfig
 from fastssl.training.cost import ModelCost, RunCost, estimate_run_cost
 from fastssl.training.distributed import World
 from fastssl.training.evaluation import Evaluation, evaluate
-from fastssl.training.graphs import GraphedPasses
+from fastssl.training.graphs import GraphedPasses, expect_graphs_to_work
 from fastssl.training.interrupt import EXIT_CODES, StopRequest
 from fastssl.training.log import Sink, default_sinks
 from fastssl.training.loop import TrainingLoop
@@ -109,7 +109,7 @@ class Trainer:
         self._dtype = resolve_precision(config.precision, self._device)
         self._world = World.join()
         if config.cuda_graphs:
-            _expect_graphs_to_work(self._device, self._world)
+            expect_graphs_to_work(self._device, self._world.size)
         self._train_data, self._lr_scales = train_data, lr_scales
         self._evaluation = evaluation or (eval_data and partial(evaluate, source=eval_data))
         self._directory = Path(config.output_dir)
@@ -262,13 +262,6 @@ def _move(model: nn.Module, name: str) -> torch.device:
         torch.cuda.set_device(device)  # for all that asks for "the" GPU, such as the exchange of gradients
     model.to(device)
     return device
-
-
-def _expect_graphs_to_work(device: torch.device, world: World) -> None:
-    if device.type != "cuda":
-        raise ValueError(f"cuda_graphs=True needs a CUDA GPU, but the model trains on {device}; leave it out there")
-    if world.size > 1:
-        raise ValueError(f"cuda_graphs=True works in one process, and there are {world.size}; leave it out")
 
 
 def _close(sink: Sink) -> None:

@@ -143,7 +143,7 @@ class Batches:
 
 
 def test_a_run_with_graphs_trains_as_one_without(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "_expect_graphs_to_work", lambda device, world: None)
+    monkeypatch.setattr(trainer, "expect_graphs_to_work", lambda device, num_processes: None)
     monkeypatch.setattr(trainer, "GraphedPasses", partial(GraphedPasses, capture=Repeated))
     weights = []
     for with_graphs in (False, True):
@@ -172,7 +172,7 @@ def test_without_a_gpu_the_setting_is_refused(tmp_path):
 
 def test_several_processes_are_refused():
     with pytest.raises(ValueError, match="works in one process, and there are 2"):
-        trainer._expect_graphs_to_work(torch.device("cuda", 0), World(rank=0, size=2))
+        graphs.expect_graphs_to_work(torch.device("cuda", 0), 2)
 
 
 @pytest.mark.cuda
