@@ -25,6 +25,9 @@ CASES = {name: case for name, case in EDGE_CASES.items() if case.bias is None an
     ),
 }
 
+NARROWED = ("everything but a bias", "tiles of both sides", "dense", "window")
+"""Cases that are enough for float16 where no hardware is."""
+
 
 @pytest.fixture(params=["native", "hopper"])
 def backend(request, cuda_kernels):
@@ -63,6 +66,8 @@ def same_bits(first, second):
 @pytest.mark.parametrize("name", CASES)
 def test_against_the_definition(backend, name, dtype):
     skip_if_refused(backend, CASES[name].width)
+    if backend == "hopper" and dtype == torch.float16 and name not in NARROWED and not torch.cuda.is_available():
+        pytest.skip("the emulation narrows and widens alike in every case")
     inputs = CASES[name].inputs(dtype)
     wide = {name: tensor.double() for name, tensor in inputs.items()}
     got, same, exact = (
