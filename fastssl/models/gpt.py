@@ -410,9 +410,10 @@ class GPTForCausalLM(nn.Module):
     ) -> None:
         if isinstance(head, QuantizedLinear):
             raise ValueError("a quantised model has no loss; measure the model that it was made of")
-        targets, count, ignored = batch.next_tokens, (batch.next_tokens != IGNORED_LABEL).sum(), IGNORED_LABEL
-        rows = batch.predicting_tokens()
-        if rows is not None:  # or the host would wait for a GPU to learn how many there are
+        targets, rows, ignored = batch.next_tokens, batch.predicting_tokens(), IGNORED_LABEL
+        if rows is None:
+            count = (targets != IGNORED_LABEL).sum()
+        else:  # picked here, or the host would wait for a GPU to learn how many there are
             hidden_states, targets = hidden_states.index_select(0, rows), targets.index_select(0, rows)
             count, ignored = rows.numel(), None
         loss_sum, stats = linear_cross_entropy(

@@ -109,9 +109,12 @@ class GraphedPasses:
         self._shapes: dict[BatchShape, _Shape] = {}
 
     def __call__(self, batch: Batch, denominators: Mapping[str, int]) -> Passed:
-        """Add the gradient of a batch's share of the loss; return that, 0-d, and the metric sums."""
-        if not can_be_filled(batch):
-            return forward_backward(self._model, batch, denominators, self._dtype)
+        """Add the gradient of a batch's share of the loss; return that, 0-d, and the metric sums.
+
+        Raises:
+            ValueError: for a batch whose targets cannot be left open.
+        """
+        expect_to_be_fillable(batch)
         shape = BatchShape.of(batch)
         known = self._shapes.get(shape)
         if known is None:
@@ -170,9 +173,14 @@ def expect_graphs_to_work(device: torch.device, num_processes: int) -> None:
         raise ValueError(f"cuda_graphs=True works in one process, and there are {num_processes}; leave it out")
 
 
-def can_be_filled(batch: Batch) -> bool:
-    """Tell whether a batch has but targets that can be left open: masked tokens, or next ones."""
-    return isinstance(batch, PackedBatch) and all(getattr(batch, name) is None for name in _OTHERS)
+def expect_to_be_fillable(batch: Batch) -> None:
+    """Raise for a batch with other targets than those that can be left open: masked tokens, or next ones."""
+    if not isinstance(batch, PackedBatch):
+        raise ValueError(f"cuda_graphs=True takes packed batches, got a {type(batch).__name__}; leave it out")
+    if others := [name for name in _OTHERS if getattr(batch, name) is not None]:
+        raise ValueError(
+            f"cuda_graphs=True is for masked and causal LM alone, but the batches have {', '.join(others)}; leave it out"
+        )
 
 
 def rounded_up(size: int) -> int:

@@ -19,8 +19,6 @@ from fastssl.training.source import Batch
 
 Passed = tuple[Tensor, dict[str, Tensor]]
 """A batch's share of the loss, 0-d, and the sums of its metrics."""
-Passes = tuple[list[Tensor], dict[str, Tensor]]
-"""The shares of several batches, and the sums over all of them."""
 
 
 class NonFiniteError(ValueError):
@@ -87,7 +85,7 @@ def accumulate_gradients(
     dtype: torch.dtype,
     world: World,
     passes: Callable[[Batch, Mapping[str, int]], Passed] | None = None,
-) -> Passes:
+) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Add the gradient of the step's loss to the parameters.
 
     Args:

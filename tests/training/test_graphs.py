@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from fastssl.data.batch import PackedBatch
-from fastssl.models.bert import BertForMaskedLM, BertForPreTraining
-from fastssl.models.gpt import GPTForCausalLM
 from fastssl.training import Trainer, TrainingConfig, graphs, trainer
 from fastssl.training.distributed import World
 from fastssl.training.graphs import BatchShape, GraphedPasses, rounded_up
@@ -100,14 +98,15 @@ def test_a_shape_is_captured_when_it_comes_again(monkeypatch):
     assert Repeated.made == 2
 
 
-def test_other_targets_go_operator_by_operator():
-    model = BertForPreTraining(models()["bert"].config)
-    passes = GraphedPasses(model, torch.float32, Repeated)
+def test_other_targets_are_refused():
+    """Not computed some other way: who asks for graphs is to know that there are none."""
+    passes = GraphedPasses(models()["bert"], torch.float32, Repeated)
     batch = batch_of("bert", (30, 40))
     batch = PackedBatch(**{**vars(batch), "sentence_labels": torch.tensor([0, 1])})
-    for _ in range(3):
-        _, metrics = passes(batch, batch.target_counts())
-    assert Repeated.made == 0 and {"sentence_count", "masked_lm_count"} <= metrics.keys()
+    with pytest.raises(ValueError, match="masked and causal LM alone, but the batches have sentence_labels"):
+        passes(batch, batch.target_counts())
+    with pytest.raises(ValueError, match="takes packed batches, got a list"):
+        passes([], {})
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 255, 256, 257, 1000, 5000, 16384, 16385, 99_999])
@@ -195,4 +194,3 @@ def test_a_cuda_graph_computes_what_its_operators_do(name):
                 torch.cuda.set_sync_debug_mode("default")
             found.append((loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
         torch.testing.assert_close(found[1], found[0], rtol=2e-2, atol=2e-3)
-    assert isinstance(model, (BertForMaskedLM, GPTForCausalLM))
