@@ -33,4 +33,26 @@ __device__ __forceinline__ void write_gradient(Sums<1, kWidth>& sums, float fact
   fence_for_async();
 }
 
+// A block's threads in their roles, as in the forward, which has no register left for this detour: one of the first
+// warpgroup copies, copy(); the others multiply, multiply(turns, row), where `row` is a warp's first in its tile. They
+// have the registers that the first one gives up.
+template <class Shape, class Memory, class Copy, class Multiply>
+__device__ __forceinline__ void in_roles(const Memory& memory, Copy copy, Multiply multiply) {
+  if (threadIdx.x == 0) {
+    memory.initialise(4 * Shape::kGroups);
+    fence_barriers();
+  }
+  __syncthreads();
+  const int group = static_cast<int>(threadIdx.x) / kWarpgroup - 1;
+  if (group < 0) {
+    give_up_registers<Shape::kRegistersToCopy>();
+    if (threadIdx.x == 0) copy();
+  } else {
+    take_registers<Shape::kRegisters>();
+    const Turns<Shape::kGroups, 1> turns{group};
+    turns.initialise();
+    multiply(turns, 64 * group + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * 16);
+  }
+}
+
 }  // namespace fastssl::cuda

@@ -47,6 +47,11 @@ struct HopperGradKVMemory {
     barriers += 2 * Shape::kStages;
     kept = {barriers, barriers + Shape::kStages};
   }
+  __device__ __forceinline__ void initialise(uint32_t warps) const {
+    tiles.initialise(warps);
+    stages.initialise(warps);
+    kept.initialise(warps);
+  }
   // 0: keys, 1: values.
   __device__ __forceinline__ typename Shape::KeyPanel of_keys(unsigned fill, int which) const {
     return {panels + tiles.panel_of(fill) * Shape::kTileBytes + which * Shape::KeyPanel::kBytes};
@@ -204,32 +209,18 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_grad_kv_hopper(const __grid_constant__ HopperGradArguments a) {
   using Item = HopperGradKVItem<Shape>;
   const HopperGradKVMemory<Shape> memory;
-  if (threadIdx.x == 0) {
-    memory.tiles.initialise(4 * Shape::kGroups);
-    memory.stages.initialise(4 * Shape::kGroups);
-    memory.kept.initialise(4 * Shape::kGroups);
-    fence_barriers();
-  }
-  __syncthreads();
-  const int group = static_cast<int>(threadIdx.x) / kWarpgroup - 1;
-  if (group < 0) {
-    give_up_registers<Shape::kRegistersToCopy>();
-    if (threadIdx.x == 0) fill_rings<Shape, kDropping>(a, memory);
-    return;
-  }
-  take_registers<Shape::kRegisters>();
-  const Turns<Shape::kGroups, 1> turns{group};
-  turns.initialise();
-  const int row = 64 * group + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * 16;
-  const PhiloxKey seed = kDropping == Dropping::drawn ? philox_key(a.dropout) : PhiloxKey{};
-  unsigned key_fill = 0, kept_fill = 0;
-  const auto tile = [&](const Item& item, const Place& place, Range seen, unsigned fill, bool gives_back) {
-    grad_of_keys<T, Shape, kDropping>(a, memory, turns, place, item.head, group, row, seed, key_fill, seen, fill,
-                                      kept_fill, gives_back);
-    memory.tiles.give_back(key_fill++);
+  const auto multiply = [&](const Turns<Shape::kGroups, 1>& turns, int row) {
+    const PhiloxKey seed = kDropping == Dropping::drawn ? philox_key(a.dropout) : PhiloxKey{};
+    unsigned key_fill = 0, kept_fill = 0;
+    const auto tile = [&](const Item& item, const Place& place, Range seen, unsigned fill, bool gives_back) {
+      grad_of_keys<T, Shape, kDropping>(a, memory, turns, place, item.head, turns.group, row, seed, key_fill, seen,
+                                        fill, kept_fill, gives_back);
+      memory.tiles.give_back(key_fill++);
+    };
+    for_tiles<Item>(a, a.heads / a.heads_per_key, a.heads_per_key, Shape::kKeys, tile,
+                    [&](unsigned fill) { memory.stages.give_back(fill); });
   };
-  for_tiles<Item>(a, a.heads / a.heads_per_key, a.heads_per_key, Shape::kKeys, tile,
-                  [&](unsigned fill) { memory.stages.give_back(fill); });
+  in_roles<Shape>(memory, [&] { fill_rings<Shape, kDropping>(a, memory); }, multiply);
 }
 
 }  // namespace fastssl::cuda

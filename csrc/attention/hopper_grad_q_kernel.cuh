@@ -37,6 +37,10 @@ struct HopperGradQMemory {
     tiles = {barriers, barriers + Shape::kTiles};
     stages = {barriers + 2 * Shape::kTiles, barriers + 2 * Shape::kTiles + Shape::kStages};
   }
+  __device__ __forceinline__ void initialise(uint32_t warps) const {
+    tiles.initialise(warps);
+    stages.initialise(warps);
+  }
   // 0: queries, 1: dO, 2: O.
   __device__ __forceinline__ typename Shape::QueryPanel of_queries(unsigned fill, int which) const {
     return {panels + tiles.panel_of(fill) * Shape::kTileBytes + which * Shape::QueryPanel::kBytes};
@@ -189,30 +193,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_grad_q_hopper(const __grid_constant__ HopperGradArguments a) {
   using Item = HopperGradQItem<Shape>;
   const HopperGradQMemory<Shape> memory;
-  if (threadIdx.x == 0) {
-    memory.tiles.initialise(4 * Shape::kGroups);
-    memory.stages.initialise(4 * Shape::kGroups);
-    fence_barriers();
-  }
-  __syncthreads();
-  const int group = static_cast<int>(threadIdx.x) / kWarpgroup - 1;
-  if (group < 0) {
-    give_up_registers<Shape::kRegistersToCopy>();
-    if (threadIdx.x == 0) fill_rings(a, memory);
-    return;
-  }
-  take_registers<Shape::kRegisters>();
-  const Turns<Shape::kGroups, 1> turns{group};
-  turns.initialise();
-  const int row = 64 * group + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * 16;
-  const PhiloxKey seed = kDropping == Dropping::drawn ? philox_key(a.dropout) : PhiloxKey{};
-  unsigned query_fill = 0;
-  const auto tile = [&](const Item& item, const Place& place, Range seen, unsigned fill, bool gives_back) {
-    grad_of_queries<T, Shape, kDropping>(a, memory, turns, place, item.head, group, row, seed, query_fill, seen, fill,
-                                         gives_back);
-    memory.tiles.give_back(query_fill++);
+  const auto multiply = [&](const Turns<Shape::kGroups, 1>& turns, int row) {
+    const PhiloxKey seed = kDropping == Dropping::drawn ? philox_key(a.dropout) : PhiloxKey{};
+    unsigned query_fill = 0;
+    const auto tile = [&](const Item& item, const Place& place, Range seen, unsigned fill, bool gives_back) {
+      grad_of_queries<T, Shape, kDropping>(a, memory, turns, place, item.head, turns.group, row, seed, query_fill, seen,
+                                           fill, gives_back);
+      memory.tiles.give_back(query_fill++);
+    };
+    for_tiles<Item>(a, a.heads, 1, Shape::kQueries, tile, [&](unsigned fill) { memory.stages.give_back(fill); });
   };
-  for_tiles<Item>(a, a.heads, 1, Shape::kQueries, tile, [&](unsigned fill) { memory.stages.give_back(fill); });
+  in_roles<Shape>(memory, [&] { fill_rings(a, memory); }, multiply);
 }
 
 }  // namespace fastssl::cuda

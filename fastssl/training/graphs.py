@@ -179,7 +179,8 @@ def expect_to_be_fillable(batch: Batch) -> None:
         raise ValueError(f"cuda_graphs=True takes packed batches, got a {type(batch).__name__}; leave it out")
     if others := [name for name in _OTHERS if getattr(batch, name) is not None]:
         raise ValueError(
-            f"cuda_graphs=True is for masked and causal LM alone, but the batches have {', '.join(others)}; leave it out"
+            f"cuda_graphs=True is for masked and causal LM alone, but the batches have {', '.join(others)}; "
+            "leave it out"
         )
 
 
