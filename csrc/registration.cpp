@@ -85,7 +85,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastssl, m) {
       "attention_hopper_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
       "Tensor lse, Tensor kept, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? alibi_slopes, int window_left, "
       "int window_right, int dropout_threshold, Tensor? seed, float scale, int longest_q, int longest_k, "
-      "int kept_tiles, bool together) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+      "int kept_tiles, bool together, bool one_pass) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
 }
 
 // What only small models need.

@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const Opt
                                             const OptionalTensor& alibi_slopes, int64_t window_left,
                                             int64_t window_right, int64_t dropout_threshold, const OptionalTensor& seed,
                                             double scale, int64_t longest_q, int64_t longest_k, int64_t kept_tiles,
-                                            bool together) {
+                                            bool together, bool one_pass) {
   check_shapes(q_in, k_in, v_in, std::nullopt);
   check_for_boxes(q_in, k_in);
   const Device device(q_in);
@@ -89,7 +89,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const Opt
   args.statistics.head = hopper_statistics_places(args, queries);
   const Tensor statistics = empty_output(q, {args.heads, args.statistics.head, 2}, ScalarType::Float);
   args.statistics.data = static_cast<float2*>(statistics.data_ptr());
-  launch_hopper_backward(args, queries, keys, element_of(q, kOp), device.limits.multiprocessors, device.stream);
+  const InTurnsSizes sizes = lay_out_in_turns(args.in_turns, args, args.statistics.head, one_pass);
+  const Tensor sums = empty_output(q, {sizes.sums}, ScalarType::Float);
+  const Tensor turns = empty_output(q, {sizes.turns}, ScalarType::Int);
+  args.in_turns.sums = static_cast<float4*>(sums.data_ptr());
+  args.in_turns.turns = static_cast<uint32_t*>(turns.data_ptr());
+  launch_hopper_backward(args, queries, keys, element_of(q, kOp), one_pass, device.limits.multiprocessors,
+                         device.stream);
   return {g.of_q, g.of_k, g.of_v};
 }
 

@@ -8,11 +8,22 @@ namespace fastssl::cuda {
 // Statistics of queries, as QueryStatistics has them, in whole tiles of so many.
 inline constexpr int kStatisticsTile = 64;
 
+// Sums of the queries' gradients by which blocks take turns, for each head and each tile of so many queries: parts of
+// 64 columns, of which each of four warps has 16 rows, float4 i of lane l at 32 i + l. `turns`: how many blocks have
+// added.
+struct SumsInTurns {
+  float4* sums = nullptr;
+  uint32_t* turns = nullptr;
+  int parts = 0;
+};
+inline constexpr int kSumsOfWarp = 8 * kWarp;  // float4
+
 struct HopperGradArguments : AttentionGradArguments {
   TensorMap q_map, k_map, v_map, out_map, grad_out_map;
   Schedule schedule;
   Units units;
   KeptBits kept;
+  SumsInTurns in_turns;
 };
 
 // Those of the first query of a sequence.
@@ -34,10 +45,11 @@ __device__ __forceinline__ void write_gradient(Sums<1, kWidth>& sums, float fact
 }
 
 // A block's threads in their roles, as in the forward, which has no register left for this detour: one of the first
-// warpgroup copies, copy(); the others multiply, multiply(turns, row), where `row` is a warp's first in its tile. They
-// have the registers that the first one gives up.
-template <class Shape, class Memory, class Copy, class Multiply>
-__device__ __forceinline__ void in_roles(const Memory& memory, Copy copy, Multiply multiply) {
+// warpgroup copies, copy(), which all of it calls; the next ones multiply, multiply(turns, row), where `row` is a
+// warp's first in its tile; the last one does add(), if there is such a role. Some have the registers that others give
+// up.
+template <class Shape, class Memory, class Copy, class Multiply, class Add>
+__device__ __forceinline__ void in_roles(const Memory& memory, Copy copy, Multiply multiply, Add add) {
   if (threadIdx.x == 0) {
     memory.initialise(4 * Shape::kGroups);
     fence_barriers();
@@ -46,13 +58,20 @@ __device__ __forceinline__ void in_roles(const Memory& memory, Copy copy, Multip
   const int group = static_cast<int>(threadIdx.x) / kWarpgroup - 1;
   if (group < 0) {
     give_up_registers<Shape::kRegistersToCopy>();
-    if (threadIdx.x == 0) copy();
+    copy();
+  } else if (Shape::kRegistersToAdd > 0 && group == Shape::kGroups) {
+    give_up_registers<Shape::kRegistersToAdd>();
+    add();
   } else {
     take_registers<Shape::kRegisters>();
     const Turns<Shape::kGroups, 1> turns{group};
     turns.initialise();
     multiply(turns, 64 * group + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * 16);
   }
+}
+template <class Shape, class Memory, class Copy, class Multiply>
+__device__ __forceinline__ void in_roles(const Memory& memory, Copy copy, Multiply multiply) {
+  in_roles<Shape>(memory, copy, multiply, [] {});
 }
 
 }  // namespace fastssl::cuda

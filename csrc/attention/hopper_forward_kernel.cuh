@@ -28,7 +28,7 @@ struct HopperForwardShape {
   using KeyRing = Ring<kStages>;
   static constexpr int kPanelBytes = 2 * QueryPanel::kBytes + 2 * kStages * KeyPanel::kBytes;
   static constexpr int kBarriers = 2 * (2 + 2 * kStages);
-  static constexpr int kSharedBytes = kAlignment + kPanelBytes + kBarriers * static_cast<int>(sizeof(Barrier));
+  static constexpr int kSharedBytes = kPanelBytes + kBarriers * static_cast<int>(sizeof(Barrier));
 };
 
 template <class Shape>
@@ -37,7 +37,7 @@ struct HopperForwardMemory {
   typename Shape::QueryRing query_ring;
   typename Shape::KeyRing key_ring, value_ring;
 
-  __device__ HopperForwardMemory() : panels(aligned_shared()) {
+  __device__ HopperForwardMemory() : panels(shared_panels()) {
     auto* barriers = reinterpret_cast<Barrier*>(panels + Shape::kPanelBytes);
     const auto take = [&](int count) { return (barriers += count) - count; };
     query_ring = {take(2), take(2)};
@@ -109,7 +109,7 @@ struct HopperForwardTile {
   __device__ __forceinline__ void start_scores(Scores& scores, const typename Shape::QueryPanel& queries, int key) {
     memory.key_ring.wait(fill_of(key));
     fence_products();
-    multiply_rows_async<T>(scores, queries, 64 * group, memory.keys(fill_of(key)));
+    multiply_rows_async<T>(scores, queries.from(64 * group), memory.keys(fill_of(key)).from(0));
     commit_products();
   }
   __device__ __forceinline__ void end_with_keys(int key) const {
@@ -121,7 +121,7 @@ struct HopperForwardTile {
     memory.value_ring.wait(fill_of(key));
     if (a.keys.offsets && key + kKeys > place.keys) clear_rows(values, place.keys - key, 1 + Shape::kGroups + group);
     fence_products();
-    add_product_async<T>(out, weights, values, key > seen.begin);
+    add_product_async<T>(out, weights, values.from(0), key > seen.begin);
     commit_products();
   }
   __device__ __forceinline__ void end_with_values(int key) const {

@@ -14,13 +14,14 @@ struct HopperGradQShape {
   static constexpr int kQueries = 64 * kGroups, kKeys = 64, kStages = kWidth == 64 ? 8 : 4;
   static constexpr int kTiles = kWidth == 64 ? 2 : 1;  // of queries in shared memory
   static constexpr bool kHoldsQueries = kWidth == 64;  // they and dO are left operands in registers
-  static constexpr int kThreads = (kGroups + 1) * kWarpgroup, kRegisters = 240, kRegistersToCopy = 24;
+  static constexpr int kThreads = (kGroups + 1) * kWarpgroup, kRegisters = 240, kRegistersToCopy = 24,
+                       kRegistersToAdd = 0;
   using QueryPanel = Panel<kQueries, kWidth>;
   using KeyPanel = Panel<kKeys, kWidth>;
   static constexpr int kTileBytes = 3 * QueryPanel::kBytes, kStageBytes = 2 * KeyPanel::kBytes;
   static constexpr int kPanelBytes = kTiles * kTileBytes + kStages * kStageBytes;
   static constexpr int kBarriers = 2 * (kTiles + kStages);
-  static constexpr int kSharedBytes = kAlignment + kPanelBytes + kBarriers * static_cast<int>(sizeof(Barrier));
+  static constexpr int kSharedBytes = kPanelBytes + kBarriers * static_cast<int>(sizeof(Barrier));
 };
 
 template <class Shape>
@@ -32,7 +33,7 @@ struct HopperGradQMemory {
   Ring<Shape::kTiles> tiles;    // of queries, dO and O
   Ring<Shape::kStages> stages;  // of keys and values
 
-  __device__ HopperGradQMemory() : panels(aligned_shared()) {
+  __device__ HopperGradQMemory() : panels(shared_panels()) {
     auto* barriers = reinterpret_cast<Barrier*>(panels + Shape::kPanelBytes);
     tiles = {barriers, barriers + Shape::kTiles};
     stages = {barriers + 2 * Shape::kTiles, barriers + 2 * Shape::kTiles + Shape::kStages};
@@ -85,25 +86,6 @@ __device__ __forceinline__ void fill_rings(const HopperGradArguments& a, const H
   for_copies<Item>(a, a.heads, 1, Shape::kQueries, Shape::kKeys, queries, keys, [](const Item&, int, int, int) {});
 }
 
-// A panel's rows from `row` on, 64 of a warpgroup, as a left operand that stays where it is.
-template <int kRows, int kWidth>
-struct PanelRows {
-  Panel<kRows, kWidth> panel;
-  int row;
-};
-template <class T, int kColumns, int kRows, int kDepth>
-__device__ __forceinline__ void multiply_rows_async(Sums<1, kColumns>& c, const PanelRows<kRows, kDepth>& a,
-                                                    const Panel<kColumns, kDepth>& b) {
-  multiply_rows_async<T>(c, a.panel, a.row, b);
-}
-template <bool kInRegisters, int kRows, int kWidth>
-__device__ __forceinline__ auto left_rows(const Panel<kRows, kWidth>& panel, int row_of_group, int row_of_warp) {
-  if constexpr (kInRegisters)
-    return left_of(panel, row_of_warp);
-  else
-    return PanelRows<kRows, kWidth>{panel, row_of_group};
-}
-
 // The decisions of this lane's two queries for 64 keys, those of its columns alone.
 __device__ __forceinline__ void kept_of_rows(const KeptBits& bits, const Place& place, int head, int query, int key,
                                              uint32_t (&kept)[2]) {
@@ -149,9 +131,9 @@ __device__ __forceinline__ void grad_of_queries(const HopperGradArguments& a, co
     Sums<1, kKeys> weights, gradients;
     turns.begin();
     fence_products();
-    multiply_rows_async<T>(weights, left_queries, keys);
+    multiply_rows_async<T>(weights, left_queries, keys.from(0));
     commit_products();
-    multiply_rows_async<T>(gradients, left_grad_out, values);
+    multiply_rows_async<T>(gradients, left_grad_out, values.from(0));
     commit_products();
     turns.end();
     wait_for_products<1>();  // also for the sums with the keys before
@@ -178,7 +160,7 @@ __device__ __forceinline__ void grad_of_queries(const HopperGradArguments& a, co
         gradients.at[0][n][e] = weights.at[0][n][e] * (gradients.at[0][n][e] - statistics.delta[0][e / 2]);
     narrowed = left_of<T>(gradients);
     fence_products();
-    add_product_async<T>(sums, narrowed, keys, key > seen.begin);
+    add_product_async<T>(sums, narrowed, keys.from(0), key > seen.begin);
     commit_products();
   }
   wait_for_products<0>();
@@ -203,7 +185,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     };
     for_tiles<Item>(a, a.heads, 1, Shape::kQueries, tile, [&](unsigned fill) { memory.stages.give_back(fill); });
   };
-  in_roles<Shape>(memory, [&] { fill_rings(a, memory); }, multiply);
+  const auto copy = [&] {
+    if (threadIdx.x == 0) fill_rings(a, memory);
+  };
+  in_roles<Shape>(memory, copy, multiply);
 }
 
 }  // namespace fastssl::cuda

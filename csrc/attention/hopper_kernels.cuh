@@ -203,12 +203,6 @@ struct KeptBits {
 // Whether weights are dropped, and whence it is known which.
 enum class Dropping { none, drawn, kept };
 
-// The dynamic shared memory from a multiple of 1024 bytes on; as much must be asked for in addition.
-inline constexpr int kAlignment = 1024;
-__device__ __forceinline__ unsigned char* aligned_shared() {
-  return dynamic_shared() + (kAlignment - shared_address(dynamic_shared()) % kAlignment) % kAlignment;
-}
-
 // Warpgroups take turns: each starts its products when the one before has started its own, so that one's products run
 // while the other works on scores. Barriers from kFirst on, one a warpgroup.
 template <int kGroups, int kFirst>
@@ -223,7 +217,7 @@ struct Turns {
     meet(kFirst + group, 2 * kWarpgroup);
   }
   __device__ __forceinline__ void end() const {
-    arrive_at(kFirst + (group + 1) % kGroups, 2 * kWarpgroup);
+    arrive_at(kFirst + (made_anew(group) + 1) % kGroups, 2 * kWarpgroup);
   }
 };
 

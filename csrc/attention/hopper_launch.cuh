@@ -8,6 +8,7 @@
 #include "attention/hopper_forward_kernel.cuh"
 #include "attention/hopper_grad_kv_kernel.cuh"
 #include "attention/hopper_grad_q_kernel.cuh"
+#include "attention/hopper_one_pass_kernel.cuh"
 #include "common/element.h"
 
 namespace fastssl::cuda {
@@ -84,9 +85,17 @@ void map_sides(Arguments& a, const SideOnHost& queries, const SideOnHost& keys) 
 }
 
 template <class Shape, class Arguments>
+void map_like_queries(TensorMap& map, const Arguments& a, const AttentionRows& rows, const SideOnHost& queries) {
+  map = map_of(rows, a.width, queries.rows, a.heads, queries.packed ? 1 : a.sequences, Shape::kQueries);
+}
+
+// Blocks stay on their multiprocessors.
+inline dim3 blocks_for(const Schedule& schedule, int multiprocessors) {
+  return dim3(static_cast<unsigned>(std::min(schedule.items, multiprocessors)));
+}
+template <class Shape, class Arguments>
 void launch_to_stay(void (*kernel)(Arguments), const Arguments& a, int multiprocessors, cudaStream_t stream) {
-  launch(kernel, dim3(static_cast<unsigned>(std::min(a.schedule.items, multiprocessors))), dim3(Shape::kThreads),
-         Shape::kSharedBytes, stream, a);
+  launch(kernel, blocks_for(a.schedule, multiprocessors), dim3(Shape::kThreads), Shape::kSharedBytes, stream, a);
 }
 
 // body(a value of the element type).
@@ -129,28 +138,63 @@ inline int64_t hopper_statistics_places(const AttentionArguments& a, const SideO
   return tiles * kStatisticsTile;
 }
 
-// The second kernel reads the statistics that the first one leaves.
+// Memory for what blocks add in turns, which the caller allocates: numbers of float32 and of int32, 0 for two passes.
+struct InTurnsSizes {
+  int64_t sums, turns;
+};
+inline InTurnsSizes lay_out_in_turns(SumsInTurns& in_turns, const AttentionArguments& a, int64_t places,
+                                     bool one_pass) {
+  in_turns.parts = a.width > 64 ? 2 : 1;
+  const int64_t turns = one_pass ? a.heads * (places / kQueriesInTurns) * in_turns.parts * (kWarpgroup / kWarp) : 0;
+  return {turns * kSumsOfWarp * 4, turns};
+}
+
+// The gradient of the queries, and then those of keys and values, which read the statistics that the first kernel
+// leaves.
+template <class T, int kWidth, Dropping kDropping>
+void launch_two_passes(HopperGradArguments& a, const SideOnHost& queries, const SideOnHost& keys, int multiprocessors,
+                       cudaStream_t stream) {
+  using ForQ = HopperGradQShape<kWidth>;
+  divide_queries<ForQ>(a, queries, keys, multiprocessors);
+  map_sides<ForQ>(a, queries, keys);
+  map_like_queries<ForQ>(a.out_map, a, a.out, queries);
+  map_like_queries<ForQ>(a.grad_out_map, a, a.grad_out, queries);
+  launch_to_stay<ForQ>(attention_grad_q_hopper<T, ForQ, kDropping>, a, multiprocessors, stream);
+  using ForKV = HopperGradKVShape<kWidth, false>;
+  divide_keys<ForKV>(a, queries, keys, multiprocessors);
+  map_sides<ForKV>(a, queries, keys);
+  map_like_queries<ForKV>(a.grad_out_map, a, a.grad_out, queries);
+  launch_to_stay<ForKV>(attention_grad_kv_hopper<T, ForKV, kDropping>, a, multiprocessors, stream);
+}
+
+// All tiles of keys of a sequence and head one after another, as blocks that take turns need them.
+template <class T, int kWidth, Dropping kDropping>
+void launch_one_pass(HopperGradArguments& a, const SideOnHost& queries, const SideOnHost& keys, int multiprocessors,
+                     cudaStream_t stream) {
+  const dim3 tiles(static_cast<unsigned>(a.statistics.head / kQueriesInTurns), static_cast<unsigned>(a.heads));
+  launch(attention_statistics_hopper<T, kWidth>, tiles, dim3(kWarpgroup),
+         size_t{2} * Tile<kQueriesInTurns, kWidth>::kBytes, stream, a);
+  using Shape = HopperGradKVShape<kWidth, true>;
+  a.units = {a.keys, Shape::kKeys};
+  a.schedule = schedule_of(a, a.units, keys, queries, a.heads / a.heads_per_key, 1);
+  a.schedule.pairs_at_once = 1;
+  map_sides<Shape>(a, queries, keys);
+  map_like_queries<Shape>(a.grad_out_map, a, a.grad_out, queries);
+  launch_together(attention_grad_hopper<T, Shape, kDropping>, blocks_for(a.schedule, multiprocessors),
+                  dim3(Shape::kThreads), Shape::kSharedBytes, stream, a);
+}
+
+// Wide heads with dropout have no registers left for it all, and take two passes.
 inline void launch_hopper_backward(HopperGradArguments& a, const SideOnHost& queries, const SideOnHost& keys,
-                                   Element element, int multiprocessors, cudaStream_t stream) {
+                                   Element element, bool one_pass, int multiprocessors, cudaStream_t stream) {
   with_element(element, [&](auto value) {
     const auto run = [&](auto width, auto dropping) {
+      using T = decltype(value);
       constexpr int kWidth = decltype(width)::value;
-      const auto map_like_queries = [&](const AttentionRows& rows, int box_rows) {
-        return map_of(rows, a.width, queries.rows, a.heads, queries.packed ? 1 : a.sequences, box_rows);
-      };
-      using ForQ = HopperGradQShape<kWidth>;
-      divide_queries<ForQ>(a, queries, keys, multiprocessors);
-      map_sides<ForQ>(a, queries, keys);
-      a.out_map = map_like_queries(a.out, ForQ::kQueries);
-      a.grad_out_map = map_like_queries(a.grad_out, ForQ::kQueries);
-      launch_to_stay<ForQ>(attention_grad_q_hopper<decltype(value), ForQ, decltype(dropping)::value>, a,
-                           multiprocessors, stream);
-      using ForKV = HopperGradKVShape<kWidth>;
-      divide_keys<ForKV>(a, queries, keys, multiprocessors);
-      map_sides<ForKV>(a, queries, keys);
-      a.grad_out_map = map_like_queries(a.grad_out, ForKV::kQueries);
-      launch_to_stay<ForKV>(attention_grad_kv_hopper<decltype(value), ForKV, decltype(dropping)::value>, a,
-                            multiprocessors, stream);
+      constexpr Dropping kDropping = decltype(dropping)::value;
+      if constexpr (kWidth == 64 || kDropping == Dropping::none)
+        if (one_pass) return launch_one_pass<T, kWidth, kDropping>(a, queries, keys, multiprocessors, stream);
+      launch_two_passes<T, kWidth, kDropping>(a, queries, keys, multiprocessors, stream);
     };
     const auto with_dropping = [&](auto width) {
       if (a.dropout.threshold == 0) return run(width, std::integral_constant<Dropping, Dropping::none>{});

@@ -73,6 +73,14 @@ __device__ __forceinline__ uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
+// The block's dynamic shared memory, where panels may begin: the address is a multiple of 1024, and known to the
+// compiler.
+__device__ __forceinline__ unsigned char* shared_panels() {
+  extern __shared__ __align__(1024) unsigned char panels[];
+  if (shared_address(panels) % 1024) __trap();
+  return panels;
+}
+
 // A barrier whose phase ends when `arrivals` threads have arrived and all bytes that were announced have come. Phases
 // count from 0; after the initialisation by one thread comes fence_barriers(), then a barrier of the block.
 struct Barrier {
@@ -129,6 +137,13 @@ __device__ __forceinline__ void prefetch(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");
 }
 
+// The same number, and the compiler does not know that it is: what is made of it takes no registers from one round of a
+// loop to the next.
+__device__ __forceinline__ int made_anew(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
 // lane_of_warp(), read anew: what is made of it does not take registers through all that comes before.
 __device__ __forceinline__ int lane_read_anew() {
   int lane;
@@ -146,6 +161,27 @@ __device__ __forceinline__ int64_t number_read_anew(const int64_t* number) {
 // Between what this thread wrote to shared memory and the products or copies that meet it, which come behind a barrier.
 __device__ __forceinline__ void fence_for_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// A number in global memory by which blocks that run at the same time take turns: it counts up. What was written before
+// turns are passed, by this thread or by those that it met since, is there for who waited for this turn.
+__device__ __forceinline__ void wait_for_turn(const uint32_t* turns, uint32_t turn) {
+  uint32_t now;
+  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turns) : "memory");
+  while (now != turn);
+}
+__device__ __forceinline__ void pass_turn(uint32_t* turns, uint32_t next) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(turns), "r"(next) : "memory");
+}
+// Adds to numbers in global memory without waiting for them.
+__device__ __forceinline__ void add_in_memory(float4* numbers, const float (&values)[4]) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(numbers), "f"(values[0]),
+               "f"(values[1]), "f"(values[2]), "f"(values[3])
+               : "memory");
+}
+// Numbers that another block has left in global memory.
+__device__ __forceinline__ float4 load_from_others(const float4* numbers) {
+  return __ldcg(numbers);
 }
 
 // Barriers 1 to 15 of the block, for `threads` of its threads, whole warps: some wait, others only arrive.
@@ -210,14 +246,15 @@ __device__ __forceinline__ void take(Sums<1, kColumns>& c) {
                : sums                                                                                           \
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b.bits), "r"(static_cast<int>(add)),               \
                  "n"(kByRows ? 1 : 0))
-#define FASTSSL_MULTIPLY_SHARED(columns, type, registers, sums, a_, b_, add_, by_rows_)                         \
+#define FASTSSL_MULTIPLY_SHARED(columns, type, registers, sums, a_, b_, add_, by_columns_, by_rows_)            \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" #add_ ", 0;\n" FASTSSL_PRODUCT(columns, type) registers \
-               ", %" #a_ ", %" #b_ ", add, 1, 1, 0, %" #by_rows_ ";\n}"                                         \
+               ", %" #a_ ", %" #b_ ", add, 1, 1, %" #by_columns_ ", %" #by_rows_ ";\n}"                         \
                : sums                                                                                           \
-               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)), "n"(kByRows ? 1 : 0))
+               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)), "n"(kByColumns ? 1 : 0), "n"(kByRows ? 1 : 0))
 
 // Starts c = A B, or c += A B, A of 64 x 16. Each warp has 16 rows of A and of c, as its fragments of m16n8k16 are; or
-// A lies in shared memory, a row a matrix row. In memory, a row of `b` is a column of B, or, `kByRows`, a row of B.
+// A lies in shared memory, where a row is one of A or, `kByColumns`, a column. In memory, a row of `b` is a column of
+// B, or, `kByRows`, a row of B.
 template <class T, bool kByRows, int kColumns>
 __device__ __forceinline__ void multiply_async(Sums<1, kColumns>& c, const uint4& a, SharedMatrix b, bool add) {
   static_assert(kColumns == 32 || kColumns == 64 || kColumns == 128);
@@ -235,22 +272,22 @@ __device__ __forceinline__ void multiply_async(Sums<1, kColumns>& c, const uint4
   else
     FASTSSL_MULTIPLY_REGISTERS(128, bf16, FASTSSL_REGISTERS_64, FASTSSL_SUMS_64, 64, 65, 66, 67, 68, 69, 70);
 }
-template <class T, bool kByRows, int kColumns>
+template <class T, bool kByColumns, bool kByRows, int kColumns>
 __device__ __forceinline__ void multiply_async(Sums<1, kColumns>& c, SharedMatrix a, SharedMatrix b, bool add) {
   static_assert(kColumns == 32 || kColumns == 64 || kColumns == 128);
   constexpr bool kHalf = std::is_same_v<T, Half>;
   if constexpr (kColumns == 32 && kHalf)
-    FASTSSL_MULTIPLY_SHARED(32, f16, FASTSSL_REGISTERS_16, FASTSSL_SUMS_16, 16, 17, 18, 19);
+    FASTSSL_MULTIPLY_SHARED(32, f16, FASTSSL_REGISTERS_16, FASTSSL_SUMS_16, 16, 17, 18, 19, 20);
   else if constexpr (kColumns == 32)
-    FASTSSL_MULTIPLY_SHARED(32, bf16, FASTSSL_REGISTERS_16, FASTSSL_SUMS_16, 16, 17, 18, 19);
+    FASTSSL_MULTIPLY_SHARED(32, bf16, FASTSSL_REGISTERS_16, FASTSSL_SUMS_16, 16, 17, 18, 19, 20);
   else if constexpr (kColumns == 64 && kHalf)
-    FASTSSL_MULTIPLY_SHARED(64, f16, FASTSSL_REGISTERS_32, FASTSSL_SUMS_32(0), 32, 33, 34, 35);
+    FASTSSL_MULTIPLY_SHARED(64, f16, FASTSSL_REGISTERS_32, FASTSSL_SUMS_32(0), 32, 33, 34, 35, 36);
   else if constexpr (kColumns == 64)
-    FASTSSL_MULTIPLY_SHARED(64, bf16, FASTSSL_REGISTERS_32, FASTSSL_SUMS_32(0), 32, 33, 34, 35);
+    FASTSSL_MULTIPLY_SHARED(64, bf16, FASTSSL_REGISTERS_32, FASTSSL_SUMS_32(0), 32, 33, 34, 35, 36);
   else if constexpr (kHalf)
-    FASTSSL_MULTIPLY_SHARED(128, f16, FASTSSL_REGISTERS_64, FASTSSL_SUMS_64, 64, 65, 66, 67);
+    FASTSSL_MULTIPLY_SHARED(128, f16, FASTSSL_REGISTERS_64, FASTSSL_SUMS_64, 64, 65, 66, 67, 68);
   else
-    FASTSSL_MULTIPLY_SHARED(128, bf16, FASTSSL_REGISTERS_64, FASTSSL_SUMS_64, 64, 65, 66, 67);
+    FASTSSL_MULTIPLY_SHARED(128, bf16, FASTSSL_REGISTERS_64, FASTSSL_SUMS_64, 64, 65, 66, 67, 68);
 }
 
 #undef FASTSSL_REGISTERS_16

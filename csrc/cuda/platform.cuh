@@ -51,20 +51,36 @@ int blocks_per_multiprocessor(void (*kernel)(Parameters...), int threads, size_t
   return blocks > 0 ? blocks : 1;
 }
 
-// Starts a kernel; a grid without blocks starts nothing.
 template <class... Parameters>
-void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,
-            const std::type_identity_t<Parameters>&... arguments) {
+void launch_as(bool together, void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
+               cudaStream_t stream, const std::type_identity_t<Parameters>&... arguments) {
   if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) return;
   constexpr size_t kWithoutAsking = 32 * 1024;  // of 48 KiB, which the arrays that a kernel declares take from too
   if (shared_bytes > kWithoutAsking)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+  cudaLaunchAttribute cooperative{};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = threads;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  config.attrs = &cooperative;
+  config.numAttrs = together ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+// Starts a kernel; a grid without blocks starts nothing.
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,
+            const std::type_identity_t<Parameters>&... arguments) {
+  launch_as(false, kernel, blocks, threads, shared_bytes, stream, arguments...);
+}
+// The same, and all blocks run at the same time, so that they may wait for each other; more than do is an error.
+template <class... Parameters>
+void launch_together(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,
+                     const std::type_identity_t<Parameters>&... arguments) {
+  launch_as(true, kernel, blocks, threads, shared_bytes, stream, arguments...);
 }
 
 // The block's dynamic shared memory.

@@ -41,6 +41,7 @@ struct Fiber {
   ucontext_t context;
   jmp_buf resume_point;
   bool started = false, finished = false, waiting = false;
+  const std::function<bool()>* condition = nullptr;  // of going on, which another block may fulfil
   std::vector<Copy> copies;
   int groups_committed = 0;
 };
@@ -54,15 +55,14 @@ struct Meeting {
 
 struct Block {
   std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<unsigned> order;    // in which they run
   std::vector<Meeting> meetings;  // (warp, lowest lane)
   std::vector<unsigned char> shared;
   unsigned char* shared_begin = nullptr;
   size_t shared_bytes = 0;
-  int threads = 0, current = 0;
+  uint3 index{};
+  int threads = 0, current = 0, unfinished = 0;
   int arrived = 0, true_arrived = 0, true_last_time = 0;  // at the barrier of the block
-  const std::function<void()>* kernel = nullptr;
-  std::string error;
-  jmp_buf scheduler;
 };
 
 struct Watcher {
@@ -70,7 +70,12 @@ struct Watcher {
   const char* (*end)();
 };
 
-Block block;
+std::vector<std::unique_ptr<Block>> blocks;  // those that run at the same time, and those that are to be used again
+Block* block = nullptr;                      // the one that runs
+const std::function<void()>* running_kernel = nullptr;
+std::string error;
+jmp_buf scheduler;
+
 std::vector<Watcher>& watchers() {
   static std::vector<Watcher> all;  // they come from other files, in any order
   return all;
@@ -79,24 +84,24 @@ std::string remembered;
 unsigned order_seed = 0;  // 0: threads and blocks run in the order of their index
 
 Fiber& self() {
-  return *block.fibers[static_cast<size_t>(block.current)];
+  return *block->fibers[static_cast<size_t>(block->current)];
 }
 
 // glibc's swapcontext asks the kernel for the signal mask each time: it only starts a fiber, and jumps do the rest.
 __attribute__((noinline)) void back_to_scheduler() {
-  if (_setjmp(self().resume_point) == 0) _longjmp(block.scheduler, 1);
+  if (_setjmp(self().resume_point) == 0) _longjmp(scheduler, 1);
 }
 
 void fiber_main() {
   for (;;) {
-    (*block.kernel)();
+    (*running_kernel)();
     self().finished = true;
     back_to_scheduler();
   }
 }
 
 __attribute__((noinline)) void resume(Fiber& fiber) {
-  if (_setjmp(block.scheduler) != 0) return;
+  if (_setjmp(scheduler) != 0) return;
   if (fiber.started) _longjmp(fiber.resume_point, 1);
   fiber.started = true;
   getcontext(&fiber.context);
@@ -125,92 +130,131 @@ std::vector<unsigned> order_of(unsigned count, unsigned salt) {
 }
 
 [[noreturn]] void report(const std::string& what) {
-  const std::string where = "block " + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
-                            std::to_string(blockIdx.z) + ", thread " + std::to_string(block.current);
-  block.fibers.clear();  // some are in the middle of the kernel
+  const std::string where = "block " + std::to_string(block->index.x) + ", " + std::to_string(block->index.y) + ", " +
+                            std::to_string(block->index.z) + ", thread " + std::to_string(block->current);
+  blocks.clear();  // some threads are in the middle of the kernel
   throw std::runtime_error("CUDA emulation: " + what + " (" + where + ")");
 }
 
-void run_block(dim3 threads, unsigned salt) {
-  std::fill(block.shared.begin(), block.shared.end(), kGuard);
-  std::fill_n(block.shared_begin, block.shared_bytes, kPoison);
-  block.meetings.assign(static_cast<size_t>(block.threads + kLanes), {});
-  block.arrived = block.true_arrived = 0;
-  for (int i = 0; i < block.threads; ++i) {
-    Fiber& fiber = *block.fibers[static_cast<size_t>(i)];
+void begin_block(uint3 index, int threads, size_t shared_bytes, unsigned salt) {
+  block->index = index;
+  block->threads = block->unfinished = threads;
+  while (static_cast<int>(block->fibers.size()) < threads) block->fibers.push_back(std::make_unique<Fiber>());
+  block->order = order_of(static_cast<unsigned>(threads), salt);
+  block->shared.assign(shared_bytes + 2 * kGuardBytes, kGuard);
+  const auto begin = reinterpret_cast<uintptr_t>(block->shared.data()) + kGuardBytes / 2;
+  block->shared_begin = reinterpret_cast<unsigned char*>((begin + 127) / 128 * 128);
+  block->shared_bytes = shared_bytes;
+  std::fill_n(block->shared_begin, shared_bytes, kPoison);
+  block->meetings.assign(static_cast<size_t>(threads + kLanes), {});
+  block->arrived = block->true_arrived = 0;
+  for (int i = 0; i < threads; ++i) {
+    Fiber& fiber = *block->fibers[static_cast<size_t>(i)];
     fiber.finished = fiber.waiting = false;
+    fiber.condition = nullptr;
     fiber.copies.clear();
     fiber.groups_committed = 0;
   }
-  for (const Watcher& watcher : watchers()) watcher.begin(block.threads);
-  const std::vector<unsigned> order = order_of(static_cast<unsigned>(block.threads), salt);
-  for (int unfinished = block.threads; unfinished > 0;) {
+  for (const Watcher& watcher : watchers()) watcher.begin(threads);
+}
+
+// Lets the block's threads run until all have ended or only another block can help; whether any of them ran.
+bool advance_block(dim3 threads) {
+  blockIdx = block->index;
+  for (bool any = false;; any = true) {
     bool progress = false;
-    for (const unsigned i : order) {
-      Fiber& fiber = *block.fibers[i];
-      if (fiber.finished || fiber.waiting) continue;
+    for (const unsigned i : block->order) {
+      Fiber& fiber = *block->fibers[i];
+      if (fiber.finished || fiber.waiting || (fiber.condition && !(*fiber.condition)())) continue;
       progress = true;
-      block.current = static_cast<int>(i);
-      set_index(block.current, threads);
+      block->current = static_cast<int>(i);
+      set_index(block->current, threads);
       resume(fiber);
-      if (!block.error.empty()) report(block.error);
-      unfinished -= fiber.finished;
+      if (!error.empty()) report(error);
+      block->unfinished -= fiber.finished;
     }
-    if (!progress) report("threads wait for others that never come");
+    if (!progress || block->unfinished == 0) return any || progress;
   }
+}
+
+void end_block() {
   for (const Watcher& watcher : watchers())
-    if (const char* error = watcher.end()) report(error);
-  for (size_t i = 0; i < block.shared.size(); ++i)
-    if ((&block.shared[i] < block.shared_begin || &block.shared[i] >= block.shared_begin + block.shared_bytes) &&
-        block.shared[i] != kGuard)
-      report("a write outside the dynamic shared memory");
+    if (const char* what = watcher.end()) report(what);
+  const unsigned char *begin = block->shared_begin, *end = begin + block->shared_bytes;
+  for (const unsigned char& byte : block->shared)
+    if ((&byte < begin || &byte >= end) && byte != kGuard) report("a write outside the dynamic shared memory");
 }
 
 }  // namespace
 
-void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
+// Blocks run one after another; only where one has to wait for others do these begin beside it.
+void run(dim3 grid, dim3 threads, size_t shared_bytes, bool together, const std::function<void()>& kernel) {
   const uint64_t count = uint64_t{threads.x} * threads.y * threads.z;
   if (count == 0 || count > 1024) throw std::runtime_error("CUDA emulation: block size");
-  if (blocks.y > 65535 || blocks.z > 65535) throw std::runtime_error("CUDA emulation: grid size");
-  if (shared_bytes > static_cast<size_t>(fastssl::cuda::limits_of(0).shared_bytes_per_block))
+  if (grid.y > 65535 || grid.z > 65535) throw std::runtime_error("CUDA emulation: grid size");
+  const fastssl::cuda::DeviceLimits limits = fastssl::cuda::limits_of(0);
+  if (shared_bytes > static_cast<size_t>(limits.shared_bytes_per_block))
     throw std::runtime_error("CUDA emulation: more shared memory than the device has");
-  block.threads = static_cast<int>(count);
-  while (block.fibers.size() < count) block.fibers.push_back(std::make_unique<Fiber>());
-  block.kernel = &kernel;
-  block.error.clear();
-  block.shared.resize(shared_bytes + 2 * kGuardBytes);
-  const auto begin = reinterpret_cast<uintptr_t>(block.shared.data()) + kGuardBytes / 2;
-  block.shared_begin = reinterpret_cast<unsigned char*>((begin + 127) / 128 * 128);
-  block.shared_bytes = shared_bytes;
+  running_kernel = &kernel;
+  error.clear();
   blockDim = threads;
-  gridDim = blocks;
-  unsigned salt = 0;
-  const unsigned total = blocks.x * blocks.y * blocks.z;
-  for (const unsigned i : order_of(total, 0)) {
-    blockIdx = {i % blocks.x, i / blocks.x % blocks.y, i / blocks.x / blocks.y};
-    run_block(threads, ++salt);
+  gridDim = grid;
+  const unsigned total = grid.x * grid.y * grid.z;
+  const unsigned at_once = together ? static_cast<unsigned>(limits.multiprocessors) : 1;
+  if (together && total > at_once) throw std::runtime_error("CUDA emulation: more blocks than run at the same time");
+  const std::vector<unsigned> order = order_of(total, 0);
+  unsigned begun = 0;
+  for (size_t running = 0; begun < total || running > 0;) {
+    bool progress = false;
+    for (size_t i = 0; i < running;) {
+      block = blocks[i].get();
+      progress |= advance_block(threads);
+      if (block->unfinished > 0) {
+        ++i;
+        continue;
+      }
+      end_block();
+      std::swap(blocks[i], blocks[--running]);
+    }
+    if (running > 0 && progress) continue;
+    if (running > 0 && (begun == total || running == at_once)) report("threads wait for others that never come");
+    if (begun == total) break;
+    if (blocks.size() == running) blocks.push_back(std::make_unique<Block>());
+    block = blocks[running++].get();
+    const unsigned i = order[begun++];
+    begin_block({i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y}, static_cast<int>(count), shared_bytes, begun);
   }
 }
 
 void fail(const char* what) {
-  block.error = what;
-  _longjmp(block.scheduler, 1);
+  error = what;
+  _longjmp(scheduler, 1);
 }
 
 unsigned char* dynamic_shared() {
-  return block.shared_begin;
+  return block->shared_begin;
 }
 
 int thread_index() {
-  return block.current;
+  return block->current;
 }
 
 void sleep() {
   wait();
 }
 
+void wait_until(const std::function<bool()>& condition) {
+  self().condition = &condition;
+  while (!condition()) back_to_scheduler();
+  self().condition = nullptr;
+}
+
+const void* this_block() {
+  return block;
+}
+
 void wake(int thread) {
-  block.fibers[static_cast<size_t>(thread)]->waiting = false;
+  block->fibers[static_cast<size_t>(thread)]->waiting = false;
 }
 
 void watch_blocks(void (*begin)(int threads), const char* (*end)()) {
@@ -218,27 +262,27 @@ void watch_blocks(void (*begin)(int threads), const char* (*end)()) {
 }
 
 int lane_index() {
-  return block.current % kLanes;
+  return block->current % kLanes;
 }
 
 int meet_block(bool predicate) {
-  block.true_arrived += predicate;
-  if (++block.arrived < block.threads) {
+  block->true_arrived += predicate;
+  if (++block->arrived < block->threads) {
     wait();
-    return block.true_last_time;
+    return block->true_last_time;
   }
-  block.true_last_time = block.true_arrived;
-  block.arrived = block.true_arrived = 0;
-  for (int i = 0; i < block.threads; ++i) block.fibers[static_cast<size_t>(i)]->waiting = false;
-  return block.true_last_time;
+  block->true_last_time = block->true_arrived;
+  block->arrived = block->true_arrived = 0;
+  for (int i = 0; i < block->threads; ++i) block->fibers[static_cast<size_t>(i)]->waiting = false;
+  return block->true_last_time;
 }
 
 void meet_lanes(uint32_t mask, void* operands, Resolve resolve) {
-  const int lane = lane_index(), warp_begin = block.current - lane;
+  const int lane = lane_index(), warp_begin = block->current - lane;
   if (!(mask >> lane & 1)) fail("a lane calls a warp's instruction with a mask that leaves it out");
   int lowest = 0;
   while (!(mask >> lowest & 1)) ++lowest;
-  Meeting& meeting = block.meetings[static_cast<size_t>(warp_begin + lowest)];
+  Meeting& meeting = block->meetings[static_cast<size_t>(warp_begin + lowest)];
   if (meeting.arrived == 0) {
     meeting.mask = mask;
     meeting.resolve = resolve;
@@ -250,7 +294,7 @@ void meet_lanes(uint32_t mask, void* operands, Resolve resolve) {
   meeting.arrived = 0;
   resolve(meeting.operands, mask);
   for (int i = 0; i < kLanes; ++i)
-    if (mask >> i & 1) block.fibers[static_cast<size_t>(warp_begin + i)]->waiting = false;
+    if (mask >> i & 1) block->fibers[static_cast<size_t>(warp_begin + i)]->waiting = false;
 }
 
 namespace {

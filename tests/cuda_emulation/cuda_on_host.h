@@ -23,7 +23,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
-#define __shared__ static  // one block runs at a time
+#define __shared__ static  // one block runs at a time; those that run together have dynamic memory alone
 
 struct uint3 {
   unsigned x, y, z;
@@ -70,17 +70,22 @@ namespace cuda_on_host {
 inline constexpr int kLanes = 32;
 
 // Runs the kernel for every thread of every block; throws std::runtime_error for what would hang or fault on a GPU.
-void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel);
+// Blocks may wait for each other if they run `together`, one a multiprocessor.
+void run(dim3 blocks, dim3 threads, size_t shared_bytes, bool together, const std::function<void()>& kernel);
 
 // Ends the run with an error; for use inside kernels.
 [[noreturn]] void fail(const char* what);
 
 unsigned char* dynamic_shared();
 
-// The thread that runs, in its block; it sleeps until another one wakes it.
+// The block that runs, and of its threads the one that does; it sleeps until another one wakes it.
+const void* this_block();
 int thread_index();
 void sleep();
 void wake(int thread);
+
+// Returns when the condition holds, which only another block may bring about; that one runs meanwhile.
+void wait_until(const std::function<bool()>& condition);
 
 // Functions to call when a block begins, with its number of threads, and when all of these have ended: an error or
 // null.
@@ -210,7 +215,12 @@ int blocks_per_multiprocessor(void (*)(Parameters...), int, size_t) {
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t,
             const std::type_identity_t<Parameters>&... arguments) {
-  cuda_on_host::run(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+  cuda_on_host::run(blocks, threads, shared_bytes, false, [&] { kernel(arguments...); });
+}
+template <class... Parameters>
+void launch_together(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t,
+                     const std::type_identity_t<Parameters>&... arguments) {
+  cuda_on_host::run(blocks, threads, shared_bytes, true, [&] { kernel(arguments...); });
 }
 
 inline unsigned char* dynamic_shared() {

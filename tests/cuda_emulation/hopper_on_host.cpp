@@ -66,7 +66,7 @@ struct NamedBarrier {
 struct Product {
   float* sums;
   int columns, group;
-  bool from_registers, by_rows, add;
+  bool from_registers, by_columns, by_rows, add;
   float rows[2][16];  // of the left operand, this thread's two
   uint64_t a, b;
   float (*widen)(uint16_t);
@@ -79,20 +79,27 @@ struct Thread {
   bool fenced = false;
 };
 
-std::map<void*, BarrierState> barriers;
-NamedBarrier named[16];
-std::vector<Thread> threads;
+struct BlockState {
+  std::map<void*, BarrierState> barriers;
+  NamedBarrier named[16];
+  std::vector<Thread> threads;
+};
+
+std::map<const void*, BlockState> blocks;
+
+BlockState& of_block() {
+  return blocks[this_block()];
+}
 
 void begin_block(int count) {
-  barriers.clear();
-  std::fill(std::begin(named), std::end(named), NamedBarrier{});
-  threads.assign(static_cast<size_t>(count), {});
+  of_block() = {};
+  of_block().threads.resize(static_cast<size_t>(count));
 }
 
 const char* end_block() {
-  for (const auto& [address, barrier] : barriers)
+  for (const auto& [address, barrier] : of_block().barriers)
     if (!barrier.copies.empty()) return "a copy that nobody waited for";
-  for (const Thread& thread : threads)
+  for (const Thread& thread : of_block().threads)
     if (!thread.products.empty()) return "products that nobody waited for";
   return nullptr;
 }
@@ -100,9 +107,14 @@ const char* end_block() {
 [[maybe_unused]] const bool watching = (watch_blocks(begin_block, end_block), true);
 
 BarrierState& state_of(void* barrier) {
+  auto& barriers = of_block().barriers;
   const auto found = barriers.find(barrier);
   if (found == barriers.end()) fail("a barrier that was not initialised");
   return found->second;
+}
+
+Thread& this_thread() {
+  return of_block().threads[static_cast<size_t>(thread_index())];
 }
 
 void wake_all(std::vector<int>& waiting) {
@@ -174,8 +186,9 @@ void compute(const Product& product) {
   float left[2][16];
   for (int half = 0; half < 2; ++half)
     for (int k = 0; k < 16; ++k)
-      left[half][k] = product.from_registers ? product.rows[half][k]
-                                             : matrix_element(product.a, row + 8 * half, k, false, product.widen);
+      left[half][k] = product.from_registers
+                          ? product.rows[half][k]
+                          : matrix_element(product.a, row + 8 * half, k, product.by_columns, product.widen);
   for (int n = 0; n < product.columns / 8; ++n)
     for (int odd = 0; odd < 2; ++odd) {
       float right[16];
@@ -195,7 +208,7 @@ void compute(const Product& product) {
 void initialise_barrier(void* barrier, uint32_t arrivals) {
   BarrierState state;
   state.arrivals = state.missing = arrivals;
-  barriers[barrier] = state;
+  of_block().barriers[barrier] = state;
 }
 
 void arrive_at_barrier(void* barrier, uint32_t bytes) {
@@ -245,7 +258,7 @@ void copy_bytes(void* shared, const void* global, uint32_t bytes, void* barrier)
 
 void meet_named(int id, int count, bool waits) {
   if (id < 1 || id > 15) fail("a named barrier that does not exist");
-  NamedBarrier& barrier = named[id];
+  NamedBarrier& barrier = of_block().named[id];
   if (barrier.arrived == 0) barrier.threads = count;
   if (barrier.threads != count) fail("threads expect different numbers at a named barrier");
   if (++barrier.arrived < count) {
@@ -259,13 +272,14 @@ void meet_named(int id, int count, bool waits) {
 
 void multiply_later(float* sums, int columns, LeftOperand a, uint64_t b, bool by_rows, bool add,
                     float (*widen)(uint16_t)) {
-  Thread& thread = threads[static_cast<size_t>(thread_index())];
+  Thread& thread = this_thread();
   if (!thread.fenced) fail("a product without a fence since products were waited for");
   if (b >> 62 != 1 || (!a.registers && a.matrix >> 62 != 1)) fail("a matrix without its way of changing places");
   Agreement agreement{a.matrix, b};
   meet_lanes(kAllLanes, &agreement, compare);
-  Product product{sums,  columns, thread.groups_committed, a.registers != nullptr, by_rows, add, {}, a.matrix, b,
-                  widen, {}};
+  Product product{
+      sums,  columns, thread.groups_committed, a.registers != nullptr, a.by_columns, by_rows, add, {}, a.matrix, b,
+      widen, {}};
   if (a.registers) {
     LeftRows left{a.registers, widen, {}};
     meet_lanes(kAllLanes, &left, gather_rows);
@@ -279,16 +293,16 @@ void multiply_later(float* sums, int columns, LeftOperand a, uint64_t b, bool by
 }
 
 void fence_products() {
-  threads[static_cast<size_t>(thread_index())].fenced = true;
+  this_thread().fenced = true;
 }
 
 void commit_products() {
-  Thread& thread = threads[static_cast<size_t>(thread_index())];
+  Thread& thread = this_thread();
   ++thread.groups_committed;
 }
 
 void wait_for_products(int groups_under_way) {
-  Thread& thread = threads[static_cast<size_t>(thread_index())];
+  Thread& thread = this_thread();
   const int done = thread.groups_committed - groups_under_way;
   thread.fenced = false;  // what it waited for is in registers now, and will be used
   while (!thread.products.empty() && thread.products.front().group < done) {

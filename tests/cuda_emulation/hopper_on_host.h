@@ -7,8 +7,8 @@
 
 namespace cuda_on_host {
 
-// The address of the dynamic shared memory: what must be a multiple of 1024 bytes does not begin there.
-inline constexpr uint32_t kSharedBegin = 128;
+// The address of the dynamic shared memory, behind what the system keeps.
+inline constexpr uint32_t kSharedBegin = 1024;
 
 struct TensorMap {
   const unsigned char* data;
@@ -28,6 +28,7 @@ void meet_named(int barrier, int threads, bool waits);
 struct LeftOperand {
   const uint4* registers;
   uint64_t matrix;
+  bool by_columns;
 };
 void multiply_later(float* sums, int columns, LeftOperand a, uint64_t b, bool by_rows, bool add,
                     float (*widen)(uint16_t));
@@ -61,6 +62,10 @@ inline uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(p - cuda_on_host::dynamic_shared()) + cuda_on_host::kSharedBegin;
 }
 
+inline unsigned char* shared_panels() {
+  return dynamic_shared();
+}
+
 struct Barrier {
   uint64_t state;
 
@@ -87,6 +92,9 @@ inline void copy_bytes(void* shared, const void* global, uint32_t bytes, Barrier
   cuda_on_host::copy_bytes(shared, global, bytes, &barrier);
 }
 inline void prefetch(const TensorMap&) {}
+inline int made_anew(int number) {
+  return number;
+}
 inline int lane_read_anew() {
   return cuda_on_host::lane_index();
 }
@@ -94,6 +102,20 @@ inline int64_t number_read_anew(const int64_t* number) {
   return *number;
 }
 inline void fence_for_async() {}
+
+inline void wait_for_turn(const uint32_t* turns, uint32_t turn) {
+  cuda_on_host::wait_until([=] { return *turns == turn; });
+}
+inline void pass_turn(uint32_t* turns, uint32_t next) {
+  *turns = next;
+}
+inline void add_in_memory(float4* numbers, const float (&values)[4]) {
+  float4& sums = *cuda_on_host::aligned(numbers);
+  sums = {sums.x + values[0], sums.y + values[1], sums.z + values[2], sums.w + values[3]};
+}
+inline float4 load_from_others(const float4* numbers) {
+  return *cuda_on_host::aligned(numbers);
+}
 
 inline void meet(int barrier, int threads) {
   cuda_on_host::meet_named(barrier, threads, true);
@@ -126,11 +148,12 @@ auto widening_of() {
 }
 template <class T, bool kByRows, int kColumns>
 void multiply_async(Sums<1, kColumns>& c, const uint4& a, SharedMatrix b, bool add) {
-  cuda_on_host::multiply_later(&c.at[0][0][0], kColumns, {&a, 0}, b.bits, kByRows, add, widening_of<T>());
+  cuda_on_host::multiply_later(&c.at[0][0][0], kColumns, {&a, 0, false}, b.bits, kByRows, add, widening_of<T>());
 }
-template <class T, bool kByRows, int kColumns>
+template <class T, bool kByColumns, bool kByRows, int kColumns>
 void multiply_async(Sums<1, kColumns>& c, SharedMatrix a, SharedMatrix b, bool add) {
-  cuda_on_host::multiply_later(&c.at[0][0][0], kColumns, {nullptr, a.bits}, b.bits, kByRows, add, widening_of<T>());
+  cuda_on_host::multiply_later(&c.at[0][0][0], kColumns, {nullptr, a.bits, kByColumns}, b.bits, kByRows, add,
+                               widening_of<T>());
 }
 
 }  // namespace fastssl::cuda

@@ -131,9 +131,9 @@ __global__ void matrices() {
   }
 }
 
-// 1024-byte aligned shared memory, with room for barriers behind the first 40 KiB.
+// Shared memory with room for barriers behind the first 40 KiB.
 unsigned char* panels() {
-  return dynamic_shared() + (1024 - shared_address(dynamic_shared()) % 1024) % 1024;
+  return shared_panels();
 }
 Barrier* barriers() {
   return reinterpret_cast<Barrier*>(panels() + 40 * 1024);
@@ -211,12 +211,17 @@ __global__ void named_barriers() {
 }
 
 // c = A B + A B of 64 x 16 and 16 x kColumns, with every way in which operands may lie.
-template <class T, bool kFromRegisters, bool kByRows, int kColumns>
+enum class LeftLies { in_registers, by_rows, by_columns };
+template <class T, LeftLies kLeft, bool kByRows, int kColumns>
 __global__ void group_product() {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   unsigned char *left = panels(), *right = panels() + 64 * 128;
   const auto one = [](float value) { return static_cast<uint16_t>(pair<T>(value, 0.0f)); };
-  for (int i = thread; i < 64 * 16; i += kWarpgroup) in_box(left, i / 16, 32 + i % 16) = one(a_value(i / 16, i % 16));
+  constexpr bool kByColumns = kLeft == LeftLies::by_columns;
+  for (int i = thread; i < 64 * 16; i += kWarpgroup) {
+    const int m = i / 16, k = i % 16;
+    (kByColumns ? in_box(left, 8 + k, m) : in_box(left, m, 32 + k)) = one(a_value(m, k));
+  }
   for (int i = thread; i < 16 * kColumns; i += kWarpgroup) {
     const int k = i / kColumns, n = i % kColumns;
     if constexpr (kByRows)
@@ -238,10 +243,11 @@ __global__ void group_product() {
   Sums<1, kColumns> c;
   fence_products();
   for (int repeat = 0; repeat < 2; ++repeat) {
-    if constexpr (kFromRegisters)
+    if constexpr (kLeft == LeftLies::in_registers)
       multiply_async<T, kByRows>(c, a, b, repeat > 0);
     else
-      multiply_async<T, kByRows>(c, moved(shared_matrix(shared_address(left), 16), 64), b, repeat > 0);
+      multiply_async<T, kByColumns, kByRows>(
+          c, moved(shared_matrix(shared_address(left), 16), kByColumns ? 8 * 128 : 64), b, repeat > 0);
     commit_products();
   }
   expect(std::isnan(c.at[0][0][0]));  // as late as CUDA allows
@@ -258,13 +264,34 @@ template <class T>
 void group_products() {
   const dim3 one(1), threads(kWarpgroup);
   const auto run = [&](auto kernel) { launch(kernel, one, threads, kPanelsBytes, nullptr); };
-  run(group_product<T, true, true, 32>);
-  run(group_product<T, true, true, 64>);
-  run(group_product<T, true, true, 128>);
-  run(group_product<T, true, false, 64>);
-  run(group_product<T, false, true, 128>);
-  run(group_product<T, false, false, 32>);
-  run(group_product<T, false, false, 128>);
+  run(group_product<T, LeftLies::in_registers, true, 32>);
+  run(group_product<T, LeftLies::in_registers, true, 64>);
+  run(group_product<T, LeftLies::in_registers, true, 128>);
+  run(group_product<T, LeftLies::in_registers, false, 64>);
+  run(group_product<T, LeftLies::by_rows, true, 128>);
+  run(group_product<T, LeftLies::by_rows, false, 32>);
+  run(group_product<T, LeftLies::by_rows, false, 128>);
+  run(group_product<T, LeftLies::by_columns, true, 64>);
+  run(group_product<T, LeftLies::by_columns, false, 32>);
+}
+
+// Three blocks add in the order of the last one first: a, b + a, c + (b + a).
+__global__ void turns_of_blocks(uint32_t* turns, float4* sums) {
+  const uint32_t mine = 2 - blockIdx.x;
+  const float values[4] = {1.0f, 2.0f, 3.0f, static_cast<float>(mine)};
+  wait_for_turn(turns + threadIdx.x, mine);
+  if (mine == 0)
+    sums[threadIdx.x] = make_float4(values[0], values[1], values[2], values[3]);
+  else
+    add_in_memory(sums + threadIdx.x, values);
+  const float4 sum = load_from_others(sums + threadIdx.x);
+  const float count = static_cast<float>(mine + 1);
+  expect(sum.x == count && sum.z == 3.0f * count && sum.w == static_cast<float>(mine * (mine + 1) / 2));
+  __syncthreads();
+  pass_turn(turns + threadIdx.x, mine + 1);
+}
+__global__ void turn_that_never_comes(const uint32_t* turns) {
+  wait_for_turn(turns, 1);
 }
 
 __global__ void product_without_a_fence() {
@@ -361,6 +388,17 @@ void run_test(const std::string& name) {
   if (name == "named barriers") return launch(named_barriers, one, threads, kPanelsBytes, nullptr);
   if (name == "products of groups in bfloat16") return group_products<BFloat16>();
   if (name == "products of groups in float16") return group_products<Half>();
+  if (name == "turns of blocks" || name == "turns of blocks apart" || name == "too many blocks" ||
+      name == "turn that never comes") {
+    std::vector<uint32_t> turns(64, 0);
+    std::vector<float4> sums(64);
+    if (name == "turn that never comes")
+      return launch_together(turn_that_never_comes, dim3(2), dim3(1), 0, nullptr, turns.data());
+    const auto start =
+        name == "turns of blocks apart" ? launch<uint32_t*, float4*> : launch_together<uint32_t*, float4*>;
+    return start(turns_of_blocks, dim3(name == "too many blocks" ? 4 : 3), threads, 0, nullptr, turns.data(),
+                 sums.data());
+  }
   if (name == "no fence") return launch(product_without_a_fence, one, dim3(kWarpgroup), kPanelsBytes, nullptr);
   if (name == "product under way")
     return launch(product_that_nobody_waits_for, one, dim3(kWarpgroup), kPanelsBytes, nullptr);

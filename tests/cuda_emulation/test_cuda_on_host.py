@@ -7,7 +7,7 @@ from fastssl.ops.philox import philox_4x32
 
 WORKING = ["conversions", "shuffles", "copies", "copies of nothing", "matrices"]
 WORKING += ["products of bfloat16", "products of float16"]
-WORKING += ["boxes", "phases", "copies of bytes", "named barriers"]
+WORKING += ["boxes", "phases", "copies of bytes", "named barriers", "turns of blocks"]
 WORKING += ["products of groups in bfloat16", "products of groups in float16"]
 
 
@@ -42,6 +42,9 @@ def test_what_works_on_a_gpu_works(cuda_emulation, name):
         ("copy under way", "a copy that nobody waited for"),
         ("unknown barrier", "a barrier that was not initialised"),
         ("missing bytes", "wait for others that never come"),
+        ("turn that never comes", "wait for others that never come"),
+        ("turns of blocks apart", "wait for others that never come"),
+        ("too many blocks", "more blocks than run at the same time"),
     ],
 )
 def test_mistakes_are_found(cuda_emulation, name, message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastssl import extension
-from fastssl.ops.attention import native, split_projection, stock
+from fastssl.ops.attention import hopper, native, split_projection, stock
 from fastssl.ops.attention.cases import EDGE_CASES, AttentionCase
 from fastssl.ops.backend import choose
 from fastssl.ops.philox import attention_keep_mask, dropout_scale
@@ -29,12 +29,14 @@ NARROWED = ("everything but a bias", "tiles of both sides", "dense", "window")
 """Cases that are enough for float16 where no hardware is."""
 
 
-@pytest.fixture(params=["native", "hopper"])
-def backend(request, cuda_kernels):
+@pytest.fixture(params=["native", "hopper", "hopper in one pass"])
+def backend(request, cuda_kernels, monkeypatch):
     """Return a backend whose CUDA kernels run on tensors of the CPU; see `cuda_kernels`."""
-    if request.param == "hopper":
+    name, *one_pass = request.param.split(maxsplit=1)
+    if name == "hopper":
         request.getfixturevalue("hopper_runs")
-    return request.param
+        monkeypatch.setattr(hopper, "TWO_PASSES_UP_TO", 0 if one_pass else 10**6)
+    return name
 
 
 def skip_if_refused(backend, width):

@@ -30,13 +30,41 @@ FACTS |= {"packed": True, "compiling": False, "dropped": False, "return_lse": Fa
     ids=["plain", "causal", "window", "grouped", "wide"],
 )
 def test_same_bits_however_the_work_is_divided(cuda_kernels, hopper_runs, case):
-    """Several tiles share the keys in shared memory, or each has its own; a block has one item or all of them."""
+    """Several tiles share the keys in shared memory, or each has its own; a block has one item or all of them.
+
+    But for blocks that take turns: `test_blocks_that_take_turns`.
+    """
     inputs = case.inputs(torch.bfloat16)
     cuda_kernels.set_device(num_multiprocessors=1)
     found = results(case, "hopper", inputs)
     cuda_kernels.set_device(num_multiprocessors=3)
     assert same_bits(found, results(case, "hopper", inputs))
     check(case, inputs, "hopper")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        AttentionCase(lengths_q=(450, 130), lengths_k=(520, 130), heads=1, key_heads=1, width=64),
+        AttentionCase(lengths_q=(70,), lengths_k=(520,), heads=2, key_heads=1, width=128),
+        AttentionCase(lengths_q=(600,), lengths_k=(530,), heads=1, key_heads=1, width=64, causal=True),
+        AttentionCase(lengths_q=(300,), lengths_k=(700,), heads=1, key_heads=1, width=64, window=(250, 100)),
+        AttentionCase(lengths_q=(130, 130), lengths_k=(390, 390), heads=2, key_heads=1, width=16, dense=True),
+    ],
+    ids=["plain", "few queries", "causal", "window", "dense"],
+)
+def test_blocks_that_take_turns(cuda_kernels, hopper_runs, monkeypatch, case):
+    """Sequences of up to six blocks, of which one, three or all run at the same time."""
+    monkeypatch.setattr(hopper, "TWO_PASSES_UP_TO", 0)
+    inputs = case.inputs(torch.bfloat16)
+    for blocks in (1, 3):
+        cuda_kernels.set_device(num_multiprocessors=blocks)
+        check(case, inputs, "hopper")
+    cuda_kernels.set_device(num_multiprocessors=6)
+    found = results(case, "hopper", inputs)
+    cuda_kernels.set_device(num_multiprocessors=8)
+    cuda_kernels.set_thread_order(1)
+    assert same_bits(found, results(case, "hopper", inputs))
 
 
 @pytest.mark.parametrize("length", [300, 530])
@@ -50,7 +78,12 @@ def test_bounds_of_the_lengths_change_no_bit(cuda_kernels, hopper_runs, length):
         offsets = case.options()["cu_seqlens_q"]
         arguments = (offsets, None, None, everything, 0, 0, None, 0.125, longest, longest, 0)
         out, lse, kept = torch.ops.fastssl.attention_hopper_forward(q, k, v, *arguments)
-        grads = torch.ops.fastssl.attention_hopper_backward(out, None, q, k, v, out, lse, kept, *arguments, False)
+        rest = (out, None, q, k, v, out, lse, kept, *arguments, False)
+        grads = [
+            gradient
+            for one_pass in (False, True)
+            for gradient in torch.ops.fastssl.attention_hopper_backward(*rest, one_pass)
+        ]
         return dict(enumerate((out, lse, *grads)))
 
     unknown, told, wrong = forward(0), forward(length), forward(100)
@@ -128,8 +161,8 @@ def test_the_fake_kernels_allocate_as_the_operators_do(cuda_kernels, hopper_runs
     out, lse, kept = torch.ops.fastssl.attention_hopper_forward(q, k, v, *arguments)
     fake = hopper._forward_fake(q, k, v, *arguments)
     assert [(x.shape, x.dtype) for x in (out, lse, kept)] == [(x.shape, x.dtype) for x in fake]
-    for together in (False, True):
-        rest = (q, k, v, out, lse, kept, *arguments, together)
+    for together, one_pass in ((False, False), (True, False), (False, True)):
+        rest = (q, k, v, out, lse, kept, *arguments, together, one_pass)
         found = torch.ops.fastssl.attention_hopper_backward(out, None, *rest)
         assert [x.shape for x in found] == [x.shape for x in hopper._backward_fake(out, None, *rest)]
 

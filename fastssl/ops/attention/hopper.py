@@ -13,6 +13,11 @@ CAPABILITY = (9, 0)
 WIDEST_HEAD = 128
 KEYS_OF_A_TILE, BYTES_OF_A_TILE = 128, 16
 """Of dropout's decisions, a bit each, for a query and a head; csrc/attention/hopper_kernels.cuh has their order."""
+TWO_PASSES_UP_TO = 512
+"""Keys of a sequence up to which the backward is two kernels, which make each score twice and add nothing in memory.
+
+Beyond, one kernel makes each score once, and blocks add to the gradient of the queries in turns.
+"""
 SUPPORTS = Supports(
     devices=("cuda",),
     dtypes=(torch.bfloat16, torch.float16),
@@ -75,7 +80,7 @@ def backward(
     grads = torch.ops.fastssl.attention_hopper_backward(
         grad_out, grad_lse, q, k, v, out, lse, kept, cu_seqlens_q, cu_seqlens_k, alibi_slopes, window_left,
         window_right, dropout_threshold(dropout_p), seed, scale, max_seqlen_q or 0, max_seqlen_k or 0, kept_tiles,
-        together,
+        together, _longest(k, max_seqlen_k) > TWO_PASSES_UP_TO,
     )  # fmt: skip
     if together:
         grads = grads[0].split_with_sizes((q.shape[-2], k.shape[-2], k.shape[-2]), dim=-2)
@@ -84,9 +89,15 @@ def backward(
 
 def _tiles_to_keep(q: Tensor, k: Tensor, longest_k: int | None) -> int:
     """Return the number of tiles of keys whose decisions the forward keeps: all of them, or 0."""
-    longest = k.shape[1] if k.dim() == 4 else longest_k or 0
-    tiles = -(-longest // KEYS_OF_A_TILE)
+    if k.dim() == 3 and not longest_k:
+        return 0
+    tiles = -(-_longest(k, longest_k) // KEYS_OF_A_TILE)
     return tiles if tiles * BYTES_OF_A_TILE <= q.shape[-1] * q.element_size() else 0
+
+
+def _longest(rows: Tensor, bound: int | None) -> int:
+    """Return the bound of the length of a sequence, where none is known that of all together."""
+    return rows.shape[1] if rows.dim() == 4 else bound or rows.shape[0]
 
 
 def _nothing_to_copy(q: Tensor, k: Tensor) -> bool:
@@ -103,4 +114,4 @@ def _forward_fake(q, k, v, *others):
 
 @extension.fake_kernel("fastssl::attention_hopper_backward")
 def _backward_fake(grad_out, grad_lse, q, k, v, *rest):
-    return native.gradient_buffers_fake(q, k, together=rest[-1])
+    return native.gradient_buffers_fake(q, k, together=rest[-2])
