@@ -11,6 +11,7 @@ from benchmarks.gpu.limits import product_of
 from benchmarks.gpu.problem import GPU_BACKENDS, Direction, Problem, Run
 from benchmarks.gpu.trial import why_not
 from benchmarks.peers import gpu_libraries, sdpa, torch_eager
+from fastssl.ops.attention import hopper
 from fastssl.ops.attention.api import attention
 from fastssl.ops.attention.cases import AttentionCase, offsets
 
@@ -22,6 +23,9 @@ CHECKED_LENGTH = 1024
 """At which long cases are held to float64: one sequence, with a tail shorter than any block."""
 MIXED = tuple(range(32, 513, 32)) * 4
 BERT = {"heads": 12, "key_heads": 12, "width": 64}
+OTHER_BACKWARD = {"hopper in one pass": 0, "hopper in two passes": 10**9}
+"""Backends beside "hopper", which chooses between them by length: names -> up to which length it takes two passes."""
+LONGEST_IN_TWO_PASSES = hopper.TWO_PASSES_UP_TO
 FLOPS_PER_SCORE = {"forward": 4.0, "backward": 10.0, "forward + backward": 14.0}
 """Times D: two products forward, five backward."""
 
@@ -78,10 +82,10 @@ def problem(case: AttentionCase, direction: Direction, run: Run, checked: bool =
         small = problem(replace(case, lengths_q=case.lengths_q[-4:]), direction, run, checked=True)
     return Problem(
         draw=draw,
-        ours=partial(attention, max_seqlen_q=longest, **options),
+        ours=partial(_attention, max_seqlen_q=longest, **options),
         peers=_peers(case, options["cu_seqlens_q"], run),
         direction=direction,
-        backends=_backends(run),
+        backends=_backends(run, None if direction == "forward" else longest),
         work=FLOPS_PER_SCORE[direction] * case.width * scores,
         unit="FLOP",
         limit=product_of(device, DTYPE, 64 if run.rehearse else 4096),
@@ -91,9 +95,25 @@ def problem(case: AttentionCase, direction: Direction, run: Run, checked: bool =
     )
 
 
-def _backends(run: Run) -> tuple[str, ...]:
-    """Return ours; kernels that might not end only where they have shown that they do."""
-    return GPU_BACKENDS if run.rehearse or why_not("hopper") else ("hopper", *GPU_BACKENDS)
+def _attention(*, backend: str, **arguments) -> Tensor:
+    """Return attention by a backend, and let its backward, which follows, take the kernels that the name says."""
+    hopper.TWO_PASSES_UP_TO = OTHER_BACKWARD.get(backend, LONGEST_IN_TWO_PASSES)
+    return attention(backend="hopper" if backend in OTHER_BACKWARD else backend, **arguments)
+
+
+def _backends(run: Run, longest: int | None) -> tuple[str, ...]:
+    """Return ours; kernels that might not end only where they have shown that they do.
+
+    Args:
+        run: where.
+        longest: the longest sequence, where there is a backward.
+    """
+    if run.rehearse or why_not("hopper"):
+        return GPU_BACKENDS
+    if longest is None:
+        return ("hopper", *GPU_BACKENDS)
+    other = "hopper in one pass" if longest <= LONGEST_IN_TWO_PASSES else "hopper in two passes"
+    return ("hopper", other, *GPU_BACKENDS)
 
 
 def _long_cases() -> dict[str, AttentionCase]:

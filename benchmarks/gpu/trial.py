@@ -12,8 +12,8 @@ from fastssl.ops import attention
 
 SECONDS = 60
 """For Python, CUDA and the kernels."""
-SHORT, LONG = (512,) * 40 + (3, 130), (200, 3, 700)
-"""Enough short sequences that several tiles of one share its keys, and some that no ring holds."""
+LENGTHS = ((512,) * 40 + (3, 130), (200, 3, 700), (20_000,))
+"""Short sequences, enough that tiles of one share its keys, some that no ring holds, and more tiles than blocks run."""
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def why_not(backend: str) -> str:
 
 def main(backend: str) -> None:
     """Run forward and backward of packed sequences, of each head width of the kernels, with and without dropout."""
-    for lengths, width in product((SHORT, LONG), (64, 128)):
+    for lengths, width in product(LENGTHS, (64, 128)):
         offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cuda")
         for options in ({}, {"dropout_p": 0.1}, {"causal": True}, {"window": (70, 20)}):
             bounds = {"max_seqlen_q": max(lengths), "max_seqlen_k": max(lengths)} if options else {}

@@ -128,10 +128,9 @@ struct Range {
   int begin, end;
 };
 
-// [low, high) within [0, count), its begin rounded down to a whole tile; empty where nothing is within.
+// [low, high) within [0, count), its begin rounded down to a whole tile.
 __device__ __forceinline__ Range tiles_between(int64_t low, int64_t high, int count, int tile) {
-  if (low >= count) return {count, count};
-  const int begin = low < 0 ? 0 : static_cast<int>(low);
+  const int begin = low < 0 ? 0 : static_cast<int>(low < count ? low : count);
   const int end = high < 0 ? 0 : static_cast<int>(high < count ? high : count);
   return {begin / tile * tile, end};
 }

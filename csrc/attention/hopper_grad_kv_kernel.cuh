@@ -16,15 +16,16 @@ namespace fastssl::cuda {
 template <int kWidthValue, bool kOnePassValue>
 struct HopperGradKVShape {
   static constexpr int kWidth = kWidthValue, kGroups = 2;
-  static constexpr bool kOnePass = kOnePassValue, kHoldsKeys = kWidth == 64 && !kOnePass;  // left operands in registers
+  static constexpr bool kOnePass = kOnePassValue, kHoldsKeys = kWidth == 64,
+                        kHoldsValues = kWidth == 64 && !kOnePass;  // left operands in registers
   static constexpr int kKeys = 64 * kGroups, kQueries = 64, kAtOnce = 4096 / kWidth;
   static constexpr int kTiles = kWidth == 64 ? 2 : 1;  // of keys in shared memory
   static constexpr int kStages = (kOnePass ? 384 : 512) / kWidth, kScores = kOnePass ? 2 : 0,
                        kTickets = kOnePass ? 4 : 0;
   static constexpr int kThreads = (kGroups + (kOnePass ? 2 : 1)) * kWarpgroup;
   // 65,536 registers in all.
-  static constexpr int kRegisters = kOnePass ? (kWidth == 64 ? 200 : 208) : 240;
-  static constexpr int kRegistersToCopy = kOnePass ? (kWidth == 64 ? 40 : 32) : 24;
+  static constexpr int kRegisters = kOnePass ? 208 : 240;
+  static constexpr int kRegistersToCopy = kOnePass ? 32 : 24;
   static constexpr int kRegistersToAdd = kOnePass ? 2 * (256 - kRegisters) - kRegistersToCopy : 0;
   using KeyPanel = Panel<kKeys, kWidth>;
   using QueryPanel = Panel<kQueries, kWidth>;
@@ -211,7 +212,7 @@ struct HopperGradKVTile {
     if (Shape::kOnePass && a.keys.offsets && place.begin + Shape::kKeys > place.keys)
       clear_behind(keys, values, place.keys - place.begin);
     const auto left_keys = left_rows<Shape::kHoldsKeys>(keys, 64 * turns.group, row);
-    const auto left_values = left_rows<Shape::kHoldsKeys>(values, 64 * turns.group, row);
+    const auto left_values = left_rows<Shape::kHoldsValues>(values, 64 * turns.group, row);
     if (seen.steps == 0) {
       of_keys.clear();
       of_values.clear();
@@ -240,8 +241,8 @@ struct HopperGradKVTile {
   }
 
   // kAtOnce queries, from `first` on in their stage, whose first query is `query`. `follows`: not the first stage.
-  template <class Rows>
-  __device__ __forceinline__ void add_some(const Rows& keys, const Rows& values, int head, int query, int first,
+  template <class Keys, class Values>
+  __device__ __forceinline__ void add_some(const Keys& keys, const Values& values, int head, int query, int first,
                                            unsigned fill, unsigned of_decisions, bool follows) {
     const auto queries = memory.of_queries(fill, 0).from(first), grad_out = memory.of_queries(fill, 1).from(first);
     const unsigned char* statistics = memory.statistics_of(fill) + first * sizeof(float2);

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/hopper_turns.cuh"
 #include "cuda/dropout.cuh"
 #include "cuda/hopper.cuh"
 #include "cuda/reductions.cuh"
@@ -275,6 +276,61 @@ void group_products() {
   run(group_product<T, LeftLies::by_columns, false, 32>);
 }
 
+// If all blocks of attention's backward that run at the same time do a step at a time, nobody waits: at each tile of
+// queries turns come in the order of time, and no earlier than they are passed. `apart`: how many steps, at least.
+void expect_nobody_waits(const AttentionArguments& a, int queries, int keys, int apart) {
+  Place place{};
+  place.queries = queries;
+  place.keys = keys;
+  const ScoreRules rules(a, place, 0);
+  for (int tile = 0; tile < queries; tile += kQueriesInTurns) {
+    std::vector<int> step_of_turn, group_of_turn;
+    int all = 0;
+    for (int key = 0; key < keys; key += kKeysInTurns) {
+      place.begin = key;
+      const BlocksInTurns blocks(rules, place);
+      const Range seen = queries_seeing(rules, place, kKeysInTurns, kQueriesInTurns);
+      KeyTile of_block{};
+      of_block.begin = seen.begin;
+      of_block.steps = (seen.end - seen.begin + kQueriesInTurns - 1) / kQueriesInTurns;
+      of_block.first_step = blocks.first_step();
+      for (int step = 0; step < of_block.steps; ++step) {
+        if (of_block.query_at(step) != tile) continue;
+        const auto turn = blocks.turn_at(rules, place, tile);
+        expect(turn.mine >= 0 && turn.mine < turn.all && (all == 0 || all == turn.all));
+        all = turn.all;
+        step_of_turn.resize(static_cast<size_t>(all), -1);
+        group_of_turn.resize(static_cast<size_t>(all), -1);
+        int& place_of_turn = step_of_turn[static_cast<size_t>(turn.mine)];
+        expect(place_of_turn < 0);  // each turn is one block's
+        place_of_turn = step;
+        group_of_turn[static_cast<size_t>(turn.mine)] = blocks.group;
+      }
+    }
+    for (size_t turn = 1; turn < step_of_turn.size(); ++turn) {
+      expect(group_of_turn[turn - 1] <= group_of_turn[turn] && step_of_turn[turn] >= 0 && step_of_turn[turn - 1] >= 0);
+      if (group_of_turn[turn - 1] == group_of_turn[turn]) expect(step_of_turn[turn] - step_of_turn[turn - 1] >= apart);
+    }
+  }
+}
+__global__ void turns_of_attention() {
+  AttentionArguments a{};
+  a.window_left = a.window_right = 1 << 30;
+  for (const int length : {128, 1000, 1024, 4096, 5000}) expect_nobody_waits(a, length, length, 1);
+  expect_nobody_waits(a, 2048, 2048, 2);
+  expect_nobody_waits(a, 200, 5000, 0);  // fewer tiles of queries than blocks
+  expect_nobody_waits(a, 5000, 200, 1);
+  a.window_right = 0;
+  for (const int length : {128, 1000, 1024, 4096, 5000}) expect_nobody_waits(a, length, length, 1);
+  expect_nobody_waits(a, 2048, 2048, 2);
+  expect_nobody_waits(a, 70, 1000, 0);
+  expect_nobody_waits(a, 1000, 70, 1);
+  a.window_left = 300;
+  for (const int length : {1000, 5000}) expect_nobody_waits(a, length, length, 1);
+  a.window_right = 500;
+  for (const int length : {1000, 5000}) expect_nobody_waits(a, length, length, 0);
+}
+
 // Three blocks add in the order of the last one first: a, b + a, c + (b + a).
 __global__ void turns_of_blocks(uint32_t* turns, float4* sums) {
   const uint32_t mine = 2 - blockIdx.x;
@@ -388,6 +444,10 @@ void run_test(const std::string& name) {
   if (name == "named barriers") return launch(named_barriers, one, threads, kPanelsBytes, nullptr);
   if (name == "products of groups in bfloat16") return group_products<BFloat16>();
   if (name == "products of groups in float16") return group_products<Half>();
+  if (name == "turns of attention") {
+    for (const unsigned blocks : {1u, 7u, 16u, 132u}) launch(turns_of_attention, dim3(blocks), dim3(1), 0, nullptr);
+    return;
+  }
   if (name == "turns of blocks" || name == "turns of blocks apart" || name == "too many blocks" ||
       name == "turn that never comes") {
     std::vector<uint32_t> turns(64, 0);

@@ -7,7 +7,7 @@ from fastssl.ops.philox import philox_4x32
 
 WORKING = ["conversions", "shuffles", "copies", "copies of nothing", "matrices"]
 WORKING += ["products of bfloat16", "products of float16"]
-WORKING += ["boxes", "phases", "copies of bytes", "named barriers", "turns of blocks"]
+WORKING += ["boxes", "phases", "copies of bytes", "named barriers", "turns of blocks", "turns of attention"]
 WORKING += ["products of groups in bfloat16", "products of groups in float16"]
 
 

@@ -138,6 +138,20 @@ def test_heads_take_turns_where_their_keys_do_not_fit_the_cache(cuda_kernels, ho
     assert torch.equal(out, expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="more than the emulation does in a minute")
+@pytest.mark.parametrize("causal", [False, True])
+def test_more_blocks_take_turns_than_run_at_a_time(hopper_runs, monkeypatch, causal):
+    """160 of them share the queries; two passes are the other way to the same gradients."""
+    case = AttentionCase(lengths_q=(20_480,), heads=1, key_heads=1, width=64, causal=causal)
+    inputs, found = case.inputs(torch.bfloat16), []
+    for longest_in_two_passes in (0, 0, 10**6):
+        monkeypatch.setattr(hopper, "TWO_PASSES_UP_TO", longest_in_two_passes)
+        found.append(results(case, "hopper", inputs))
+    assert same_bits(*found[:2])
+    for name in "qkv":
+        torch.testing.assert_close(found[0][name], found[2][name], rtol=2**-6, atol=2**-6 * found[2][name].std())
+
+
 def test_rows_that_copies_do_not_reach_are_packed_first(cuda_kernels, hopper_runs):
     """An address that is no multiple of 16 bytes, rows that are, and one row for all."""
     case = AttentionCase(lengths_q=(70,), lengths_k=(70,), heads=2, key_heads=2, width=16)
