@@ -138,7 +138,7 @@ def test_later_gpus_find_code_that_they_can_compile(binary):
 
 def test_products_of_warpgroups_go_on_beside_the_threads(binary):
     """Where the compiler lacks registers it waits for each instruction: then each ends a group of its own."""
-    kernels = {kernel.name for kernel in binary["kernels"] if "hopper" in kernel.name}
-    assert kernels == set(binary["products"])
+    hopper = {kernel.name for kernel in binary["kernels"] if "hopper" in kernel.name}
+    assert set(binary["products"]) == {name for name in hopper if "statistics" not in name}  # those multiply nothing
     waiting = {name for name, (instructions, ends) in binary["products"].items() if ends > instructions / 2}
     assert not waiting
