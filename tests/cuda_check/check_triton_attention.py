@@ -36,18 +36,14 @@ HOT = {
 }
 """dtype and call; but for SPILL_BYTES nothing may use local memory. Backwards of long sequences draw dropout again."""
 SPILL_BYTES = {
-    (80, "gpt"): {"attention_grad_kv": 36},
-    (80, "long, bias"): {"attention_grad_q": 24, "attention_grad_kv": 68, "attention_grad_bias": 12},
-    (80, "wide"): {"attention_grad_kv": 24},
-    (80, "wide, causal, grouped"): {"attention_grad_kv": 104},
     (90, "bert"): {"attention_forward": 148},
     (90, "bert, one tile of keys"): {"attention_forward": 148},
     (90, "long"): {"attention_forward": 60},
     (90, "wide"): {"attention_grad_q": 32, "attention_grad_kv": 8},
     (90, "wide, causal, grouped"): {"attention_forward": 152, "attention_grad_q": 104, "attention_grad_kv": 320},
 }
-"""(capability, call) -> kernel -> what it may spill, stores and loads together. Of 9.0 these tiles were the fastest of
-`benchmarks/gpu/tile_search.py` all the same; those of 8.0 have not been measured."""
+"""(capability, call) -> kernel -> what it may spill, stores and loads together: these tiles were the fastest of
+`benchmarks/gpu/tile_search.py` all the same."""
 REST = {
     "padded width": ("bf16", BERT | {"width": 80, "causal": True}),
     "widest": ("bf16", BERT | {"width": 256}),

@@ -1,8 +1,7 @@
 """How the Triton kernels of `attention` are cut into programs: functions of the device and the call, no search.
 
-Nothing hot spills more than a few registers (`make cuda-check`). The numbers for Hopper in 16 bits are the fastest of
-`benchmarks/gpu/tile_search.py` on an H100 that fit the registers in every release of Triton tried; those for other GPUs
-have not been measured.
+Those for Hopper in 16 bits are the fastest of `benchmarks/gpu/tile_search.py` on an H100 that fit the registers in
+every release of Triton tried, or nearly do; those for other GPUs fit (`make cuda-check`) and have not been measured.
 """
 
 import functools
@@ -61,6 +60,7 @@ additions is the same on every device."""
 
 INTERPRETED = Tile(queries=64, keys=64, num_warps=4, num_stages=1)
 _WIDE_GRADIENT = Tile(queries=64, keys=64, num_warps=8, num_stages=1)
+_FEW_WIDE_KEYS = Tile(queries=64, keys=32, num_warps=8, num_stages=1)
 """For heads between 65 and 128 columns, in registers."""
 
 
@@ -132,7 +132,7 @@ def grad_q_tile(shape: Shape) -> Tile:
         return Tile(queries=64, keys=32 if shape.dropped else 64, num_warps=4, num_stages=3)
     if _draws_in_few_registers(shape):
         return Tile(queries=64, keys=32, num_warps=4, num_stages=2)
-    return Tile(queries=128, keys=64, num_warps=8, num_stages=2)
+    return Tile(queries=128, keys=64, num_warps=8, num_stages=1 if shape.drawn else 2)
 
 
 def grad_kv_tile(shape: Shape) -> Tile:
@@ -144,14 +144,15 @@ def grad_kv_tile(shape: Shape) -> Tile:
         adds = shape.dropped or shape.biased
         few = adds or shape.windowed
         hopper = Tile(queries=32 if few else 64, keys=128, num_warps=8, num_stages=1 if adds else 2)
-        return hopper if _is_hopper(shape) else _WIDE_GRADIENT
+        return hopper if _is_hopper(shape) else _FEW_WIDE_KEYS if shape.dropped or shape.windowed else _WIDE_GRADIENT
     if _is_hopper(shape) and not 64 < shape.longest_k <= 128:
         if shape.dropped or shape.biased or shape.longest_q <= 512:
             return Tile(queries=32, keys=64, num_warps=4, num_stages=2 if shape.drawn or shape.biased else 3)
         return Tile(queries=128, keys=64, num_warps=4, num_stages=2)
     if _draws_in_few_registers(shape):
         return Tile(queries=32, keys=64, num_warps=4, num_stages=2)
-    return Tile(queries=32, keys=128, num_warps=8, num_stages=2)
+    one_stage = not _is_hopper(shape) and shape.dropped and (shape.windowed or shape.biased)
+    return Tile(queries=32, keys=128, num_warps=8, num_stages=1 if one_stage else 2)
 
 
 def grad_bias_tile(shape: Shape) -> Tile:
@@ -161,6 +162,8 @@ def grad_bias_tile(shape: Shape) -> Tile:
         return _small_gradient_tile(shape)
     if columns > 64:
         return Tile(queries=64 if _is_hopper(shape) else 32, keys=64, num_warps=8, num_stages=1)
+    if shape.drawn and not _is_hopper(shape):
+        return Tile(queries=32, keys=128, num_warps=8, num_stages=1)
     return Tile(queries=128, keys=64, num_warps=8, num_stages=1)
 
 
