@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from fastssl.models.bert_question_answering import BertForQuestionAnswering
     from fastssl.models.bert_tagger import BertForTokenClassification
     from fastssl.models.generation.generated import GeneratedTokens, GenerationConfig
-    from fastssl.models.gpt import GPTForCausalLM, GPTModel
+    from fastssl.models.gpt import GPTModel
+    from fastssl.models.gpt_causal_lm import GPTForCausalLM
     from fastssl.models.gpt_config import GPTConfig
     from fastssl.models.likelihood import Likelihood, loglikelihoods, rolling_loglikelihoods
     from fastssl.models.presets import PRESETS, preset
@@ -106,7 +107,8 @@ _HOMES = {
     "fastssl.models.bert_tagger": ("BertForTokenClassification",),
     "fastssl.models.bert_embedder": ("BertForSentenceEmbedding",),
     "fastssl.models.generation.generated": ("GeneratedTokens", "GenerationConfig"),
-    "fastssl.models.gpt": ("GPTForCausalLM", "GPTModel"),
+    "fastssl.models.gpt": ("GPTModel",),
+    "fastssl.models.gpt_causal_lm": ("GPTForCausalLM",),
     "fastssl.models.gpt_config": ("GPTConfig",),
     "fastssl.models.likelihood": ("Likelihood", "loglikelihoods", "rolling_loglikelihoods"),
     "fastssl.models.presets": ("PRESETS", "preset"),

@@ -35,7 +35,7 @@ from benchmarks.timing import Effort, Launch, interleave, spread
 from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_config import BertConfig
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.presets import preset
 from fastssl.training.graphs import GraphedPasses

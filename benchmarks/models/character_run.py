@@ -25,7 +25,7 @@ from benchmarks.step_by_step import StepByStep
 from benchmarks.suites import Run
 from benchmarks.timing import Effort, Launch
 from fastssl.data.batch import PackedBatch
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.training import Trainer, TrainingConfig
 

@@ -20,7 +20,7 @@ from benchmarks.timing import Effort, Launch, timed
 from fastssl.data.batch import PackedBatch
 from fastssl.models.generation.generate import stream
 from fastssl.models.generation.generated import GenerationConfig
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.presets import preset
 from fastssl.nn.quantized import QuantizedLinear, quantize

@@ -24,7 +24,7 @@ from benchmarks.timing import Effort, Launch, timed
 from fastssl.allocator import keep_freed_memory
 from fastssl.data.batch import PackedBatch
 from fastssl.models import gpt_files
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.presets import preset
 from fastssl.models.pretrained import file_tensors

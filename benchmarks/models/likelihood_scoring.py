@@ -17,7 +17,7 @@ from benchmarks.peers import hugging_face_gpt, language_model_harness
 from benchmarks.suites import Run
 from benchmarks.timing import Effort, Launch, timed
 from fastssl.data.tokenizer import Tokenizer
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.likelihood import loglikelihoods
 

@@ -20,7 +20,8 @@ from fastssl.models.bert_config import BertConfig
 from fastssl.models.bert_question_answering import BertForQuestionAnswering
 from fastssl.models.bert_tagger import BertForTokenClassification
 from fastssl.models.cost import ParameterRow, flops_per_token, parameter_table, training_memory
-from fastssl.models.gpt import GPTForCausalLM, GPTModel
+from fastssl.models.gpt import GPTModel
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.presets import PRESETS, preset
 from fastssl.models.pretrained import read_config
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastssl.models.bert import BertForPreTraining
 from fastssl.models.bert_config import BertConfig
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 
 ModelConfig = BertConfig | GPTConfig

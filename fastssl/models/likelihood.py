@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastssl.data.batch import PackedBatch
 from fastssl.models.generation.reader import evaluating
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.prefix_tree import LEAST_SHARED, PrefixNode, prefix_tree
 from fastssl.nn.kv_cache import KVCache
 

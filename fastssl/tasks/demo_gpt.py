@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastssl.data.tokenizer import Tokenizer
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.tasks.demo import DemoConfig, training_settings
 from fastssl.tasks.generation.text_generator import TextGenerator
 from fastssl.tasks.gpt_pretraining_config import (

@@ -15,7 +15,7 @@ from fastssl.data.held_out import hold_out, hold_out_end
 from fastssl.data.shards import TokenShards
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.cost import flops_per_token, num_parameters, training_memory_bytes
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.presets import gpt_preset
 from fastssl.tasks.gpt_pretraining_config import GptPretrainingConfig
 from fastssl.tasks.pretraining_parts import Shards

@@ -9,7 +9,7 @@ from benchmarks.models.character_run import Record, Windows, assert_same_model, 
 from benchmarks.models.gpt_pretraining_step import assert_same_step, linear_shapes, random_batch, useful_flops
 from benchmarks.models.training_step import saved
 from benchmarks.peers import hugging_face, hugging_face_gpt
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.nn.quantized import quantize
 

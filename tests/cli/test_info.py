@@ -9,7 +9,7 @@ from fastssl.cli.main import main
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_config import BertConfig
 from fastssl.models.bert_tagger import BertForTokenClassification
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from tests.models.peers import ODD_SIZES
 

@@ -9,7 +9,7 @@ from fastssl.cli.main import main
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_config import BertConfig
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.tasks.pseudo_likelihood import PseudoLikelihoodScorer
 from tests.tasks.test_in_context import tiny_model
 

@@ -9,7 +9,7 @@ import torch
 from fastssl.data.batch import PackedBatch
 from fastssl.data.in_context_corpus import INSTRUCTIONS, TaskFamilies, document
 from fastssl.data.tokenizer import Tokenizer
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.tasks.in_context.config import DemonstrationConfig, InContextConfig, TaskColumnConfig
 from fastssl.tasks.in_context.experiment import measure_in_context

@@ -15,7 +15,7 @@ from fastssl.models.cost import (
     training_memory,
     training_memory_bytes,
 )
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.presets import preset
 from fastssl.nn.backend import set_backend

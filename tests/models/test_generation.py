@@ -5,7 +5,7 @@ import torch
 
 from fastssl.models.generation.generate import generate, stream
 from fastssl.models.generation.generated import GenerationConfig
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from tests.models.gpt_peers import PEERS, peer, sequences
 from tests.models.test_gpt import EVERY_VARIANT, small_model
 

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from fastssl.data.batch import PackedBatch
-from fastssl.models.gpt import GPTForCausalLM, GPTModel
+from fastssl.models.gpt import GPTModel
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.nn.backend import set_backend
 from fastssl.nn.quantized import quantize

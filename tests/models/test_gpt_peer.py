@@ -8,7 +8,8 @@ import torch
 
 from fastssl.models import gpt_files
 from fastssl.models.generation.published import read_published_generation
-from fastssl.models.gpt import GPTForCausalLM, GPTModel
+from fastssl.models.gpt import GPTModel
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.pretrained import file_tensors
 from tests.models.gpt_peers import PEERS, padded_inputs, peer

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.likelihood import Likelihood, loglikelihoods, rolling_loglikelihoods, rolling_windows
 from fastssl.nn.quantized import quantize
 from tests.models.gpt_peers import PEERS, peer

@@ -5,7 +5,7 @@ import torch
 
 from fastssl.models.bert import BertForMaskedLM, BertForPreTraining, BertModel
 from fastssl.models.cost import num_parameters
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.presets import PRESETS, preset
 
 BODIES = {

@@ -7,7 +7,7 @@ from torch import nn
 from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM, BertModel
 from fastssl.models.bert_config import BertConfig
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.nn.backend import set_backend
 from fastssl.nn.quantized import QuantizedLinear, quantize

@@ -7,7 +7,7 @@ import torch
 
 from fastssl.data.batch import PackedBatch
 from fastssl.models import gpt
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.nn import whole_block
 from fastssl.nn.kv_cache import KVCache

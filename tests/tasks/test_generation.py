@@ -13,7 +13,7 @@ import torch
 from fastssl.cli.main import main
 from fastssl.data.batch import PackedBatch
 from fastssl.data.tokenizer import Tokenizer
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.tasks.generation.text_generator import TextGenerator
 from fastssl.tasks.generation.text_stream import StopStrings, TextStream

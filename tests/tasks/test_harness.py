@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from fastssl.cli.main import main  # noqa: E402
 from fastssl.data.tokenizer import Tokenizer  # noqa: E402
-from fastssl.models.gpt import GPTForCausalLM  # noqa: E402
+from fastssl.models.gpt_causal_lm import GPTForCausalLM  # noqa: E402
 from fastssl.models.gpt_config import GPTConfig  # noqa: E402
 from fastssl.tasks.harness import FastsslLM  # noqa: E402
 

@@ -11,7 +11,7 @@ import torch
 from fastssl.data.continuation import encode_continuations
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.cost import num_parameters
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.tasks.generation.text_generator import TextGenerator
 from fastssl.tasks.in_context.answers import GenerationAsker, LikelihoodAsker

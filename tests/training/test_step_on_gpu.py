@@ -8,7 +8,7 @@ import torch
 from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_config import BertConfig
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.training import TrainingConfig
 from fastssl.training.distributed import World

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.models.generation.generate import checked_prompt, generate, stream
 from fastssl.models.generation.generated import FinishReason, GeneratedTokens, GenerationConfig
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.tasks.generation.text_stream import StopStrings, TextStream
 from fastssl.tasks.inference import dtype_of_parameters, ready
 from fastssl.tasks.streaming import strings

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fastssl.models.gpt import GPTForCausalLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.likelihood import loglikelihoods
 from fastssl.tasks.generation.text_generator import TextGenerator
 from fastssl.tasks.in_context.prompts import Prompt, PromptMaker
