@@ -22,6 +22,7 @@ from fastssl.models.bert_tagger import BertForTokenClassification
 from fastssl.models.cost import ParameterRow, flops_per_token, parameter_table, training_memory
 from fastssl.models.gpt import GPTModel
 from fastssl.models.gpt_causal_lm import GPTForCausalLM
+from fastssl.models.gpt_families import FAMILIES
 from fastssl.models.presets import PRESETS, preset
 from fastssl.models.pretrained import read_config
 
@@ -97,13 +98,11 @@ def _of_directory(name: str) -> tuple[object, type[nn.Module]]:
     values = read_config(name)
     architecture = next(iter(values.get("architectures") or ()), None)
     kind = values.get("model_type")
-    if kind in gpt_files.FAMILIES or kind == gpt_files.OUR_MODEL_TYPE:
+    if kind in FAMILIES or kind == gpt_files.OUR_MODEL_TYPE:
         is_body = architecture is not None and "LM" not in architecture
         return gpt_files.config_from_dict(values, source=name), GPTModel if is_body else GPTForCausalLM
     if "bert" not in str(kind or "bert"):
-        raise ValueError(
-            f"{name} holds a model of type {kind!r}, expected bert or one of {', '.join(gpt_files.FAMILIES)}"
-        )
+        raise ValueError(f"{name} holds a model of type {kind!r}, expected bert or one of {', '.join(FAMILIES)}")
     # Other architectures are a body with a head that pretraining does not know.
     return bert_files.config_from_dict(values, source=name), _CLASSES.get(architecture, BertModel)
 
