@@ -77,6 +77,7 @@ inline AttentionArguments arguments(const Tensor& q, const Tensor& k, const Tens
   STD_TORCH_CHECK(!alibi || (alibi->scalar_type() == ScalarType::Float && alibi->is_contiguous() &&
                              alibi->numel() == q.size(-2) && alibi->device() == q.device()),
                   "attention: alibi_slopes must be H contiguous float32 numbers on the device of the other tensors");
+  STD_TORCH_CHECK(window_left >= 0 && window_right >= 0, "attention: window");
   AttentionArguments a{};
   a.q = rows_of(q);
   a.k = rows_of(k);

@@ -8,13 +8,14 @@ namespace fastssl::cuda {
 // Statistics of queries, as QueryStatistics has them, in whole tiles of so many.
 inline constexpr int kStatisticsTile = 64;
 
-// Sums of the queries' gradients by which blocks take turns, for each head and each tile of so many queries: parts of
-// 64 columns, of which each of four warps has 16 rows, float4 i of lane l at 32 i + l. `turns`: how many blocks have
-// added.
+// Sums of the queries' gradients to which blocks add in turns, for each head and each tile of so many queries: parts of
+// 64 columns, of which each of four warps has 16 rows, float4 i of lane l at 32 i + l.
 struct SumsInTurns {
   float4* sums = nullptr;
-  uint32_t* turns = nullptr;
+  uint32_t* turns = nullptr;  // how many blocks have added
+  uint32_t* taken = nullptr;  // how many tiles of keys blocks have taken
   int parts = 0;
+  bool go_round = false;  // whether everything is seen
 };
 inline constexpr int kSumsOfWarp = 8 * kWarp;  // float4
 

@@ -246,7 +246,6 @@ struct HopperGradKVTile {
                                            unsigned fill, unsigned of_decisions, bool follows) {
     const auto queries = memory.of_queries(fill, 0).from(first), grad_out = memory.of_queries(fill, 1).from(first);
     const unsigned char* statistics = memory.statistics_of(fill) + first * sizeof(float2);
-    const ScoreRules rules(a, place, head);
     const int key = place.begin + row;
     const bool adds = follows || first > 0;
     Products weights, gradients;
@@ -257,6 +256,7 @@ struct HopperGradKVTile {
     multiply_rows_async<T>(gradients, values, grad_out);
     commit_products();
     turns.end();
+    const ScoreRules rules(a, place, head);
     wait_for_products<1>();  // also for the sums with the queries before
     take(weights);
     if (gives_back && follows && first == 0) memory.stages.give_back(fill - 1);

@@ -138,15 +138,21 @@ inline int64_t hopper_statistics_places(const AttentionArguments& a, const SideO
   return tiles * kStatisticsTile;
 }
 
-// Memory for what blocks add in turns, which the caller allocates: numbers of float32 and of int32, 0 for two passes.
+// Wide heads with dropout have no registers left for one pass.
+inline bool has_one_pass(const AttentionArguments& a) {
+  return a.width <= 64 || a.dropout.threshold == 0;
+}
+
+// Memory for what blocks add in turns, which the caller allocates: numbers of float32 and of int32.
 struct InTurnsSizes {
   int64_t sums, turns;
 };
-inline InTurnsSizes lay_out_in_turns(SumsInTurns& in_turns, const AttentionArguments& a, int64_t places,
-                                     bool one_pass) {
+inline InTurnsSizes lay_out_in_turns(SumsInTurns& in_turns, const AttentionArguments& a, int64_t places) {
+  constexpr int kEverything = std::numeric_limits<int>::max();
+  in_turns.go_round = a.window_left == kEverything && a.window_right == kEverything;
   in_turns.parts = a.width > 64 ? 2 : 1;
-  const int64_t turns = one_pass ? a.heads * (places / kQueriesInTurns) * in_turns.parts * (kWarpgroup / kWarp) : 0;
-  return {turns * kSumsOfWarp * 4, turns};
+  const int64_t turns = a.heads * (places / kQueriesInTurns) * in_turns.parts * kAddingWarps;
+  return {turns * kSumsOfWarp * 4, turns + 1};
 }
 
 // The gradient of the queries, and then those of keys and values, which read the statistics that the first kernel
@@ -167,10 +173,12 @@ void launch_two_passes(HopperGradArguments& a, const SideOnHost& queries, const 
   launch_to_stay<ForKV>(attention_grad_kv_hopper<T, ForKV, kDropping>, a, multiprocessors, stream);
 }
 
-// All tiles of keys of a sequence and head one after another, as blocks that take turns need them.
+// All tiles of keys of a sequence and head one after another, as blocks that take turns need them. Who goes round waits
+// for others that begin at the same time, under a mask only for those who took their tiles before.
 template <class T, int kWidth, Dropping kDropping>
 void launch_one_pass(HopperGradArguments& a, const SideOnHost& queries, const SideOnHost& keys, int multiprocessors,
                      cudaStream_t stream) {
+  if (a.sequences == 0) return;
   const dim3 tiles(static_cast<unsigned>(a.statistics.head / kQueriesInTurns), static_cast<unsigned>(a.heads));
   launch(attention_statistics_hopper<T, kWidth>, tiles, dim3(kWarpgroup),
          size_t{2} * Tile<kQueriesInTurns, kWidth>::kBytes, stream, a);
@@ -180,11 +188,12 @@ void launch_one_pass(HopperGradArguments& a, const SideOnHost& queries, const Si
   a.schedule.pairs_at_once = 1;
   map_sides<Shape>(a, queries, keys);
   map_like_queries<Shape>(a.grad_out_map, a, a.grad_out, queries);
-  launch_together(attention_grad_hopper<T, Shape, kDropping>, blocks_for(a.schedule, multiprocessors),
-                  dim3(Shape::kThreads), Shape::kSharedBytes, stream, a);
+  const auto start =
+      a.in_turns.go_round ? launch_together<HopperGradArguments> : launch_as_they_come<HopperGradArguments>;
+  start(attention_grad_hopper<T, Shape, kDropping>, blocks_for(a.schedule, multiprocessors), dim3(Shape::kThreads),
+        Shape::kSharedBytes, stream, a);
 }
 
-// Wide heads with dropout have no registers left for it all, and take two passes.
 inline void launch_hopper_backward(HopperGradArguments& a, const SideOnHost& queries, const SideOnHost& keys,
                                    Element element, bool one_pass, int multiprocessors, cudaStream_t stream) {
   with_element(element, [&](auto value) {

@@ -7,13 +7,14 @@
 
 namespace fastssl::cuda {
 
-// What the queries' gradients need before: their statistics; the turns, none of which is over; and zeros for queries
-// that see nothing, to which nobody adds. A block has a tile of a head.
+// What the queries' gradients need before: their statistics; the turns, none of which is over; no tile of keys taken;
+// and zeros for queries that see nothing, to which nobody adds. A block has a tile of a head.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kWarpgroup) attention_statistics_hopper(const HopperGradArguments a) {
   using Rows = Tile<kQueriesInTurns, kWidth>;
   const int head = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
   const Place place = place_of<kQueriesInTurns>(a, a.queries, blockIdx.x);
+  if (blockIdx.x == 0 && head == 0 && thread == 0) *a.in_turns.taken = 0;
   if (place.begin >= place.queries) return;
   const Rows out{dynamic_shared()}, grad_out{dynamic_shared() + Rows::kBytes};
   const auto rows = [&](const AttentionRows& tensor) {
@@ -64,13 +65,15 @@ __device__ __forceinline__ void add_from_memory(Sums<1, 64>& sums, const float4*
 
 // The tile of keys that an item is; where it is none, it has none.
 __device__ __forceinline__ void find_tile(const HopperGradArguments& a, int index, KeyTile& tile) {
-  tile.place = place_of(a, a.units, item_of(a.schedule, index, false), a.heads / a.heads_per_key, tile.key_head);
+  tile.place =
+      place_of(a, a.units, item_of(a.schedule, index, !a.in_turns.go_round), a.heads / a.heads_per_key, tile.key_head);
   if (tile.place.begin >= tile.place.keys) return;
   const ScoreRules rules(a, tile.place, 0);
   const Range seen = queries_seeing(rules, tile.place, kKeysInTurns, kQueriesInTurns);
   tile.begin = seen.begin;
   tile.steps = seen.end > seen.begin ? (seen.end - seen.begin + kQueriesInTurns - 1) / kQueriesInTurns : 0;
-  tile.blocks = BlocksInTurns(rules, tile.place);
+  tile.query_slot = first_slot<kQueriesInTurns>(a.queries, tile.place.sequence);
+  tile.blocks = BlocksInTurns(tile.place, index, a.in_turns.go_round);
   tile.first_step = tile.blocks.first_step();
 }
 
@@ -91,29 +94,39 @@ __device__ __forceinline__ void for_key_tiles(const HopperGradKVMemory<Shape>& m
 // The thread that tells the others what to do.
 template <class T, class Shape>
 __device__ __forceinline__ void hand_out_work(const HopperGradArguments& a, const HopperGradKVMemory<Shape>& memory) {
-  unsigned key_fill = 0, fill = 0;
+  unsigned key_fill = 0, ticket_fill = 0;
+  const auto next = [&](int index) {
+    return a.in_turns.go_round ? index + static_cast<int>(gridDim.x) : static_cast<int>(take_number(a.in_turns.taken));
+  };
   const auto hand_over = [](const auto& ring, unsigned fill) { ring.full[ring.panel_of(fill)].arrive(); };
   const auto hand_out = [&](const Ticket& ticket) {
-    memory.tickets.wait_to_fill(fill);
-    *memory.ticket_of(fill) = ticket;
-    hand_over(memory.tickets, fill);
+    memory.tickets.wait_to_fill(ticket_fill);
+    *memory.ticket_of(ticket_fill) = ticket;
+    hand_over(memory.tickets, ticket_fill++);
   };
 #pragma unroll 1
-  for (int index = static_cast<int>(blockIdx.x); index < a.schedule.items; index += static_cast<int>(gridDim.x)) {
+  for (int index = next(static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x)); index < a.schedule.items;
+       index = next(index)) {
     memory.work.wait_to_fill(key_fill);
     KeyTile& tile = *memory.tile_of(key_fill);
     find_tile(a, index, tile);
     tile.fill = key_fill;
     if (tile.place.begin >= tile.place.keys) continue;
     hand_over(memory.work, key_fill);
+    if (tile.steps == 0) {
+      Ticket nothing{};
+      nothing.key_fill = key_fill;
+      nothing.ends_tile = true;
+      hand_out(nothing);
+    }
 #pragma unroll 1
     for (int round = 0; round < a.heads_per_key; ++round)
 #pragma unroll 1
-      for (int step = 0; step < tile.steps; ++step, ++fill) {
+      for (int step = 0; step < tile.steps; ++step) {
         const int query = tile.query_at(step), head = tile.key_head * a.heads_per_key + round;
         const auto turn = tile.blocks.turn_at(ScoreRules(a, tile.place, 0), tile.place, query);
         const auto to = rows_in<T>(a, a.grad_q, tile.place, tile.place.q_row, head, query, tile.place.queries);
-        const int64_t slot = first_slot<kQueriesInTurns>(a.queries, tile.place.sequence) + query / kQueriesInTurns;
+        const int64_t slot = tile.query_slot + static_cast<unsigned>(query / kQueriesInTurns);
         const int64_t warps = (head * (a.statistics.head / kQueriesInTurns) + slot) * a.in_turns.parts * kAddingWarps;
         const bool ends_tile = round == a.heads_per_key - 1 && step == tile.steps - 1;
         hand_out({a.in_turns.sums + warps * kSumsOfWarp, a.in_turns.turns + warps, to.first, static_cast<int>(to.count),
@@ -131,54 +144,54 @@ __device__ __forceinline__ void hand_out_work(const HopperGradArguments& a, cons
 template <class T, class Shape>
 __device__ __forceinline__ void add_in_turns(const HopperGradArguments& a, const HopperGradKVMemory<Shape>& memory) {
   const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / kWarp;
-  uint32_t *passed = nullptr, turn_to_pass = 0;  // of the sums that were added last
-  // What was added must be in memory before, which takes a while: products are under way then.
-  const auto pass = [&] {
-    __syncwarp();
-    if (passed && lane_of_warp() == 0) pass_turn(passed, turn_to_pass);
-    passed = nullptr;
-  };
-  unsigned fill = 0;
+  uint32_t *passed = nullptr, next = 0;  // of the sums that were added last
+  unsigned fill = 0;                     // of scores
 #pragma unroll 1
-  for (;; ++fill) {
-    memory.tickets.wait(fill);
-    const Ticket& ticket = *memory.ticket_of(fill);
-    if (ticket.all_turns == 0) break;
+  for (unsigned ticket_fill = 0;; ++ticket_fill) {
+    memory.tickets.wait(ticket_fill);
+    const Ticket& ticket = *memory.ticket_of(ticket_fill);
+    if (ticket.all_turns == 0 && !ticket.ends_tile) return;
     memory.tiles.wait(ticket.key_fill);
-    memory.scores.wait(fill);
+    if (ticket.all_turns > 0) {
+      memory.scores.wait(fill);
 #pragma unroll 1
-    for (int part = 0; part < Shape::kWidth / 64; ++part) {
-      Sums<1, 64> sums;
-      fence_products();
-      multiply_columns_async<T>(sums, memory.of_scores(fill), memory.of_keys(ticket.key_fill, 0), part);
-      commit_products();
-      pass();
-      const int turn = ticket.turn, place = part * kAddingWarps + warp;
-      float4* sums_in_memory = ticket.sums + place * kSumsOfWarp + lane_of_warp();
-      wait_for_turn(ticket.passed + place, static_cast<uint32_t>(turn));
-      wait_for_products<0>();
-      take(sums);
-      if (turn < ticket.all_turns - 1) {
-        if (turn == 0)
-          put_in_memory(sums_in_memory, sums);
-        else
-          add_in_memory(sums_in_memory, sums);
-        passed = ticket.passed + place;
-        turn_to_pass = static_cast<uint32_t>(turn + 1);
-      } else {
-        if (turn > 0) add_from_memory(sums, sums_in_memory);
-        const float factors[1][2] = {{a.scale * a.dropout.scale, a.scale * a.dropout.scale}};
-        multiply_rows_by(sums, factors);
-        store_sums(sums, RowsInMemory<T>{static_cast<T*>(ticket.to), a.grad_q.row, ticket.rows, a.width, true},
-                   16 * warp, 64 * part);
+      for (int part = 0; part < Shape::kWidth / 64; ++part) {
+        Sums<1, 64> sums;
+        fence_products();
+        multiply_columns_async<T>(sums, memory.of_scores(fill), memory.of_keys(ticket.key_fill, 0), part);
+        commit_products();
+        const int turn = ticket.turn, place = part * kAddingWarps + warp;
+        float4* sums_in_memory = ticket.sums + place * kSumsOfWarp + lane_of_warp();
+        __syncwarp();  // all lanes have added what the first one says is added
+        pass_and_wait_for_turn(lane_of_warp() == 0 ? passed : nullptr, next, ticket.passed + place,
+                               static_cast<uint32_t>(turn));
+        passed = nullptr;
+        wait_for_products<0>();
+        take(sums);
+        if (turn < ticket.all_turns - 1) {
+          if (turn == 0)
+            put_in_memory(sums_in_memory, sums);
+          else
+            add_in_memory(sums_in_memory, sums);
+          passed = ticket.passed + place;
+          next = static_cast<uint32_t>(turn + 1);
+        } else {
+          if (turn > 0) add_from_memory(sums, sums_in_memory);
+          const float factors[1][2] = {{a.scale * a.dropout.scale, a.scale * a.dropout.scale}};
+          multiply_rows_by(sums, factors);
+          store_sums(sums, RowsInMemory<T>{static_cast<T*>(ticket.to), a.grad_q.row, ticket.rows, a.width, true},
+                     16 * warp, 64 * part);
+        }
       }
+      memory.scores.give_back(fill++);
     }
-    memory.scores.give_back(fill);
     if (ticket.ends_tile) {
-      pass();
+      __syncwarp();
+      if (passed && lane_of_warp() == 0) pass_turn(passed, next);
+      passed = nullptr;
       memory.tiles.give_back(ticket.key_fill);
     }
-    memory.tickets.give_back(fill);
+    memory.tickets.give_back(ticket_fill);
   }
 }
 
@@ -213,7 +226,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
           a, memory, turns, of_block.place, of_block, row, seed, of_block.fill, true, {}, {}, {}, {}};
       tile.add_queries(fill, kept_fill);
       tile.finish();
-      if (of_block.steps == 0 && turns.group == 0) memory.tiles.give_back(of_block.fill);  // for those who add nothing
       memory.tiles.give_back(of_block.fill);
     };
     for_key_tiles(memory, tile, [&](unsigned fill) { memory.work.give_back(fill); });

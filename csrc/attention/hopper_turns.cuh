@@ -1,9 +1,13 @@
 // In which order blocks of attention's backward for compute capability 9.0 add to the gradients of the queries that
 // they share: each has a tile of keys, and sums in memory do not depend on who comes first, since they take turns.
 //
-// Nobody should have to wait for a turn: where everything is seen, blocks begin with different queries and go round, so
-// that a tile of queries meets them one after another; under a mask, with the first queries that see their keys, which
-// are later ones for later keys. Either way those who share queries must run at the same time.
+// Nobody should have to wait long for a turn:
+// * Where everything is seen, blocks begin with different queries and go round, so that a tile of queries meets them
+// one
+//   after another. Those who share queries must run at the same time: a group are the tiles of keys of a head that
+//   blocks, which all run, work on in the same round of theirs. Groups come one after another.
+// * Under a mask, a block begins with the first queries that see its keys, which are later ones for later keys. Later
+//   keys come first, and blocks take their tiles in that order, so that one waits only for who has begun before it.
 #pragma once
 
 #include "attention/hopper_backward_kernels.cuh"
@@ -12,22 +16,23 @@ namespace fastssl::cuda {
 
 inline constexpr int kKeysInTurns = 128, kQueriesInTurns = kStatisticsTile, kAddingWarps = kWarpgroup / kWarp;
 
-// The tiles of keys of a sequence and head, blocks each: as many at a time as blocks run.
+// The tiles of keys of a sequence and head, blocks each.
 struct BlocksInTurns {
-  int all, group, size;  // how many; the first of those that run at the same time, and how many these are
-  int block;             // among all
-  int tiles;             // of queries
+  int all, block;   // how many; which one this is
+  int group, size;  // of those that go round together: the first one, and how many
+  int tiles;        // of queries
   bool go_round;
 
   BlocksInTurns() = default;
-  __device__ __forceinline__ BlocksInTurns(const ScoreRules& rules, const Place& place)
+  // Of the block that is the work's `index`-th.
+  __device__ __forceinline__ BlocksInTurns(const Place& place, int index, bool go_round)
       : all((place.keys + kKeysInTurns - 1) / kKeysInTurns),
         block(place.begin / kKeysInTurns),
         tiles((place.queries + kQueriesInTurns - 1) / kQueriesInTurns),
-        go_round(rules.window_left >= place.keys - 1 && rules.window_right >= place.queries - 1) {
-    const int at_once = static_cast<int>(gridDim.x);
-    group = block / at_once * at_once;
-    size = all - group < at_once ? all - group : at_once;
+        go_round(go_round) {
+    const int at_once = static_cast<int>(gridDim.x), before_round = index / at_once * at_once - (index - block);
+    group = before_round > 0 ? before_round : 0;
+    size = (before_round + at_once < all ? before_round + at_once : all) - group;
   }
   // The tile of queries with which the block begins, of those that it meets.
   __device__ __forceinline__ int first_step() const {
@@ -35,17 +40,16 @@ struct BlocksInTurns {
     return static_cast<int>(static_cast<unsigned>(block - group) * static_cast<unsigned>(tiles) /
                             static_cast<unsigned>(size));
   }
-  // Of a tile of queries: which turn the block has, and how many there are. Groups come one after another; within one,
-  // the block that begins with this tile, or began last before it, comes first, then those before it, and round.
+  // Of a tile of queries: which turn the block has, and how many there are. In a group, who begins with this tile, or
+  // began last before it, comes first, then those before it, and round; under a mask all tiles of keys that it sees do,
+  // the last one first.
   struct Turn {
     int mine, all;
   };
   __device__ __forceinline__ Turn turn_at(const ScoreRules& rules, const Place& place, int query) const {
     if (go_round) {
-      const unsigned tile = static_cast<unsigned>(query / kQueriesInTurns),
-                     begun = (tile + 1) * static_cast<unsigned>(size) - 1;
-      const int last = static_cast<int>(begun / static_cast<unsigned>(tiles)),
-                first = last < size - 1 ? last : size - 1;
+      const unsigned begun = (static_cast<unsigned>(query / kQueriesInTurns) + 1) * static_cast<unsigned>(size) - 1;
+      const int last = static_cast<int>(begun / static_cast<unsigned>(tiles)), first = last < size ? last : size - 1;
       const int behind = first - (block - group);
       return {group + (behind < 0 ? behind + size : behind), all};
     }
@@ -53,8 +57,7 @@ struct BlocksInTurns {
     of_queries.begin = query;
     const Range keys = keys_seen(rules, of_queries, kQueriesInTurns, kKeysInTurns);
     const int first = keys.begin / kKeysInTurns, last = (keys.end - 1) / kKeysInTurns;
-    const int last_in_group = last < group + size ? last : group + size - 1;
-    return {(first < group ? group - first : 0) + last_in_group - block, last - first + 1};
+    return {last - block, last - first + 1};
   }
 };
 
@@ -63,7 +66,8 @@ struct BlocksInTurns {
 struct KeyTile {
   Place place;
   int key_head;
-  unsigned fill;  // of the ring of such tiles
+  unsigned fill;        // of the ring of such tiles
+  unsigned query_slot;  // the first of the sequence
   BlocksInTurns blocks;
   int begin, steps, first_step;
 
@@ -72,7 +76,8 @@ struct KeyTile {
     return begin + (at < steps ? at : at - steps) * kStatisticsTile;
   }
 };
-// For the warpgroup that adds: what becomes of the products of a stage. The last one has no turns.
+// For the warpgroup that adds: what becomes of the products of a stage. Without turns, there are none: of a tile of
+// keys that nobody sees, or, without its end either, behind the last.
 struct Ticket {
   float4* sums;         // of the tile of queries
   uint32_t* passed;     // how many turns are over

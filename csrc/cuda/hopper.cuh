@@ -163,15 +163,30 @@ __device__ __forceinline__ void fence_for_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// A number in global memory by which blocks that run at the same time take turns: it counts up. What was written before
-// turns are passed, by this thread or by those that it met since, is there for who waited for this turn.
+// A number in global memory by which blocks take turns: it counts up. What was written before turns are passed, by this
+// thread or by those that it met since, is there for who waited for this turn. A whole warp waits.
 __device__ __forceinline__ void wait_for_turn(const uint32_t* turns, uint32_t turn) {
   uint32_t now;
   do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turns) : "memory");
   while (now != turn);
+  __syncwarp();
 }
 __device__ __forceinline__ void pass_turn(uint32_t* turns, uint32_t next) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(turns), "r"(next) : "memory");
+}
+// Both, in the time that one of them takes if the turn has come: one fence serves both. Where nothing is to be passed,
+// `passed` is null.
+__device__ __forceinline__ void pass_and_wait_for_turn(uint32_t* passed, uint32_t next, const uint32_t* turns,
+                                                       uint32_t turn) {
+  uint32_t now;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turns) : "memory");
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+  if (passed) asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(passed), "r"(next) : "memory");
+  if (__any_sync(kWholeWarp, now != turn)) wait_for_turn(turns, turn);
+}
+// The next number, from 0 on, of those that threads take one by one.
+__device__ __forceinline__ uint32_t take_number(uint32_t* taken) {
+  return atomicAdd(taken, 1u);
 }
 // Adds to numbers in global memory without waiting for them.
 __device__ __forceinline__ void add_in_memory(float4* numbers, const float (&values)[4]) {

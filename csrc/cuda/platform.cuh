@@ -76,6 +76,12 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t sha
             const std::type_identity_t<Parameters>&... arguments) {
   launch_as(false, kernel, blocks, threads, shared_bytes, stream, arguments...);
 }
+// The same for blocks that take numbers: one may wait for who took a lower one, whether or not others run already.
+template <class... Parameters>
+void launch_as_they_come(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
+                         cudaStream_t stream, const std::type_identity_t<Parameters>&... arguments) {
+  launch_as(false, kernel, blocks, threads, shared_bytes, stream, arguments...);
+}
 // The same, and all blocks run at the same time, so that they may wait for each other; more than do is an error.
 template <class... Parameters>
 void launch_together(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,

@@ -75,6 +75,8 @@ Block* block = nullptr;                      // the one that runs
 const std::function<void()>* running_kernel = nullptr;
 std::string error;
 jmp_buf scheduler;
+uint64_t rounds = 0;  // in which each block that runs was given its turn
+bool paused = false;  // whether a block lets others run, and could go on
 
 std::vector<Watcher>& watchers() {
   static std::vector<Watcher> all;  // they come from other files, in any order
@@ -187,8 +189,8 @@ void end_block() {
 
 }  // namespace
 
-// Blocks run one after another; only where one has to wait for others do these begin beside it.
-void run(dim3 grid, dim3 threads, size_t shared_bytes, bool together, const std::function<void()>& kernel) {
+// A block begins when all that run have to wait for others.
+void run(dim3 grid, dim3 threads, size_t shared_bytes, Start start, const std::function<void()>& kernel) {
   const uint64_t count = uint64_t{threads.x} * threads.y * threads.z;
   if (count == 0 || count > 1024) throw std::runtime_error("CUDA emulation: block size");
   if (grid.y > 65535 || grid.z > 65535) throw std::runtime_error("CUDA emulation: grid size");
@@ -200,12 +202,14 @@ void run(dim3 grid, dim3 threads, size_t shared_bytes, bool together, const std:
   blockDim = threads;
   gridDim = grid;
   const unsigned total = grid.x * grid.y * grid.z;
-  const unsigned at_once = together ? static_cast<unsigned>(limits.multiprocessors) : 1;
-  if (together && total > at_once) throw std::runtime_error("CUDA emulation: more blocks than run at the same time");
+  const unsigned at_once = start == Start::apart ? 1 : static_cast<unsigned>(limits.multiprocessors);
+  if (start == Start::together && total > at_once)
+    throw std::runtime_error("CUDA emulation: more blocks than run at the same time");
   const std::vector<unsigned> order = order_of(total, 0);
   unsigned begun = 0;
   for (size_t running = 0; begun < total || running > 0;) {
     bool progress = false;
+    ++rounds;
     for (size_t i = 0; i < running;) {
       block = blocks[i].get();
       progress |= advance_block(threads);
@@ -216,7 +220,9 @@ void run(dim3 grid, dim3 threads, size_t shared_bytes, bool together, const std:
       end_block();
       std::swap(blocks[i], blocks[--running]);
     }
-    if (running > 0 && progress) continue;
+    const bool can_begin = begun < total && running < at_once;
+    if (running > 0 && progress && !(paused && can_begin)) continue;
+    paused = false;
     if (running > 0 && (begun == total || running == at_once)) report("threads wait for others that never come");
     if (begun == total) break;
     if (blocks.size() == running) blocks.push_back(std::make_unique<Block>());
@@ -247,6 +253,11 @@ void wait_until(const std::function<bool()>& condition) {
   self().condition = &condition;
   while (!condition()) back_to_scheduler();
   self().condition = nullptr;
+}
+
+void let_other_blocks_run() {
+  paused = true;
+  wait_until([round = rounds] { return rounds != round; });
 }
 
 const void* this_block() {

@@ -23,7 +23,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
-#define __shared__ static  // one block runs at a time; those that run together have dynamic memory alone
+#define __shared__ static  // one block runs at a time; where several do, they have dynamic memory alone
 
 struct uint3 {
   unsigned x, y, z;
@@ -69,9 +69,11 @@ namespace cuda_on_host {
 
 inline constexpr int kLanes = 32;
 
+// When blocks run: one after another; as long as there is a multiprocessor for one more; or all at the same time.
+enum class Start { apart, as_they_come, together };
+
 // Runs the kernel for every thread of every block; throws std::runtime_error for what would hang or fault on a GPU.
-// Blocks may wait for each other if they run `together`, one a multiprocessor.
-void run(dim3 blocks, dim3 threads, size_t shared_bytes, bool together, const std::function<void()>& kernel);
+void run(dim3 blocks, dim3 threads, size_t shared_bytes, Start start, const std::function<void()>& kernel);
 
 // Ends the run with an error; for use inside kernels.
 [[noreturn]] void fail(const char* what);
@@ -86,6 +88,7 @@ void wake(int thread);
 
 // Returns when the condition holds, which only another block may bring about; that one runs meanwhile.
 void wait_until(const std::function<bool()>& condition);
+void let_other_blocks_run();
 
 // Functions to call when a block begins, with its number of threads, and when all of these have ended: an error or
 // null.
@@ -215,12 +218,17 @@ int blocks_per_multiprocessor(void (*)(Parameters...), int, size_t) {
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t,
             const std::type_identity_t<Parameters>&... arguments) {
-  cuda_on_host::run(blocks, threads, shared_bytes, false, [&] { kernel(arguments...); });
+  cuda_on_host::run(blocks, threads, shared_bytes, cuda_on_host::Start::apart, [&] { kernel(arguments...); });
+}
+template <class... Parameters>
+void launch_as_they_come(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t,
+                         const std::type_identity_t<Parameters>&... arguments) {
+  cuda_on_host::run(blocks, threads, shared_bytes, cuda_on_host::Start::as_they_come, [&] { kernel(arguments...); });
 }
 template <class... Parameters>
 void launch_together(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t,
                      const std::type_identity_t<Parameters>&... arguments) {
-  cuda_on_host::run(blocks, threads, shared_bytes, true, [&] { kernel(arguments...); });
+  cuda_on_host::run(blocks, threads, shared_bytes, cuda_on_host::Start::together, [&] { kernel(arguments...); });
 }
 
 inline unsigned char* dynamic_shared() {

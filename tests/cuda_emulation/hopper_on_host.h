@@ -105,9 +105,18 @@ inline void fence_for_async() {}
 
 inline void wait_for_turn(const uint32_t* turns, uint32_t turn) {
   cuda_on_host::wait_until([=] { return *turns == turn; });
+  __syncwarp();
 }
 inline void pass_turn(uint32_t* turns, uint32_t next) {
   *turns = next;
+}
+inline void pass_and_wait_for_turn(uint32_t* passed, uint32_t next, const uint32_t* turns, uint32_t turn) {
+  if (passed) pass_turn(passed, next);
+  wait_for_turn(turns, turn);
+}
+inline uint32_t take_number(uint32_t* taken) {
+  cuda_on_host::let_other_blocks_run();
+  return (*taken)++;
 }
 inline void add_in_memory(float4* numbers, const float (&values)[4]) {
   float4& sums = *cuda_on_host::aligned(numbers);

@@ -1,4 +1,6 @@
 // Kernels that try the emulation itself: what works on a GPU works, and what does not is found.
+#include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -276,59 +278,107 @@ void group_products() {
   run(group_product<T, LeftLies::by_columns, false, 32>);
 }
 
-// If all blocks of attention's backward that run at the same time do a step at a time, nobody waits: at each tile of
-// queries turns come in the order of time, and no earlier than they are passed. `apart`: how many steps, at least.
-void expect_nobody_waits(const AttentionArguments& a, int queries, int keys, int apart) {
-  Place place{};
-  place.queries = queries;
-  place.keys = keys;
-  const ScoreRules rules(a, place, 0);
-  for (int tile = 0; tile < queries; tile += kQueriesInTurns) {
-    std::vector<int> step_of_turn, group_of_turn;
-    int all = 0;
-    for (int key = 0; key < keys; key += kKeysInTurns) {
-      place.begin = key;
-      const BlocksInTurns blocks(rules, place);
-      const Range seen = queries_seeing(rules, place, kKeysInTurns, kQueriesInTurns);
-      KeyTile of_block{};
-      of_block.begin = seen.begin;
-      of_block.steps = (seen.end - seen.begin + kQueriesInTurns - 1) / kQueriesInTurns;
-      of_block.first_step = blocks.first_step();
-      for (int step = 0; step < of_block.steps; ++step) {
-        if (of_block.query_at(step) != tile) continue;
-        const auto turn = blocks.turn_at(rules, place, tile);
-        expect(turn.mine >= 0 && turn.mine < turn.all && (all == 0 || all == turn.all));
-        all = turn.all;
-        step_of_turn.resize(static_cast<size_t>(all), -1);
-        group_of_turn.resize(static_cast<size_t>(all), -1);
-        int& place_of_turn = step_of_turn[static_cast<size_t>(turn.mine)];
-        expect(place_of_turn < 0);  // each turn is one block's
-        place_of_turn = step;
-        group_of_turn[static_cast<size_t>(turn.mine)] = blocks.group;
-      }
-    }
-    for (size_t turn = 1; turn < step_of_turn.size(); ++turn) {
-      expect(group_of_turn[turn - 1] <= group_of_turn[turn] && step_of_turn[turn] >= 0 && step_of_turn[turn - 1] >= 0);
-      if (group_of_turn[turn - 1] == group_of_turn[turn]) expect(step_of_turn[turn] - step_of_turn[turn - 1] >= apart);
-    }
-  }
-}
-__global__ void turns_of_attention() {
+// Blocks of attention's backward on a GPU, on which each makes the scores of a tile of queries in a unit of time: it
+// adds when its turn has come, which others know a unit later, and makes two more steps at most meanwhile.
+struct BackwardOnGpu {
+  struct Work {              // a block's tile of keys
+    std::vector<int> tiles;  // of queries, one a step
+    std::vector<BlocksInTurns::Turn> turns;
+    size_t made = 0, added = 0;
+  };
   AttentionArguments a{};
-  a.window_left = a.window_right = 1 << 30;
-  for (const int length : {128, 1000, 1024, 4096, 5000}) expect_nobody_waits(a, length, length, 1);
-  expect_nobody_waits(a, 2048, 2048, 2);
-  expect_nobody_waits(a, 200, 5000, 0);  // fewer tiles of queries than blocks
-  expect_nobody_waits(a, 5000, 200, 1);
-  a.window_right = 0;
-  for (const int length : {128, 1000, 1024, 4096, 5000}) expect_nobody_waits(a, length, length, 1);
-  expect_nobody_waits(a, 2048, 2048, 2);
-  expect_nobody_waits(a, 70, 1000, 0);
-  expect_nobody_waits(a, 1000, 70, 1);
-  a.window_left = 300;
-  for (const int length : {1000, 5000}) expect_nobody_waits(a, length, length, 1);
-  a.window_right = 500;
-  for (const int length : {1000, 5000}) expect_nobody_waits(a, length, length, 0);
+  int queries = 0, keys = 0, heads = 0;
+
+  Work work(int index) const {
+    const int units = (keys + kKeysInTurns - 1) / kKeysInTurns, unit = index % units;
+    const bool go_round = a.window_left == 1 << 30 && a.window_right == 1 << 30;
+    Place place{};
+    place.queries = queries;
+    place.keys = keys;
+    place.begin = (go_round ? unit : units - 1 - unit) * kKeysInTurns;
+    const ScoreRules rules(a, place, 0);
+    const Range seen = queries_seeing(rules, place, kKeysInTurns, kQueriesInTurns);
+    KeyTile tile{};
+    tile.place = place;
+    tile.blocks = BlocksInTurns(place, index, go_round);
+    tile.begin = seen.begin;
+    tile.steps = seen.end > seen.begin ? (seen.end - seen.begin + kQueriesInTurns - 1) / kQueriesInTurns : 0;
+    tile.first_step = tile.blocks.first_step();
+    Work work;
+    for (int step = 0; step < tile.steps; ++step) {
+      work.tiles.push_back(tile.query_at(step) / kQueriesInTurns);
+      work.turns.push_back(tile.blocks.turn_at(rules, place, tile.query_at(step)));
+    }
+    return work;
+  }
+  // Runs it all; returns which share of the time blocks make scores.
+  double busy_share() const {
+    const bool go_round = a.window_left == 1 << 30 && a.window_right == 1 << 30;
+    const int units = (keys + kKeysInTurns - 1) / kKeysInTurns, items = heads * units;
+    const int blocks = static_cast<int>(gridDim.x), tiles = (queries + kQueriesInTurns - 1) / kQueriesInTurns;
+    std::vector<std::vector<int>> passed(static_cast<size_t>(heads), std::vector<int>(static_cast<size_t>(tiles), 0));
+    std::vector<std::vector<int>> all = passed;
+    std::vector<int> head_of(static_cast<size_t>(blocks), -1), index_of(static_cast<size_t>(blocks), -1);
+    std::vector<Work> works(static_cast<size_t>(blocks));
+    std::vector<int*> to_pass;
+    int64_t steps = 0, time = 0;
+    int taken = 0, idle_time = 0;
+    for (int done = 0; done < blocks; ++time) {
+      for (int* turn : to_pass) ++*turn;
+      to_pass.clear();
+      done = 0;
+      bool progress = false;
+      for (int block = 0; block < blocks; ++block) {
+        Work& now = works[static_cast<size_t>(block)];
+        int& index = index_of[static_cast<size_t>(block)];
+        while (index < items && now.added == now.tiles.size()) {
+          index = !go_round ? taken++ : index < 0 ? block : index + blocks;
+          now = index < items ? work(index) : Work{};
+          head_of[static_cast<size_t>(block)] = index / units;
+          progress = true;
+        }
+        if (index >= items) {
+          ++done;
+          continue;
+        }
+        const auto head = static_cast<size_t>(head_of[static_cast<size_t>(block)]);
+        if (now.added < now.made) {
+          const auto tile = static_cast<size_t>(now.tiles[now.added]);
+          const BlocksInTurns::Turn turn = now.turns[now.added];
+          expect(turn.mine >= passed[head][tile] && turn.mine < turn.all);
+          expect(all[head][tile] == 0 || all[head][tile] == turn.all);
+          all[head][tile] = turn.all;
+          if (turn.mine == passed[head][tile]) {
+            to_pass.push_back(&passed[head][tile]);
+            ++now.added;
+            progress = true;
+          }
+        }
+        if (now.made < now.tiles.size() && now.made < now.added + 2) {
+          ++now.made;
+          ++steps;
+          progress = true;
+        }
+      }
+      idle_time = progress || !to_pass.empty() ? 0 : idle_time + 1;
+      expect(idle_time < 3 || done == blocks);  // or they wait for each other
+    }
+    expect(passed == all);
+    return static_cast<double>(steps) / (static_cast<double>(time) * blocks);
+  }
+};
+// `least` share of the time in which blocks make scores, with as many of them as an H100 has.
+__global__ void turns_of_attention(int queries, int keys, int heads, int window_left, int window_right, double least) {
+  if (blockIdx.x > 0) return;
+  BackwardOnGpu gpu;
+  gpu.a.window_left = window_left;
+  gpu.a.window_right = window_right;
+  gpu.queries = queries;
+  gpu.keys = keys;
+  gpu.heads = heads;
+  const double share = gpu.busy_share();
+  if (std::getenv("FASTSSL_SHOW")) std::printf("%d %d %d %d: %.3f\n", queries, keys, heads, window_right, share);
+  expect(share >= least);
 }
 
 // Three blocks add in the order of the last one first: a, b + a, c + (b + a).
@@ -445,7 +495,24 @@ void run_test(const std::string& name) {
   if (name == "products of groups in bfloat16") return group_products<BFloat16>();
   if (name == "products of groups in float16") return group_products<Half>();
   if (name == "turns of attention") {
-    for (const unsigned blocks : {1u, 7u, 16u, 132u}) launch(turns_of_attention, dim3(blocks), dim3(1), 0, nullptr);
+    constexpr int kAll = 1 << 30;
+    const auto run = [](int blocks, int queries, int keys, int heads, int left, int right, double least) {
+      launch(turns_of_attention, dim3(static_cast<unsigned>(blocks)), dim3(1), 0, nullptr, queries, keys, heads, left,
+             right, least);
+    };
+    for (const int length : {2048, 2816, 4352, 6144, 8576}) {
+      const int heads = 16 * 132 * 128 / length;  // 16 tiles of keys a block
+      run(132, length, length, heads, kAll, kAll, 0.8);
+      run(132, length, length, heads, kAll, 0, 0.8);
+    }
+    for (const int blocks : {1, 3, 7}) {
+      run(blocks, 1000, 1000, 5, kAll, kAll, 0.0);
+      run(blocks, 200, 1500, 3, kAll, kAll, 0.0);
+      run(blocks, 1000, 70, 3, kAll, 0, 0.0);
+      run(blocks, 70, 1000, 3, kAll, 0, 0.0);
+      run(blocks, 1500, 1500, 3, 300, 0, 0.0);
+      run(blocks, 1500, 1700, 3, 300, 500, 0.0);
+    }
     return;
   }
   if (name == "turns of blocks" || name == "turns of blocks apart" || name == "too many blocks" ||
