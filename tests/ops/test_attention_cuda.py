@@ -68,7 +68,8 @@ def same_bits(first, second):
 @pytest.mark.parametrize("name", CASES)
 def test_against_the_definition(backend, name, dtype):
     skip_if_refused(backend, CASES[name].width)
-    if backend == "hopper" and dtype == torch.float16 and name not in NARROWED and not torch.cuda.is_available():
+    enough = NARROWED[:1] if hopper.TWO_PASSES_UP_TO == 0 else NARROWED
+    if backend == "hopper" and dtype == torch.float16 and name not in enough and not torch.cuda.is_available():
         pytest.skip("the emulation narrows and widens alike in every case")
     inputs = CASES[name].inputs(dtype)
     wide = {name: tensor.double() for name, tensor in inputs.items()}
