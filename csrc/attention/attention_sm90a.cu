@@ -89,13 +89,16 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out_in, const Opt
   args.statistics.head = hopper_statistics_places(args, queries);
   const Tensor statistics = empty_output(q, {args.heads, args.statistics.head, 2}, ScalarType::Float);
   args.statistics.data = static_cast<float2*>(statistics.data_ptr());
-  one_pass &= has_one_pass(args);
-  const InTurnsSizes sizes = one_pass ? lay_out_in_turns(args.in_turns, args, args.statistics.head) : InTurnsSizes{};
-  const Tensor sums = empty_output(q, {sizes.sums}, ScalarType::Float);
-  const Tensor turns = empty_output(q, {sizes.turns}, ScalarType::Int);
-  args.in_turns.sums = static_cast<float4*>(sums.data_ptr());
-  args.in_turns.turns = static_cast<uint32_t*>(turns.data_ptr());
-  args.in_turns.taken = args.in_turns.turns + sizes.turns - 1;
+  one_pass &= has_one_pass(args.width, args.dropout.threshold > 0);
+  OptionalTensor sums, turns;
+  if (one_pass) {
+    const InTurnsSizes sizes = lay_out_in_turns(args.in_turns, args, args.statistics.head);
+    sums = empty_output(q, {sizes.sums}, ScalarType::Float);
+    turns = empty_output(q, {sizes.turns}, ScalarType::Int);
+    args.in_turns.sums = static_cast<float4*>(sums->data_ptr());
+    args.in_turns.turns = static_cast<uint32_t*>(turns->data_ptr());
+    args.in_turns.taken = args.in_turns.turns + sizes.turns - 1;
+  }
   launch_hopper_backward(args, queries, keys, element_of(q, kOp), one_pass, device.limits.multiprocessors,
                          device.stream);
   return {g.of_q, g.of_k, g.of_v};

@@ -139,8 +139,8 @@ inline int64_t hopper_statistics_places(const AttentionArguments& a, const SideO
 }
 
 // Wide heads with dropout have no registers left for one pass.
-inline bool has_one_pass(const AttentionArguments& a) {
-  return a.width <= 64 || a.dropout.threshold == 0;
+constexpr bool has_one_pass(int width, bool drops) {
+  return width <= 64 || !drops;
 }
 
 // Memory for what blocks add in turns, which the caller allocates: numbers of float32 and of int32.
@@ -201,7 +201,7 @@ inline void launch_hopper_backward(HopperGradArguments& a, const SideOnHost& que
       using T = decltype(value);
       constexpr int kWidth = decltype(width)::value;
       constexpr Dropping kDropping = decltype(dropping)::value;
-      if constexpr (kWidth == 64 || kDropping == Dropping::none)
+      if constexpr (has_one_pass(kWidth, kDropping != Dropping::none))
         if (one_pass) return launch_one_pass<T, kWidth, kDropping>(a, queries, keys, multiprocessors, stream);
       launch_two_passes<T, kWidth, kDropping>(a, queries, keys, multiprocessors, stream);
     };

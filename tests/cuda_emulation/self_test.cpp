@@ -1,6 +1,4 @@
 // Kernels that try the emulation itself: what works on a GPU works, and what does not is found.
-#include <cstdio>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -376,9 +374,7 @@ __global__ void turns_of_attention(int queries, int keys, int heads, int window_
   gpu.queries = queries;
   gpu.keys = keys;
   gpu.heads = heads;
-  const double share = gpu.busy_share();
-  if (std::getenv("FASTSSL_SHOW")) std::printf("%d %d %d %d: %.3f\n", queries, keys, heads, window_right, share);
-  expect(share >= least);
+  expect(gpu.busy_share() >= least);
 }
 
 // Three blocks add in the order of the last one first: a, b + a, c + (b + a).
@@ -502,8 +498,8 @@ void run_test(const std::string& name) {
     };
     for (const int length : {2048, 2816, 4352, 6144, 8576}) {
       const int heads = 16 * 132 * 128 / length;  // 16 tiles of keys a block
-      run(132, length, length, heads, kAll, kAll, 0.8);
-      run(132, length, length, heads, kAll, 0, 0.8);
+      run(132, length, length, heads, kAll, kAll, 0.965);
+      run(132, length, length, heads, kAll, 0, 0.87);
     }
     for (const int blocks : {1, 3, 7}) {
       run(blocks, 1000, 1000, 5, kAll, kAll, 0.0);

@@ -16,7 +16,8 @@ KEYS_OF_A_TILE, BYTES_OF_A_TILE = 128, 16
 TWO_PASSES_UP_TO = 512
 """Keys of a sequence up to which the backward is two kernels, which make each score twice and add nothing in memory.
 
-Beyond, one kernel makes each score once, and blocks add to the gradient of the queries in turns.
+Beyond, one kernel makes each score once, and blocks add to the gradient of the queries in turns; but heads of more than
+64 columns with dropout take two passes always.
 """
 SUPPORTS = Supports(
     devices=("cuda",),

@@ -1,6 +1,6 @@
 """How the Triton kernels of `attention` are cut into programs: functions of the device and the call, no search.
 
-Those for Hopper in 16 bits are the fastest of `benchmarks/gpu/tile_search.py` on an H100 that fit the registers in
+The tiles for Hopper in 16 bits are the fastest of `benchmarks/gpu/tile_search.py` on an H100 that fit the registers in
 every release of Triton tried, or nearly do; those for other GPUs fit (`make cuda-check`) and have not been measured.
 """
 
