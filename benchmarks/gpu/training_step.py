@@ -38,6 +38,7 @@ from fastssl.models.bert_config import BertConfig
 from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.presets import preset
+from fastssl.training.graphed_update import GraphedUpdate
 from fastssl.training.graphs import GraphedPasses
 from fastssl.training.precision import autocast
 
@@ -45,6 +46,7 @@ MASK_RATE, BATCHES, CHECKED_SEQUENCES = 0.3, 4, 2
 CHECKED_GPT_SHAPE = (2, 64)
 MIXED = tuple(range(32, 513, 32)) * 4
 DTYPE = torch.bfloat16
+LEARNING_RATE = 1e-4
 STEPS_A_LAUNCH = 4
 EFFORT = Effort(seconds=20.0, min_rounds=3, max_rounds=12, warmup_rounds=2)
 TINY = BertConfig(
@@ -213,18 +215,17 @@ def step_of_fastssl(
 
 
 def step_of_graphs(model_class: type[nn.Module], directory: Path, device: str, steps: int) -> Launch:
-    """Return our step with forward and backward pass as a CUDA graph."""
+    """Return our step as two CUDA graphs: the passes, and the update with AdamW."""
     target = torch.device(device)
     model = model_class.from_pretrained(directory).to(target).train()
-    passes, optimizer = GraphedPasses(model, DTYPE), our_adamw(model)
+    passes, update = GraphedPasses(model, DTYPE), GraphedUpdate(our_adamw(model), max_grad_norm=0.0)
     on_device = [batch.to(target) for batch in torch.load(directory / BATCHES_FILE, weights_only=False)]
     batch_of, numbers = in_turn(on_device), count()
 
     def step() -> None:
         batch = batch_of(next(numbers))
-        passes(batch, batch.target_counts())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        loss, _ = passes(batch, batch.target_counts())
+        update([loss], LEARNING_RATE)
 
     return _in_a_row(step, steps, target)
 

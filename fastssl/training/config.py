@@ -53,7 +53,7 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     """Recompute the activations of each block in the backward pass: less memory, about a third more time."""
     cuda_graphs: bool = False
-    """Send each batch of an LM to a CUDA GPU as one graph: for small models, which the host cannot keep up with."""
+    """Send a step of an LM to a CUDA GPU as graphs: for small models, which the host cannot keep up with."""
     precision: PrecisionName = "auto"
     """Arithmetic: fp32, or bf16 (autocast; weights stay fp32); auto is fp32 on a CPU, bf16 on a GPU that has it."""
     device: str = "auto"

@@ -9,7 +9,7 @@ No recorded run has verified a captured graph on a GPU yet; what is tested witho
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,17 @@ _TARGETS = ("masked_positions", "masked_labels", "next_tokens")
 _OTHERS = ("sentence_labels", "sequence_labels", "answer_mask", "answer_starts", "token_positions", "num_pairs")
 
 
-class Graph(Protocol):
+Results = TypeVar("Results")
+
+
+class Graph(Protocol[Results]):
     """A captured function."""
 
-    def replay(self) -> Passed:
+    def replay(self) -> Results:
         """Do it again, on what its inputs hold now; the results are overwritten by the next time."""
 
 
-class CudaGraph:
+class CudaGraph(Generic[Results]):
     """A function of tensors that stay where they are, captured on a CUDA GPU.
 
     All graphs share memory for what they do not return.
@@ -43,14 +46,14 @@ class CudaGraph:
 
     _pool: tuple[int, int] | None = None
 
-    def __init__(self, function: Callable[[], Passed]) -> None:
+    def __init__(self, function: Callable[[], Results]) -> None:
         if CudaGraph._pool is None:
             CudaGraph._pool = torch.cuda.graph_pool_handle()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=CudaGraph._pool):
             self._results = function()
 
-    def replay(self) -> Passed:
+    def replay(self) -> Results:
         """See `Graph`."""
         self._graph.replay()
         return self._results
@@ -103,7 +106,7 @@ class GraphedPasses:
     """
 
     def __init__(
-        self, model: nn.Module, dtype: torch.dtype, capture: Callable[[Callable[[], Passed]], Graph] = CudaGraph
+        self, model: nn.Module, dtype: torch.dtype, capture: Callable[[Callable[[], Passed]], Graph[Passed]] = CudaGraph
     ) -> None:
         self._model, self._dtype, self._capture = model, dtype, capture
         self._shapes: dict[BatchShape, _Shape] = {}
@@ -141,7 +144,7 @@ class _Shape:
         self.denominators = {
             kind: torch.ones((), dtype=torch.float32, device=batch.input_ids.device) for kind in denominators
         }
-        self.graph: Graph | None = None
+        self.graph: Graph[Passed] | None = None
 
     def load(self, batch: PackedBatch, denominators: Mapping[str, int]) -> None:
         """Take a batch over, and fill it up; the host waits for nothing."""

@@ -14,6 +14,7 @@ from fastssl.training.checkpoint import rotate_checkpoints, write_checkpoint
 from fastssl.training.config import TrainingConfig
 from fastssl.training.distributed import World
 from fastssl.training.evaluation import Evaluation
+from fastssl.training.graphed_update import GraphedUpdate
 from fastssl.training.graphs import GraphedPasses
 from fastssl.training.interrupt import EXIT_CODES, StopRequest
 from fastssl.training.log import Sink
@@ -85,6 +86,8 @@ class TrainingLoop:
     """The wish to stop."""
     passes: GraphedPasses | None = None
     """Computes batches as graphs; None: operator by operator."""
+    update: GraphedUpdate | None = None
+    """Ends a step as a graph; there wherever `passes` is."""
     last_checkpoint: Path | None = None
     """The newest checkpoint of this run."""
     _stopwatch: Stopwatch = field(default_factory=Stopwatch)
@@ -149,17 +152,22 @@ class TrainingLoop:
         device = next(self.model.parameters()).device
         seed_generators(step_seed(self.config.seed, state.step, self.world.rank), device)
         losses, metrics = accumulate_gradients(model, batches, dtype=self.dtype, world=self.world, passes=self.passes)
-        norm, limit = gradient_norm(self.optimizer), self.config.max_grad_norm
-        self._settle()
-        self._unsettled = SentNumbers.send(state.step + 1, losses, norm, metrics, batches)
-        if device.type in WAITING_DEVICES:
+        if self.update is not None:
             self._settle()
-            factor = clip_factor(norm, limit)
+            norm = self.update(losses, learning_rate)
+            self._unsettled = SentNumbers.send(state.step + 1, losses, norm, metrics, batches)
         else:
-            factor = clip_factor_on_device(norm, limit, losses)
-        set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step(gradient_factor=factor)
-        self.optimizer.zero_grad(set_to_none=self.passes is None)
+            norm, limit = gradient_norm(self.optimizer), self.config.max_grad_norm
+            self._settle()
+            self._unsettled = SentNumbers.send(state.step + 1, losses, norm, metrics, batches)
+            if device.type in WAITING_DEVICES:
+                self._settle()
+                factor = clip_factor(norm, limit)
+            else:
+                factor = clip_factor_on_device(norm, limit, losses)
+            set_learning_rate(self.optimizer, learning_rate)
+            self.optimizer.step(gradient_factor=factor)
+            self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
 
     def _settle(self) -> None:

@@ -21,6 +21,7 @@ from fastssl.training.config import TrainingConfig
 from fastssl.training.cost import ModelCost, RunCost, estimate_run_cost
 from fastssl.training.distributed import World
 from fastssl.training.evaluation import Evaluation, evaluate
+from fastssl.training.graphed_update import GraphedUpdate
 from fastssl.training.graphs import GraphedPasses, expect_graphs_to_work
 from fastssl.training.interrupt import EXIT_CODES, StopRequest
 from fastssl.training.log import Sink, default_sinks
@@ -210,6 +211,7 @@ class Trainer:
             stack.callback(_close, sink)
         reporter = Reporter(self.total_steps, state.step, self._console)
         stack.callback(reporter.close)
+        graphed = self._config.cuda_graphs
         return TrainingLoop(
             config=self._config,
             model=model,
@@ -227,7 +229,8 @@ class Trainer:
             reporter=reporter,
             sinks=sinks,
             stop=stack.enter_context(StopRequest()),
-            passes=GraphedPasses(model, self._dtype) if self._config.cuda_graphs else None,
+            passes=GraphedPasses(model, self._dtype) if graphed else None,
+            update=GraphedUpdate(optimizer, self._config.max_grad_norm) if graphed else None,
             last_checkpoint=checkpoint,
         )
 

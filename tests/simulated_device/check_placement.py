@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = [
     "tests/training/test_trainer.py",
     "tests/training/test_graphs.py",
+    "tests/training/test_graphed_update.py",
     "tests/tasks/test_gpt_pretraining.py",
     "tests/tasks/test_finetuning.py::test_learns_and_leaves_a_hugging_face_directory",
     "tests/tasks/test_classification.py",
@@ -54,6 +55,23 @@ filled.load(batches[1], denominators)
 assert reads() == 0, "the host has read a number to fill a batch up"
 assert filled.batch.cu_seqlens.tolist()[:3] == [0, 60, 91]
 """
+UPDATE = """
+import torch
+from tests.simulated_device import NAME, load
+from tests.training.test_graphed_update import set_gradients, with_optimizer
+from tests.training.test_graphs import Repeated
+from fastssl.training.graphed_update import GraphedUpdate
+
+reads = load().host_reads
+model, optimizer = with_optimizer(NAME)
+update = GraphedUpdate(optimizer, 1.0, Repeated)
+losses = [torch.ones((), device=NAME)]
+for number in range(3):
+    set_gradients(model, number)
+    reads()
+    update(losses, 1e-3)
+    assert reads() == 0, f"the host has read a number inside update {number}"
+"""
 
 
 def test_tests_hold_on_another_device():
@@ -63,7 +81,7 @@ def test_tests_hold_on_another_device():
     assert found.returncode == 0, found.stdout[-4000:]
 
 
-@pytest.mark.parametrize("code", [STEP, GRAPH], ids=["step", "filling a batch up"])
+@pytest.mark.parametrize("code", [STEP, GRAPH, UPDATE], ids=["step", "filling a batch up", "update"])
 def test_the_host_reads_nothing(code):
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-4000:]

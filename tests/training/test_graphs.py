@@ -4,10 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from fastssl.data.batch import PackedBatch
 from fastssl.training import Trainer, TrainingConfig, graphs, trainer
 from fastssl.training.distributed import World
+from fastssl.training.graphed_update import GraphedUpdate
 from fastssl.training.graphs import BatchShape, GraphedPasses, rounded_up
 from fastssl.training.step import NumberedBatch, accumulate_gradients, forward_backward
 from tests.training.test_step_on_gpu import models
@@ -29,9 +31,8 @@ class Repeated:
         if self._results is None:
             self._results = results
         else:  # a graph's results stay where they are
-            self._results[0].copy_(results[0])
-            for name, value in results[1].items():
-                self._results[1][name].copy_(value)
+            for there, result in zip(tree_leaves(self._results), tree_leaves(results), strict=True):
+                there.copy_(result)
         return self._results
 
 
@@ -144,6 +145,7 @@ class Batches:
 def test_a_run_with_graphs_trains_as_one_without(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "expect_graphs_to_work", lambda device, num_processes: None)
     monkeypatch.setattr(trainer, "GraphedPasses", partial(GraphedPasses, capture=Repeated))
+    monkeypatch.setattr(trainer, "GraphedUpdate", partial(GraphedUpdate, capture=Repeated))
     weights = []
     for with_graphs in (False, True):
         torch.manual_seed(0)
@@ -153,6 +155,7 @@ def test_a_run_with_graphs_trains_as_one_without(tmp_path, monkeypatch):
             max_steps=6,
             learning_rate=1e-3,
             gradient_accumulation_steps=2,
+            warmup_steps=3,
             cuda_graphs=with_graphs,
             save_strategy="no",
             device="cpu",
