@@ -17,6 +17,7 @@ from fastssl.ops.pre_norm_block.dropout import BlockDropout
 from fastssl.ops.quantized_linear.api import quantized_linear
 from fastssl.ops.skinny_linear.api import skinny_linear
 from fastssl.ops.skinny_linear.norm import RowNorm
+from fastssl.ops.tile_search import search_tiles
 
 __all__ = [
     "BlockDropout",
@@ -32,5 +33,6 @@ __all__ = [
     "linear_cross_entropy",
     "pre_norm_block",
     "quantized_linear",
+    "search_tiles",
     "skinny_linear",
 ]

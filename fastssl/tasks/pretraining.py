@@ -14,6 +14,7 @@ from fastssl.data.shard_format import INDEX_NAME, ShardError
 from fastssl.data.shards import TokenShards
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.device import choose_device
+from fastssl.ops.tile_search import expect_search_to_work
 from fastssl.tasks.bert_pretraining import BertParts
 from fastssl.tasks.gpt_pretraining import GptParts
 from fastssl.tasks.gpt_pretraining_config import GptPretrainingConfig
@@ -102,6 +103,8 @@ def prepare_pretraining(
     device = choose_device(config.training.device)  # says at once that there is none
     if config.training.cuda_graphs:
         expect_graphs_to_work(device, 1)  # the trainer looks at the number of processes
+    if config.training.search_tiles:
+        expect_search_to_work(device)
     torch.manual_seed(config.training.seed)
     parts = GptParts(config=config) if isinstance(config, GptPretrainingConfig) else BertParts(config=config)
     model = parts.published_model()

@@ -54,6 +54,8 @@ class TrainingConfig:
     """Recompute the activations of each block in the backward pass: less memory, about a third more time."""
     cuda_graphs: bool = False
     """Send a step of an LM to a CUDA GPU as graphs: for small models, which the host cannot keep up with."""
+    search_tiles: bool = False
+    """Measure which tiles of the Triton kernels are fastest on this GPU, and keep that in ~/.cache/fastssl/tiles."""
     precision: PrecisionName = "auto"
     """Arithmetic: fp32, or bf16 (autocast; weights stay fp32); auto is fp32 on a CPU, bf16 on a GPU that has it."""
     device: str = "auto"
@@ -186,6 +188,7 @@ _FREE_FIELDS = (
     "output_dir",
     "gradient_checkpointing",
     "cuda_graphs",
+    "search_tiles",
     "device",
     "num_threads",
     "logging_steps",

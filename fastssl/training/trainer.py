@@ -16,6 +16,7 @@ from fastssl.allocator import keep_freed_memory
 from fastssl.data.loader import Loader
 from fastssl.device import choose_device
 from fastssl.ops.machine import measured_matmul_flops
+from fastssl.ops.tile_search import expect_search_to_work, search_tiles
 from fastssl.training.checkpoint import checkpoint_to_resume, list_checkpoints
 from fastssl.training.config import TrainingConfig
 from fastssl.training.cost import ModelCost, RunCost, estimate_run_cost
@@ -111,6 +112,8 @@ class Trainer:
         self._world = World.join()
         if config.cuda_graphs:
             expect_graphs_to_work(self._device, self._world.size)
+        if config.search_tiles:
+            expect_search_to_work(self._device)
         self._train_data, self._lr_scales = train_data, lr_scales
         self._evaluation = evaluation or (eval_data and partial(evaluate, source=eval_data))
         self._directory = Path(config.output_dir)
@@ -160,6 +163,8 @@ class Trainer:
             checkpoint = self._world.broadcast(self._find_checkpoint() if self._world.is_main else None)
             loop = self._make_loop(stack, checkpoint)
             first_batch = loop.state.step * self._config.gradient_accumulation_steps
+            if self._config.search_tiles:
+                stack.enter_context(search_tiles())
             batches = Loader(loop.train_data, start_batch=first_batch)
             stack.callback(batches.close)
             try:

@@ -1,5 +1,6 @@
 """`attention` by Triton kernels: the whole semantics in both directions, memory linear in the lengths."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,8 +10,15 @@ from fastssl.ops.attention import triton_tuning as tuning
 from fastssl.ops.attention.projection import of_one_projection
 from fastssl.ops.backend import Supports
 from fastssl.ops.philox import dropout_scale, dropout_threshold
+from fastssl.ops.tile_search import Trial, tile_for
 
 WIDEST_HEAD = 256
+_WRITTEN = {
+    "attention_forward": ("out", "lse"),
+    "attention_grad_q": ("grad_q", "delta", "lse_log2"),
+    "attention_grad_kv": ("grad_q", "grad_k", "grad_v"),
+}
+"""Kernel -> its outputs, but for dropout's decisions: what a search for tiles compares."""
 SUPPORTS = Supports(
     devices=("cuda", "cpu"),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
@@ -212,6 +220,32 @@ class _Call:
 
     def over_queries(self, kernel, tile: tuning.Tile, **own: object) -> None:
         """Run one program per tile of queries and head."""
+        launch = partial(self._over_queries, kernel, **own)
+        launch(self._tile(kernel, tile, self.num_heads * self.num_sequences, launch, own))
+
+    def over_keys(self, kernel, tile: tuning.Tile, **own: object) -> None:
+        """Run one program per tile of keys and key head."""
+        launch = partial(self._over_keys, kernel, **own)
+        launch(self._tile(kernel, tile, self.num_key_heads * self.num_sequences, launch, own))
+
+    def _tile(self, kernel, default: tuning.Tile, columns: int, launch, own: dict[str, object]) -> tuning.Tile:
+        """Return the tile to launch with: the default, or one that was measured."""
+
+        def results(tile: tuning.Tile) -> list[Tensor]:
+            launch(tile)
+            outputs = [own[name] for name in _WRITTEN[kernel.__name__] if own[name] is not None]
+            return [one.data if isinstance(one, _Rows) else one for one in outputs]
+
+        return tile_for(
+            kernel,
+            default,
+            lambda: tuning.other_tiles(kernel.__name__, self.shape),
+            lambda: tuning.facts_of(self.shape, columns, self.num_heads // self.num_key_heads),
+            lambda: Trial(launch, results),
+            self.device,
+        )
+
+    def _over_queries(self, kernel, tile: tuning.Tile, **own: object) -> None:
         num_tiles = tuning.tiles(self.shape.longest_q, tile.queries)
         columns = self.num_heads * self.num_sequences
         share = self.shape.longest_k * self.num_key_heads / self.num_heads  # of the keys, which several heads read
@@ -220,8 +254,7 @@ class _Call:
             heads_together=tuning.heads_in_cache(self.shape, share, columns), **own,
         )  # fmt: skip
 
-    def over_keys(self, kernel, tile: tuning.Tile, **own: object) -> None:
-        """Run one program per tile of keys and key head."""
+    def _over_keys(self, kernel, tile: tuning.Tile, **own: object) -> None:
         num_tiles = tuning.tiles(max(self.shape.longest_k, 1), tile.keys)
         columns = self.num_key_heads * self.num_sequences
         share = self.shape.longest_q * self.num_heads / self.num_key_heads

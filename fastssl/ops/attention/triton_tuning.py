@@ -1,17 +1,22 @@
-"""How the Triton kernels of `attention` are cut into programs: functions of the device and the call, no search.
+"""How the Triton kernels of `attention` are cut into programs: functions of the device and the call.
 
 The tiles for Hopper in 16 bits are the fastest of `benchmarks/gpu/tile_search.py` on an H100 that fit the registers in
 every release of Triton tried, or nearly do; those for other GPUs fit (`make cuda-check`) and have not been measured.
+`other_tiles` are what a search on the GPU at hand (`fastssl.ops.tile_search`) tries beside them.
 """
 
 import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from fastssl.ops.tile_search import rounded_size
 
-@dataclass(frozen=True, kw_only=True)
-class Tile:
+
+class Tile(NamedTuple):
     """How one kernel is launched."""
 
     queries: int
@@ -172,6 +177,43 @@ def delta_tile(shape: Shape) -> Tile:
     return INTERPRETED if shape.capability == 0 else Tile(queries=64, keys=64, num_warps=4, num_stages=1)
 
 
+def other_tiles(kernel: str, shape: Shape) -> Iterator[Tile]:
+    """Yield the tiles that a search tries for a kernel; none of one whose tiles decide the order of additions.
+
+    Of the side that stays in registers 64 rows for four warps and 128 for eight, half as many in float32 and for the
+    widest heads.
+    """
+    if kernel not in SEARCHED:
+        return
+    columns = padded_width(shape.width)
+    forward = kernel == "attention_forward"
+    if shape.element_size == 4 or columns > 128:
+        rows, steps, stages = [(32, 4), (64, 8)], (32, 64), (1, 2)
+    elif forward:
+        rows, steps, stages = [(64, 4), (128, 8)], (64, 128), (2, 3) if columns > 64 else (2, 3, 4)
+        rows += [(128, 4)] if columns <= 64 else []
+    else:
+        rows, steps, stages = [(64, 4), (128, 8)], (32, 64, 128), (1, 2, 3)
+        steps, stages = (steps[:2], stages[:2]) if columns > 64 else (steps, stages)
+    stays, walks = ("keys", "queries") if kernel == "attention_grad_kv" else ("queries", "keys")
+    for (stay, num_warps), step, num_stages in itertools.product(rows, steps, stages):
+        # Whether one tile holds all keys, so that dQ has no kernel of its own, is decided before.
+        if stays == "queries" or (shape.longest_k <= stay) is one_tile_of_keys(shape):
+            yield Tile(**{stays: stay, walks: step}, num_warps=num_warps, num_stages=num_stages)
+
+
+def facts_of(shape: Shape, columns: int, heads_per_key: int) -> dict[str, object]:
+    """Return what the fastest tile depends on: the shape, with lengths of one power of two alike.
+
+    Args:
+        shape: of the call.
+        columns: heads of all sequences; from some number on they fill every GPU.
+        heads_per_key: query heads that share a key head.
+    """
+    lengths = {"longest_q": rounded_size(shape.longest_q), "longest_k": rounded_size(shape.longest_k)}
+    return vars(shape) | lengths | {"columns": min(rounded_size(columns), 256), "heads_per_key": heads_per_key}
+
+
 def one_tile_of_keys(shape: Shape) -> bool:
     """Tell whether one tile holds all keys of every sequence, so that dQ needs no kernel of its own."""
     return shape.longest_k <= grad_kv_tile(shape).keys
@@ -192,6 +234,8 @@ def _small_gradient_tile(shape: Shape) -> Tile:
     return INTERPRETED if shape.capability == 0 else Tile(queries=32, keys=32, num_warps=8, num_stages=1)
 
 
+SEARCHED = ("attention_forward", "attention_grad_q", "attention_grad_kv")
+"""Kernels that take nearly all of the time."""
 TILES = {
     "attention_forward": forward_tile,
     "attention_grad_q": grad_q_tile,

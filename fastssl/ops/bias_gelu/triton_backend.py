@@ -10,9 +10,12 @@ from fastssl.ops.bias_gelu.triton_tiling import (
     FORWARD_BYTES,
     NUM_WARPS,
     PARTIALS,
+    Tiling,
+    other_tilings,
     tiling_of,
     walk_of,
 )
+from fastssl.ops.tile_search import Trial, rounded_size, tile_for
 from fastssl.ops.triton_device import processors
 
 SUPPORTS = Supports(
@@ -46,11 +49,12 @@ def _forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
         return y
     width = x.shape[-1]
     num_rows = x.numel() // width
-    tiling = tiling_of(width, x.dtype, FORWARD_BYTES)
-    with torch.cuda.device_of(x):
+    x, bias = x.contiguous(), bias.contiguous()
+
+    def launch(tiling: Tiling) -> None:
         forward_kernel[(tiling.blocks * -(-num_rows // tiling.rows),)](
-            x.contiguous(),
-            bias.contiguous(),
+            x,
+            bias,
             y,
             num_rows,
             WIDTH=width,
@@ -62,6 +66,10 @@ def _forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
             num_warps=NUM_WARPS,
             **_OPTIONS,
         )
+
+    with torch.cuda.device_of(x):
+        trial = Trial(launch, lambda tiling: (launch(tiling), y))
+        launch(_tiling(forward_kernel, FORWARD_BYTES, trial, x, bias, tanh))
     return y
 
 
@@ -81,27 +89,52 @@ def _launch_rows(grad_y: Tensor, x: Tensor, bias: Tensor, grad_x: Tensor, tanh: 
 
     width = x.shape[-1]
     num_rows = x.numel() // width
-    tiling = tiling_of(width, x.dtype, BACKWARD_BYTES)
-    parts, stages = walk_of(num_rows, tiling, processors(x.device))
-    partials = x.new_empty(parts, width, dtype=torch.float32)
-    backward_kernel[(tiling.blocks, parts)](
-        grad_y,
-        x,
-        bias,
-        grad_x,
-        partials,
-        num_rows,
-        WIDTH=width,
-        COLUMNS=tiling.columns,
-        ROWS=tiling.rows,
-        ROW_GROUPS=tiling.row_groups,
-        VECTOR=tiling.vector,
-        TANH=tanh,
-        STAGES=stages,
-        num_warps=NUM_WARPS,
-        **_OPTIONS,
+
+    def launch(tiling: Tiling) -> Tensor:
+        parts, stages = walk_of(num_rows, tiling, processors(x.device))
+        partials = x.new_empty(parts, width, dtype=torch.float32)
+        backward_kernel[(tiling.blocks, parts)](
+            grad_y,
+            x,
+            bias,
+            grad_x,
+            partials,
+            num_rows,
+            WIDTH=width,
+            COLUMNS=tiling.columns,
+            ROWS=tiling.rows,
+            ROW_GROUPS=tiling.row_groups,
+            VECTOR=tiling.vector,
+            TANH=tanh,
+            STAGES=stages,
+            num_warps=NUM_WARPS,
+            **_OPTIONS,
+        )
+        return partials
+
+    def results(tiling: Tiling) -> tuple[Tensor, Tensor]:
+        partials = launch(tiling)
+        return grad_x, partials.sum(0)
+
+    return launch(_tiling(backward_kernel, BACKWARD_BYTES, Trial(results, results), x, bias, tanh))
+
+
+def _tiling(kernel, tile_bytes: int, trial: Trial, x: Tensor, bias: Tensor, tanh: bool) -> Tiling:
+    """Return the tiles of a direction: a function of the call, or measured."""
+    width = x.shape[-1]
+    return tile_for(
+        kernel,
+        tiling_of(width, x.dtype, tile_bytes),
+        lambda: other_tilings(width, x.dtype, tile_bytes),
+        lambda: {
+            "rows": rounded_size(x.numel() // width),
+            "width": width,
+            "dtypes": (x.dtype, bias.dtype),
+            "tanh": tanh,
+        },
+        lambda: trial,
+        x.device,
     )
-    return partials
 
 
 def _launch_sum(partials: Tensor, grad_bias: Tensor) -> None:

@@ -3,6 +3,7 @@
 The README of the operator derives these numbers, and says what an H100 made of them.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,11 @@ class Tiling(NamedTuple):
     def row_groups(self) -> int:
         """Threads that hold the same columns, of different rows."""
         return max(1, 32 * NUM_WARPS * self.vector // self.columns)
+
+    @property
+    def bytes(self) -> int:
+        """Of a tile of one tensor."""
+        return self.rows * self.columns * 16 // self.vector
 
 
 class Walk(NamedTuple):
@@ -73,6 +79,19 @@ def tiling_of(width: int, dtype: torch.dtype, tile_bytes: int) -> Tiling:
         columns = max(16, 1 << (width - 1).bit_length())
     else:
         columns = min(_COLUMNS, key=lambda columns: (-width % columns, -columns))
+    return _tiling(width, columns, dtype, tile_bytes)
+
+
+def other_tilings(width: int, dtype: torch.dtype, tile_bytes: int) -> Iterator[Tiling]:
+    """Yield what a search on the GPU (`fastssl.ops.tile_search`) tries: other widths, half and twice the bytes."""
+    for columns in _COLUMNS if width > _COLUMNS[-1] else (tiling_of(width, dtype, tile_bytes).columns,):
+        for size in (tile_bytes // 2, tile_bytes, 2 * tile_bytes):
+            tiling = _tiling(width, columns, dtype, size)
+            if tiling.rows >= tiling.row_groups:  # each thread has a column of some row
+                yield tiling
+
+
+def _tiling(width: int, columns: int, dtype: torch.dtype, tile_bytes: int) -> Tiling:
     return Tiling(
         columns=columns,
         rows=tile_bytes // dtype.itemsize // columns,
@@ -92,4 +111,4 @@ def walk_of(num_rows: int, tiling: Tiling, device: Processors) -> Walk:
     num_tiles = -(-num_rows // tiling.rows)
     tiles_each = -(-num_tiles // max(1, min(num_tiles, RESIDENT * device.count // tiling.blocks)))
     room = device.shared_bytes // RESIDENT - _SHARED_BYTES_BESIDE
-    return Walk(parts=-(-num_tiles // tiles_each), stages=min(3, 1 + room // (2 * BACKWARD_BYTES)))
+    return Walk(parts=-(-num_tiles // tiles_each), stages=min(3, 1 + room // (2 * tiling.bytes)))

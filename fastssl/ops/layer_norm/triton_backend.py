@@ -11,10 +11,15 @@ from fastssl.ops.layer_norm.triton_tiling import (
     MAX_WIDTH_WITH_SUMS,
     PARAMETERS,
     PARTIALS,
+    BackwardTiling,
+    ForwardTiling,
     backward_tiling,
     forward_tiling,
+    other_backward_tilings,
+    other_forward_tilings,
 )
 from fastssl.ops.philox import LANE_RANGE, dropout_threshold
+from fastssl.ops.tile_search import Trial, rounded_size, tile_for
 from fastssl.ops.triton_device import processors
 
 SUPPORTS = Supports(
@@ -108,30 +113,48 @@ def _forward(
     outputs = native.forward_fake(x, weight, bias, residual, eps, dropout_threshold, seed, with_sum)
     y, total, mean, rstd = outputs
     num_rows, width = mean.numel(), x.shape[-1]
-    block, rows, vector, num_warps = forward_tiling(width, x.dtype, total.dtype)
-    if num_rows:
-        with torch.cuda.device_of(x):
-            forward_kernel[(-(-num_rows // rows),)](
-                x.contiguous(),
-                _contiguous(residual),
-                weight.contiguous(),
-                _contiguous(bias),
-                seed if dropout_threshold else None,
-                y,
-                total if total.numel() else None,
-                mean,
-                rstd,
-                num_rows,
-                eps,
-                dropout_threshold,
-                _scale(dropout_threshold),
-                WIDTH=width,
-                BLOCK=block,
-                ROWS=rows,
-                VECTOR=vector,
-                num_warps=num_warps,
-                **_OPTIONS,
-            )
+    if not num_rows:
+        return outputs
+    x, residual, weight, bias = map(_contiguous, (x, residual, weight, bias))
+    given_seed, given_total = seed if dropout_threshold else None, total if total.numel() else None
+
+    def launch(tiling: ForwardTiling) -> None:
+        forward_kernel[(-(-num_rows // tiling.rows),)](
+            x,
+            residual,
+            weight,
+            bias,
+            given_seed,
+            y,
+            given_total,
+            mean,
+            rstd,
+            num_rows,
+            eps,
+            dropout_threshold,
+            _scale(dropout_threshold),
+            WIDTH=width,
+            BLOCK=tiling.block,
+            ROWS=tiling.rows,
+            VECTOR=tiling.vector,
+            num_warps=tiling.num_warps,
+            **_OPTIONS,
+        )
+
+    def results(tiling: ForwardTiling) -> tuple[Tensor, ...]:
+        launch(tiling)
+        return outputs
+
+    with torch.cuda.device_of(x):
+        tiling = tile_for(
+            forward_kernel,
+            forward_tiling(width, x.dtype, total.dtype),
+            lambda: other_forward_tilings(width, x.dtype, total.dtype),
+            lambda: _facts(num_rows, width, (x, residual, weight, bias, given_seed, y, given_total)),
+            lambda: Trial(launch, results),
+            x.device,
+        )
+        launch(tiling)
     return outputs
 
 
@@ -184,33 +207,50 @@ def _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, out
     grad_x, grad_residual = outputs[:2]
     num_rows, width = mean.numel(), sum.shape[-1]
     read = tuple(tensor.dtype for tensor in (grad_y, None if grad_y is None else sum, grad_sum) if tensor is not None)
-    tiling = backward_tiling(num_rows, width, read, processors(sum.device))
     sums = grad_y is not None and width <= MAX_WIDTH_WITH_SUMS
-    partials = mean.new_empty(2, tiling.programs, width) if sums else None
-    backward_kernel[(tiling.programs,)](
-        grad_y,
-        grad_sum,
-        sum,
-        weight.contiguous(),
-        mean,
-        rstd,
-        seed,
-        grad_x,
-        grad_residual if grad_residual.numel() else None,
-        partials,
-        num_rows,
-        threshold,
-        _scale(threshold),
-        WIDTH=width,
-        BLOCK=tiling.block,
-        ROWS=tiling.rows,
-        ROW_GROUPS=tiling.row_groups,
-        VECTOR=tiling.vector,
-        STAGES=tiling.stages,
-        num_warps=tiling.num_warps,
-        **_BACKWARD_OPTIONS,
+    weight, grad_residual = weight.contiguous(), grad_residual if grad_residual.numel() else None
+
+    def launch(tiling: BackwardTiling) -> Tensor | None:
+        partials = mean.new_empty(2, tiling.programs, width) if sums else None
+        backward_kernel[(tiling.programs,)](
+            grad_y,
+            grad_sum,
+            sum,
+            weight,
+            mean,
+            rstd,
+            seed,
+            grad_x,
+            grad_residual,
+            partials,
+            num_rows,
+            threshold,
+            _scale(threshold),
+            WIDTH=width,
+            BLOCK=tiling.block,
+            ROWS=tiling.rows,
+            ROW_GROUPS=tiling.row_groups,
+            VECTOR=tiling.vector,
+            STAGES=tiling.stages,
+            num_warps=tiling.num_warps,
+            **_BACKWARD_OPTIONS,
+        )
+        return partials
+
+    def results(tiling: BackwardTiling) -> tuple[Tensor | None, ...]:
+        partials = launch(tiling)  # more of them take more time to be added, too
+        return grad_x, grad_residual, None if partials is None else partials.sum(1)
+
+    shape = (num_rows, width, read, processors(sum.device))
+    tiling = tile_for(
+        backward_kernel,
+        backward_tiling(*shape),
+        lambda: other_backward_tilings(*shape),
+        lambda: _facts(num_rows, width, (grad_y, grad_sum, sum, weight, seed, grad_x, grad_residual)),
+        lambda: Trial(results, results),
+        sum.device,
     )
-    return partials
+    return launch(tiling)
 
 
 def _launch_sums(partials, grad_y, sum, mean, rstd, grad_weight, grad_bias) -> None:
@@ -250,6 +290,12 @@ def _launch_sums(partials, grad_y, sum, mean, rstd, grad_weight, grad_bias) -> N
         num_warps=num_warps,
         **_OPTIONS,
     )
+
+
+def _facts(num_rows: int, width: int, tensors: tuple[Tensor | None, ...]) -> dict[str, object]:
+    """Return what the fastest tiles depend on: rows by the power of two, the width, and which tensors there are."""
+    dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
+    return {"num_rows": rounded_size(num_rows), "width": width, "dtypes": str(dtypes)}
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -1,8 +1,10 @@
 """How the Triton kernels of `layer_norm` cut their rows: functions of the shape, the dtypes and the device alone.
 
-The README of the operator derives these numbers, and says what an H100 made of them.
+The README of the operator derives these numbers, and says what an H100 made of them. The `other_...` functions are what
+a search on the GPU at hand (`fastssl.ops.tile_search`) tries beside them.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -77,8 +79,16 @@ def forward_tiling(width: int, *dtypes: torch.dtype) -> ForwardTiling:
     """
     block, vector = _block(width), _vector(dtypes)
     num_warps = min(max(1, block // 1024), 16)
-    elements = 64 if vector == 8 and 512 <= block < MAX_WIDTH else 32
-    return ForwardTiling(block, max(1, 32 * num_warps * elements // block), vector, num_warps)
+    return _forward_tiling(block, vector, num_warps, 64 if vector == 8 and 512 <= block < MAX_WIDTH else 32)
+
+
+def other_forward_tilings(width: int, *dtypes: torch.dtype) -> Iterator[ForwardTiling]:
+    """Yield tilings with half and twice the warps to a row, and 16 to 64 elements a thread."""
+    block, vector, num_warps = _block(width), _vector(dtypes), forward_tiling(width, *dtypes).num_warps
+    for warps in (num_warps // 2, num_warps, 2 * num_warps):
+        for elements in (16, 32, 64):
+            if 1 <= warps <= 16 and 32 * warps * elements >= block:
+                yield _forward_tiling(block, vector, warps, elements)
 
 
 def backward_tiling(num_rows: int, width: int, dtypes: tuple[torch.dtype, ...], device: Processors) -> BackwardTiling:
@@ -93,9 +103,32 @@ def backward_tiling(num_rows: int, width: int, dtypes: tuple[torch.dtype, ...], 
         dtypes: of the tensors that are read, one each.
         device: what it runs on.
     """
+    num_warps = min(max(4, _block(width) // 256), 16)
+    return _backward_tiling(num_rows, width, dtypes, device, num_warps, 16)
+
+
+def other_backward_tilings(
+    num_rows: int, width: int, dtypes: tuple[torch.dtype, ...], device: Processors
+) -> Iterator[BackwardTiling]:
+    """Yield tilings with 4 to 16 warps, and 8 to 32 elements a thread."""
+    block = _block(width)
+    for num_warps in (4, 8, 16):
+        for elements in (8, 16, 32):
+            if 32 * num_warps * elements >= min(block, 512 * 16):
+                yield _backward_tiling(num_rows, width, dtypes, device, num_warps, elements)
+
+
+def _forward_tiling(block: int, vector: int, num_warps: int, elements: int) -> ForwardTiling:
+    """Return tiles of so many elements a thread, or of one row."""
+    return ForwardTiling(block, max(1, 32 * num_warps * elements // block), vector, num_warps)
+
+
+def _backward_tiling(
+    num_rows: int, width: int, dtypes: tuple[torch.dtype, ...], device: Processors, num_warps: int, elements: int
+) -> BackwardTiling:
+    """The same for the backward, in programs that stay."""
     block, vector = _block(width), _vector(dtypes)
-    num_warps = min(max(4, block // 256), 16)
-    rows = max(1, 512 * num_warps // block)
+    rows = max(1, 32 * num_warps * elements // block)
     resident = 16 // num_warps
     tile_bytes = rows * block * sum(dtype.itemsize for dtype in dtypes)
     stages = min(3, 1 + (device.shared_bytes // resident - _SHARED_BYTES_BESIDE) // tile_bytes)

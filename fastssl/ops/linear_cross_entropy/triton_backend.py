@@ -3,6 +3,8 @@
 Nothing is added atomically and nothing depends on which program runs first: the same call gives the same bits.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from fastssl.ops.backend import Supports
 from fastssl.ops.linear_cross_entropy import chunks
 from fastssl.ops.linear_cross_entropy.on_gpu import chunk_rows, is_capturing, padded_vocabulary
+from fastssl.ops.tile_search import Trial, rounded_size, tile_for
 
 SUPPORTS = Supports(
     devices=("cuda", "cpu"),
@@ -45,6 +48,15 @@ def row_kernel_config(vocab_size: int, dtype: torch.dtype, with_gradient: bool) 
     while num_warps < max_warps and num_warps * 8192 < row_bytes:
         num_warps *= 2
     return RowKernelConfig(groups=64 * num_warps, group=16 // dtype.itemsize, num_warps=num_warps)
+
+
+def other_row_kernel_configs(vocab_size: int, dtype: torch.dtype, with_gradient: bool) -> Iterator[RowKernelConfig]:
+    """Yield what a search tries beside it: half and twice the warps, one to four loads for each thread of a block."""
+    config = row_kernel_config(vocab_size, dtype, with_gradient)
+    for num_warps in (config.num_warps // 2, config.num_warps, 2 * config.num_warps):
+        for loads in (1, 2, 4):
+            if 1 <= num_warps <= 32:
+                yield RowKernelConfig(groups=32 * loads * num_warps, group=config.group, num_warps=num_warps)
 
 
 def forward(
@@ -113,9 +125,9 @@ def forward_with_gradients(
     with_gradient = need_hidden or need_weight or need_bias
     logits = operand.new_empty(step, matrix.shape[0])
     padded_bias = None if bias is None else _padded(bias, matrix.shape[0])
-    config = row_kernel_config(vocab_size, product_dtype, with_gradient)
+    shape = (vocab_size, product_dtype, with_gradient)
 
-    def row_kernel(chunk: Tensor, part: slice, first: bool) -> None:
+    def launch(config: RowKernelConfig, chunk: Tensor, part: slice) -> None:
         triton_kernels.softmax_cross_entropy[(chunk.shape[0],)](
             chunk,
             padded_bias,
@@ -137,6 +149,31 @@ def forward_with_gradients(
             num_warps=config.num_warps,
             enable_fp_fusion=True,
         )
+
+    def trial(chunk: Tensor, part: slice) -> Trial:
+        own = torch.empty_like(chunk)  # gradients take the place of logits
+
+        def results(config: RowKernelConfig) -> tuple[Tensor, ...]:
+            launch(config, own.copy_(chunk), part)
+            return losses[part], lse[part], own[:, :vocab_size] if with_gradient else None
+
+        return Trial(partial(launch, chunk=own, part=part), results)
+
+    def row_kernel(chunk: Tensor, part: slice, first: bool) -> None:
+        config = tile_for(
+            triton_kernels.softmax_cross_entropy,
+            row_kernel_config(*shape),
+            lambda: other_row_kernel_configs(*shape),
+            lambda: {
+                "rows": rounded_size(chunk.shape[0]),
+                "vocab_size, dtype, with_gradient": shape,
+                "bias, row_grads": (bias is not None, row_grads is not None),
+                "smoothed, softcap": (label_smoothing > 0, softcap is not None),
+            },
+            partial(trial, chunk, part),
+            hidden.device,
+        )
+        launch(config, chunk, part)
         if grad_bias is not None:
             # Over the padding too, whose sums are dropped: so PyTorch's loads are wide for every vocabulary.
             column_sums = chunk.sum(0, dtype=torch.float32)[:vocab_size]
