@@ -13,9 +13,11 @@ from fastssl.ops.attention import triton_tuning
 from fastssl.ops.attention.api import attention
 from fastssl.ops.attention.cases import AttentionCase
 from fastssl.ops.bias_gelu.api import bias_gelu
+from fastssl.ops.layer_norm import triton_backend as layer_norm_backend
 from fastssl.ops.layer_norm.api import layer_norm
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
 from fastssl.ops.tile_search import TileSearch, Trial, rounded_size, tile_for, using
+from fastssl.ops.triton_device import Processors
 from fastssl.training import trainer
 from tests.training.stand_in import StandInModel, make_trainer
 
@@ -209,8 +211,8 @@ def step_of_attention(dtype=torch.bfloat16, **options):
     return [out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs.values())]
 
 
-def step_of_layer_norm(dtype=torch.float32):
-    x, residual = (torch.randn(37, 200, dtype=dtype).requires_grad_() for _ in range(2))
+def step_of_layer_norm(dtype=torch.float32, num_rows=37):
+    x, residual = (torch.randn(num_rows, 200, dtype=dtype).requires_grad_() for _ in range(2))
     weight, bias = (torch.randn(200).requires_grad_() for _ in range(2))
     out = layer_norm(x, weight, bias, eps=1e-5, residual=residual, dropout_p=0.1, seed=3, backend="triton")
     return [out.detach(), *torch.autograd.grad(out.float().square().sum(), (x, residual, weight, bias))]
@@ -272,6 +274,24 @@ def test_every_tile_that_is_tried_computes_the_same(name, tmp_path):
     for one, other in zip(found, expected, strict=True):
         rtol, atol = (2e-2, 2e-3) if one.dtype == torch.bfloat16 else (1e-4, 1e-4)
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's share")
+def test_what_was_found_serves_other_sizes(tmp_path, monkeypatch):
+    """Of one power of two; what follows from the number of rows is computed for each."""
+    programs, measured = [], []
+    search = TileSearch(tmp_path, lambda launches, _: [measured.append(1) or 1.0 for _ in launches], device_type="cpu")
+    tiling = layer_norm_backend.backward_tiling
+    monkeypatch.setattr(
+        layer_norm_backend, "backward_tiling", lambda *args: (programs.append(tiling(*args)), programs[-1])[1]
+    )
+    with using(search):
+        for num_rows in (60, 40):
+            step_of_layer_norm(num_rows=num_rows)
+            assert programs[-1] == tiling(num_rows, 200, (torch.float32,) * 2, Processors(2, 100 * 1024))
+            measured.append(num_rows)
+    assert measured[-2:] == [60, 40] and len({one.programs for one in programs[-2:]}) == 2
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -240,7 +240,9 @@ class _Call:
             kernel,
             default,
             lambda: tuning.other_tiles(kernel.__name__, self.shape),
-            lambda: tuning.facts_of(self.shape, columns, self.num_heads // self.num_key_heads),
+            lambda: tuning.facts_of(
+                self.shape, columns, self.num_heads // self.num_key_heads, own.get("kept_bits") is not None
+            ),
             lambda: Trial(launch, results),
             self.device,
         )

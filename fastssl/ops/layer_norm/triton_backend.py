@@ -11,11 +11,12 @@ from fastssl.ops.layer_norm.triton_tiling import (
     MAX_WIDTH_WITH_SUMS,
     PARAMETERS,
     PARTIALS,
-    BackwardTiling,
+    BackwardThreads,
     ForwardTiling,
+    backward_threads,
     backward_tiling,
     forward_tiling,
-    other_backward_tilings,
+    other_backward_threads,
     other_forward_tilings,
 )
 from fastssl.ops.philox import LANE_RANGE, dropout_threshold
@@ -210,7 +211,8 @@ def _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, out
     sums = grad_y is not None and width <= MAX_WIDTH_WITH_SUMS
     weight, grad_residual = weight.contiguous(), grad_residual if grad_residual.numel() else None
 
-    def launch(tiling: BackwardTiling) -> Tensor | None:
+    def launch(threads: BackwardThreads) -> Tensor | None:
+        tiling = backward_tiling(num_rows, width, read, processors(sum.device), threads)
         partials = mean.new_empty(2, tiling.programs, width) if sums else None
         backward_kernel[(tiling.programs,)](
             grad_y,
@@ -237,20 +239,19 @@ def _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, out
         )
         return partials
 
-    def results(tiling: BackwardTiling) -> tuple[Tensor | None, ...]:
-        partials = launch(tiling)  # more of them take more time to be added, too
+    def results(threads: BackwardThreads) -> tuple[Tensor | None, ...]:
+        partials = launch(threads)  # more of them take more time to be added, too
         return grad_x, grad_residual, None if partials is None else partials.sum(1)
 
-    shape = (num_rows, width, read, processors(sum.device))
-    tiling = tile_for(
+    threads = tile_for(
         backward_kernel,
-        backward_tiling(*shape),
-        lambda: other_backward_tilings(*shape),
+        backward_threads(width),
+        lambda: other_backward_threads(width),
         lambda: _facts(num_rows, width, (grad_y, grad_sum, sum, weight, seed, grad_x, grad_residual)),
         lambda: Trial(results, results),
         sum.device,
     )
-    return launch(tiling)
+    return launch(threads)
 
 
 def _launch_sums(partials, grad_y, sum, mean, rstd, grad_weight, grad_bias) -> None:

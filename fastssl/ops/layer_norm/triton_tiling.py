@@ -34,6 +34,14 @@ class ForwardTiling(NamedTuple):
     num_warps: int
 
 
+class BackwardThreads(NamedTuple):
+    """What a tiling of `backward_kernel` follows from, for any number of rows."""
+
+    num_warps: int
+    elements: int
+    """Of a tile, to each thread; more where one row has more."""
+
+
 class BackwardTiling(NamedTuple):
     """Of `backward_kernel`."""
 
@@ -91,42 +99,38 @@ def other_forward_tilings(width: int, *dtypes: torch.dtype) -> Iterator[ForwardT
                 yield _forward_tiling(block, vector, warps, elements)
 
 
-def backward_tiling(num_rows: int, width: int, dtypes: tuple[torch.dtype, ...], device: Processors) -> BackwardTiling:
-    """Return tiles of 16 elements a thread, and programs that put 512 threads on each multiprocessor.
+def backward_threads(width: int) -> BackwardThreads:
+    """Return 16 elements a thread, which leave room in the registers for the weight and both sums of its columns."""
+    return BackwardThreads(num_warps=min(max(4, _block(width) // 256), 16), elements=16)
 
-    That leaves room in the registers for the weight and both sums of a thread's columns. Tiles to come wait in shared
-    memory, as many as it holds. All programs get the same number of tiles, give or take one: fewer programs make fewer
-    partial sums.
+
+def other_backward_threads(width: int) -> Iterator[BackwardThreads]:
+    """Yield 4 to 16 warps with 8 to 32 elements a thread."""
+    for num_warps in (4, 8, 16):
+        for elements in (8, 16, 32):
+            if 32 * num_warps * elements >= min(_block(width), 512 * 16):
+                yield BackwardThreads(num_warps, elements)
+
+
+def backward_tiling(
+    num_rows: int,
+    width: int,
+    dtypes: tuple[torch.dtype, ...],
+    device: Processors,
+    threads: BackwardThreads | None = None,
+) -> BackwardTiling:
+    """Return tiles, and programs that put 512 threads on each multiprocessor.
+
+    Tiles to come wait in shared memory, as many as it holds. All programs get the same number of tiles, give or take
+    one: fewer programs make fewer partial sums.
 
     Args:
         num_rows, width: of the input.
         dtypes: of the tensors that are read, one each.
         device: what it runs on.
+        threads: None for `backward_threads(width)`.
     """
-    num_warps = min(max(4, _block(width) // 256), 16)
-    return _backward_tiling(num_rows, width, dtypes, device, num_warps, 16)
-
-
-def other_backward_tilings(
-    num_rows: int, width: int, dtypes: tuple[torch.dtype, ...], device: Processors
-) -> Iterator[BackwardTiling]:
-    """Yield tilings with 4 to 16 warps, and 8 to 32 elements a thread."""
-    block = _block(width)
-    for num_warps in (4, 8, 16):
-        for elements in (8, 16, 32):
-            if 32 * num_warps * elements >= min(block, 512 * 16):
-                yield _backward_tiling(num_rows, width, dtypes, device, num_warps, elements)
-
-
-def _forward_tiling(block: int, vector: int, num_warps: int, elements: int) -> ForwardTiling:
-    """Return tiles of so many elements a thread, or of one row."""
-    return ForwardTiling(block, max(1, 32 * num_warps * elements // block), vector, num_warps)
-
-
-def _backward_tiling(
-    num_rows: int, width: int, dtypes: tuple[torch.dtype, ...], device: Processors, num_warps: int, elements: int
-) -> BackwardTiling:
-    """The same for the backward, in programs that stay."""
+    num_warps, elements = threads or backward_threads(width)
     block, vector = _block(width), _vector(dtypes)
     rows = max(1, 32 * num_warps * elements // block)
     resident = 16 // num_warps
@@ -143,6 +147,11 @@ def _backward_tiling(
         stages=stages,
         programs=-(-num_tiles // tiles_each),
     )
+
+
+def _forward_tiling(block: int, vector: int, num_warps: int, elements: int) -> ForwardTiling:
+    """Return tiles of so many elements a thread, or of one row."""
+    return ForwardTiling(block, max(1, 32 * num_warps * elements // block), vector, num_warps)
 
 
 def _block(width: int) -> int:
