@@ -23,7 +23,7 @@ demo: setup
 
 # Two processes; each keeps the files it has begun, so that what a file builds is built once.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What can be known of a GPU without one: its kernels compile for sm_80 and sm_90a, and no tensor stays on the CPU.
 # Compilations are kept in build/cuda-check, so that what did not change is not compiled again. Without nvcc in CUDA_HOME

@@ -19,7 +19,7 @@ class GraphedUpdate:
     """Clips the gradients, updates the parameters and sets the gradients to zero, without waiting for the device.
 
     The first update, which makes AdamW's averages, is computed operator by operator; the second one is captured, and
-    replayed from then on. Where a gradient is another tensor than before, it begins anew.
+    replayed from then on. Where a gradient or an average is another tensor than before, it begins anew.
 
     Args:
         optimizer: of parameters on one device.
@@ -36,7 +36,7 @@ class GraphedUpdate:
         self._optimizer, self._max_grad_norm, self._capture = optimizer, max_grad_norm, capture
         device = optimizer.param_groups[0]["params"][0].device
         self._learning_rate, self._loss = torch.zeros(2, dtype=torch.float32, device=device).unbind()
-        self._gradients: list[Tensor | None] | None = None
+        self._known: list[Tensor | None] | None = None
         self._graph: Graph[Tensor] | None = None
 
     def __call__(self, losses: Sequence[Tensor], learning_rate: float) -> Tensor:
@@ -47,20 +47,37 @@ class GraphedUpdate:
             learning_rate: before the groups' own factors.
 
         Returns:
-            The norm of the gradients before clipping, 0-d; the next update overwrites it.
+            The norm of the gradients before clipping, 0-d.
+
+        Raises:
+            ValueError: for sparse gradients.
         """
         self._loss.copy_(torch.stack(list(losses)).sum())
         self._learning_rate.fill_(learning_rate)
-        gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"]]
-        if self._gradients is None or not _are_same(gradients, self._gradients):
-            self._gradients, self._graph = gradients, None
+        tensors = self._tensors()
+        if self._known is None or not _are_same(tensors, self._known):
             norm = self._update()
+            self._known, self._graph = self._tensors(), None
         else:
             if self._graph is None:
                 self._graph = self._capture(self._update_in_graph)
-            norm = self._graph.replay()
+            norm = self._graph.replay().clone()
         set_learning_rate(self._optimizer, learning_rate)
         return norm
+
+    def _tensors(self) -> list[Tensor | None]:
+        """Return the parameters, their gradients, and AdamW's averages where there are some yet."""
+        tensors = []
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    raise ValueError(
+                        "cuda_graphs=True takes dense gradients, but that of a parameter of "
+                        f"{tuple(parameter.shape)} is sparse; leave use_sparse_word_gradients out, or cuda_graphs"
+                    )
+                average = self._optimizer.state.get(parameter, {}).get("exp_avg")
+                tensors += [parameter, parameter.grad, average]
+        return tensors
 
     def _update(self) -> Tensor:
         optimizer = self._optimizer
@@ -81,5 +98,5 @@ class GraphedUpdate:
                 group["capturable"] = False
 
 
-def _are_same(gradients: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:
-    return all(gradient is other for gradient, other in zip(gradients, others, strict=True))
+def _are_same(tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:
+    return len(tensors) == len(others) and all(one is other for one, other in zip(tensors, others, strict=True))

@@ -41,7 +41,7 @@ class Graph(Protocol[Results]):
 class CudaGraph(Generic[Results]):
     """A function of tensors that stay where they are, captured on a CUDA GPU.
 
-    All graphs share memory for what they do not return.
+    All graphs share memory, so what one returns is to be copied before another one is replayed.
     """
 
     _pool: tuple[int, int] | None = None

@@ -135,6 +135,47 @@ def test_a_default_that_fails_is_told(tmp_path):
         ask(searching(tmp_path)[0], results=results)
 
 
+def test_a_kept_tile_that_cannot_run_here_is_measured_anew(tmp_path):
+    """A call of the same kind may need more shared memory, for pointers that lie otherwise."""
+    ask(searching(tmp_path, 1.0, 0.5, 0.7)[0])
+    search, clock = searching(tmp_path, 1.0, 0.9)
+
+    def launch(tile):
+        if tile.size == 2:
+            raise RuntimeError("out of resource: shared memory")
+
+    trial = Trial(launch, lambda tile: [launch(tile), torch.ones(3)])
+    assert search.tile(KERNEL, TILES[0], lambda: TILES[1:], {"width": 64}, lambda: trial, CPU) == Size(3)
+    assert clock.launches == [2]
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_results_that_say_nothing_are_not_kept(tmp_path, value):
+    """The next call may say more; the third one in vain is the last."""
+    search, clock = searching(tmp_path, 1.0, 0.5, 0.7)
+    nothing = lambda tile: [torch.ones(3), torch.full((3,), value)]  # noqa: E731
+    assert [ask(search, results=nothing) for _ in range(2)] == [Size(1)] * 2
+    assert ask(search) == Size(2) and clock.launches == [3]
+    search, clock = searching(tmp_path / "other", 1.0, 0.5, 0.7)
+    assert [ask(search, results=nothing) for _ in range(3)] == [Size(1)] * 3
+    assert ask(search) == Size(1) and not clock.launches
+
+
+@pytest.mark.parametrize(
+    ("change", "same"), [(1e-4, True), (0.2, False), (torch.nan, False), (torch.inf, False), (-torch.inf, False)]
+)
+def test_results_are_compared_in_pieces(monkeypatch, change, same):
+    monkeypatch.setattr(tile_search, "COMPARED_AT_ONCE", 20)
+    expected = torch.randn(13, 7, generator=torch.Generator().manual_seed(0))
+    expected[2, 3], expected[5, 1], expected[6, 0] = torch.inf, torch.nan, -torch.inf
+    found = expected.clone()
+    assert tile_search._is_close(found, expected)
+    found[12, 6] += change
+    assert tile_search._is_close(found, expected) is same
+    found[12, 6], found[2, 3] = expected[12, 6], torch.nan
+    assert not tile_search._is_close(found, expected)
+
+
 def test_without_memory_for_a_search_nothing_is_lost(tmp_path, capsys):
     def results(tile):
         raise torch.OutOfMemoryError
@@ -292,6 +333,29 @@ def test_what_was_found_serves_other_sizes(tmp_path, monkeypatch):
             assert programs[-1] == tiling(num_rows, 200, (torch.float32,) * 2, Processors(2, 100 * 1024))
             measured.append(num_rows)
     assert measured[-2:] == [60, 40] and len({one.programs for one in programs[-2:]}) == 2
+
+
+@pytest.mark.triton
+def test_calls_of_attention_that_compile_otherwise_are_kinds_of_their_own(tmp_path):
+    """Tiles that fit the shared memory of one may not fit that of another."""
+    kinds = []
+
+    class Listening(TileSearch):
+        def tile(self, kernel, default, others, facts, trial, device):
+            kinds.append((kernel.__name__, *facts.items()))
+            return default
+
+    base = {"lengths_q": (40,), "dropout_p": 0.0}
+    calls = [
+        *({}, {"alibi": True}, {"bias": "own"}, {"bias": "own", "alibi": True}, {"dense": True}, {"causal": True}),
+        *({"dropout_p": 0.1}, {"lengths_q": (70,)}, {"width": 32}),
+    ]
+    with using(Listening(tmp_path)):
+        for dtype in (torch.bfloat16, torch.float16):
+            for options in calls:
+                step_of_attention(dtype, **base | options)
+    forwards = [kind for kind in kinds if kind[0] == "attention_forward"]
+    assert len(set(forwards)) == len(forwards) == 2 * len(calls)
 
 
 @pytest.mark.parametrize("capability", [80, 90])

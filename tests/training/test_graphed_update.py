@@ -1,5 +1,6 @@
 """The end of a step as a graph: the same weights, averages and norms as operator by operator."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -96,6 +97,27 @@ def test_other_gradients_are_captured_anew():
         set_gradients(model, number)
         update([torch.ones(())], 1e-3)
         assert Repeated.made == made
+
+
+def test_another_state_is_captured_anew():
+    """A graph would go on with averages that nobody has any more."""
+    Repeated.made = 0
+    model, optimizer = with_optimizer()
+    update = GraphedUpdate(optimizer, 1.0, Repeated)
+    for number, made in enumerate([0, 1, 1, 1, 2]):
+        if number == 3:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        set_gradients(model, number)
+        update([torch.ones(())], 1e-3)
+        assert Repeated.made == made
+
+
+def test_sparse_gradients_are_refused():
+    model, optimizer = with_optimizer()
+    set_gradients(model, 0)
+    model.embedding.weight.grad = model.embedding.weight.grad.to_sparse(1)
+    with pytest.raises(ValueError, match=r"takes dense gradients, but that of a parameter of \(23, 16\) is sparse"):
+        GraphedUpdate(optimizer, 1.0, Repeated)([torch.ones(())], 1e-3)
 
 
 class Poisoned:

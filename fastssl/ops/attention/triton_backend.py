@@ -240,12 +240,21 @@ class _Call:
             kernel,
             default,
             lambda: tuning.other_tiles(kernel.__name__, self.shape),
-            lambda: tuning.facts_of(
-                self.shape, columns, self.num_heads // self.num_key_heads, own.get("kept_bits") is not None
-            ),
+            lambda: tuning.facts_of(self.shape, columns) | self._kinds(own),
             lambda: Trial(launch, results),
             self.device,
         )
+
+    def _kinds(self, own: dict[str, object]) -> dict[str, object]:
+        """Return what else a compiled kernel depends on, and the shared memory that its tiles take."""
+        return {
+            "dtype": self.arguments["q"].data.dtype,
+            "bias": None if self.bias is None else self.bias.dtype,
+            "slopes": self.arguments["alibi_slopes"] is not None,
+            "packed": self.arguments["cu_seqlens_q"] is not None,
+            "heads_per_key": self.num_heads // self.num_key_heads,
+            "keeps": own.get("kept_bits") is not None,
+        }
 
     def _over_queries(self, kernel, tile: tuning.Tile, **own: object) -> None:
         num_tiles = tuning.tiles(self.shape.longest_q, tile.queries)

@@ -202,18 +202,15 @@ def other_tiles(kernel: str, shape: Shape) -> Iterator[Tile]:
             yield Tile(**{stays: stay, walks: step}, num_warps=num_warps, num_stages=num_stages)
 
 
-def facts_of(shape: Shape, columns: int, heads_per_key: int, keeps: bool) -> dict[str, object]:
+def facts_of(shape: Shape, columns: int) -> dict[str, object]:
     """Return what the fastest tile depends on: the shape, with lengths of one power of two alike.
 
     Args:
         shape: of the call.
         columns: heads of all sequences; from some number on they fill every GPU.
-        heads_per_key: query heads that share a key head.
-        keeps: whether dropout's decisions are written or read.
     """
     lengths = {"longest_q": rounded_size(shape.longest_q), "longest_k": rounded_size(shape.longest_k)}
-    others = {"columns": min(rounded_size(columns), 256), "heads_per_key": heads_per_key, "keeps": keeps}
-    return vars(shape) | lengths | others
+    return vars(shape) | lengths | {"columns": min(rounded_size(columns), 256)}
 
 
 def one_tile_of_keys(shape: Shape) -> bool:
