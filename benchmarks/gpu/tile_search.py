@@ -8,11 +8,11 @@ import json
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from fastssl.ops.attention import triton_tuning
 from fastssl.ops.attention.api import attention
 from fastssl.ops.attention.cases import AttentionCase
 from fastssl.ops.attention.triton_tuning import Tile
@@ -43,6 +43,23 @@ class OneTile:
         return self._tile if kernel.__name__ == self._kernel else default
 
 
+class Listener:
+    """Stands for a search: notes what it would try, and tries nothing."""
+
+    def __init__(self):
+        self.tiles: dict[str, list[Tile]] = {}
+
+    def tile(self, kernel, default, others, *_) -> Tile:
+        """See `TileSearch.tile`."""
+        self.tiles[kernel.__name__] = list(others())
+        return default
+
+
+def shortened(case: AttentionCase) -> AttentionCase:
+    """Return a case of two sequences at most, for which the same is compiled."""
+    return replace(case, lengths_q=case.lengths_q[:2])
+
+
 def run(case: AttentionCase, device: str = "cuda") -> None:
     """Run a case through its kernels in both directions."""
     shape = (sum(case.lengths_q), case.heads, case.width)
@@ -53,26 +70,19 @@ def run(case: AttentionCase, device: str = "cuda") -> None:
     torch.autograd.grad(out, list(inputs.values()), torch.randn_like(out))
 
 
-def tiles_of(case: AttentionCase, kernel: str) -> list[Tile]:
-    """Return what a search tries for a kernel of a case."""
-    dropped, longest = case.dropout_p > 0, max(case.lengths_q)
-    drawn = dropped and (
-        kernel == "attention_forward"
-        or triton_tuning.words_to_keep(longest, case.width, DTYPE.itemsize) == 0
-    )  # fmt: skip
-    shape = triton_tuning.Shape(
-        capability=triton_tuning.capability_of(torch.device("cuda")), width=case.width, element_size=DTYPE.itemsize,
-        longest_q=longest, longest_k=longest, dropped=dropped, drawn=drawn, biased=False, windowed=case.causal,
-    )  # fmt: skip
-    return list(triton_tuning.other_tiles(kernel, shape))
+def tiles_of(case: AttentionCase, device: str = "cuda") -> dict[str, list[Tile]]:
+    """Return what a search tries for each kernel of a case."""
+    listener = Listener()
+    with using(listener):
+        run(shortened(case), device)
+    return {kernel: tiles for kernel, tiles in listener.tiles.items() if tiles}
 
 
 def compile_tile(case: AttentionCase, kernel: str, tile: Tile) -> None:
-    """Compile in a process of its own, with two sequences in place of all; the search will find what was compiled."""
-    short = AttentionCase(**{**case.__dict__, "lengths_q": case.lengths_q[:2]})
+    """Compile in a process of its own; the search will find what was compiled."""
     try:
         with using(OneTile(kernel, tile)):
-            run(short)
+            run(shortened(case))
             torch.cuda.synchronize()
     except Exception as error:  # the search finds out again
         print(f"{kernel} {tuple(tile)}: {type(error).__name__}: {error}"[:200], flush=True)
@@ -81,7 +91,7 @@ def compile_tile(case: AttentionCase, kernel: str, tile: Tile) -> None:
 def main(folder: Path) -> None:
     """Compile all candidates in parallel, then let the search time them."""
     tasks = [
-        (case, kernel, tile) for case in CASES.values() for kernel in FLOPS_PER_SCORE for tile in tiles_of(case, kernel)
+        (case, kernel, tile) for case in CASES.values() for kernel, tiles in tiles_of(case).items() for tile in tiles
     ]
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compile_tile, *zip(*tasks, strict=True)))

@@ -11,14 +11,16 @@ import torch
 
 from benchmarks.comparison import LIMIT, OURS, Row
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import layer_norm
+from benchmarks.gpu import layer_norm, tile_search
 from benchmarks.gpu.backends import preferring
 from benchmarks.gpu.clock import HostClock, rotating
 from benchmarks.gpu.device_tests import run_sanitized
 from benchmarks.gpu.problem import Run, measure
 from benchmarks.gpu.section import REHEARSAL_EFFORT, run_section
 from benchmarks.gpu.state import SectionState
+from fastssl.ops.attention.cases import AttentionCase
 from fastssl.ops.layer_norm import api, stock
+from fastssl.ops.tile_search import using
 
 
 @pytest.fixture
@@ -148,3 +150,13 @@ def test_a_misspelt_section(capsys: pytest.CaptureFixture):
 
 def test_the_sanitizer_is_left_out_aloud(tmp_path: Path):
     assert "skipped" in run_sanitized(tmp_path, 1.0, rehearse=True)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's share")
+def test_the_tiles_that_are_compiled_before_are_those_of_the_search():
+    case = AttentionCase(lengths_q=(130, 9, 3), heads=1, key_heads=1, width=16)
+    tiles = tile_search.tiles_of(case, "cpu")
+    assert tiles.keys() == tile_search.FLOPS_PER_SCORE.keys() and min(map(len, tiles.values())) > 3
+    with using(tile_search.OneTile("attention_forward", tiles["attention_forward"][-1])):
+        tile_search.run(tile_search.shortened(case), "cpu")

@@ -87,26 +87,21 @@ def test_only_what_is_captured_calls_itself_so():
     assert all(type(group["lr"]) is float for group in optimizer.param_groups)
 
 
-def test_other_gradients_are_captured_anew():
+def load_its_own_state(optimizer) -> None:
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda optimizer: optimizer.zero_grad(set_to_none=True), load_its_own_state], ids=["gradients", "state"]
+)
+def test_other_tensors_are_captured_anew(change):
+    """A graph would go on with those that nobody has any more."""
     Repeated.made = 0
     model, optimizer = with_optimizer()
     update = GraphedUpdate(optimizer, 1.0, Repeated)
     for number, made in enumerate([0, 1, 1, 1, 2]):
         if number == 3:
-            optimizer.zero_grad(set_to_none=True)
-        set_gradients(model, number)
-        update([torch.ones(())], 1e-3)
-        assert Repeated.made == made
-
-
-def test_another_state_is_captured_anew():
-    """A graph would go on with averages that nobody has any more."""
-    Repeated.made = 0
-    model, optimizer = with_optimizer()
-    update = GraphedUpdate(optimizer, 1.0, Repeated)
-    for number, made in enumerate([0, 1, 1, 1, 2]):
-        if number == 3:
-            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            change(optimizer)
         set_gradients(model, number)
         update([torch.ones(())], 1e-3)
         assert Repeated.made == made
