@@ -20,8 +20,8 @@ struct HopperForwardShape {
   static constexpr int kWidth = kWidthValue, kGroups = kGroupsValue;  // warpgroups that multiply
   static constexpr int kQueries = 64 * kGroups, kKeys = 128, kStages = kWidth == 64 ? 4 : 2;
   static constexpr int kThreads = (kGroups + 1) * kWarpgroup;
-  // 65,536 registers in all; what those keep that only copy leaves room for 240 or 160.
   static constexpr int kRegisters = kGroups == 2 ? 240 : 160, kRegistersToCopy = kGroups == 2 ? 24 : 32;
+  static_assert(kGroups * kRegisters + kRegistersToCopy <= (kGroups + 1) * registers_at_first(kThreads));
   using QueryPanel = Panel<kQueries, kWidth>;
   using KeyPanel = Panel<kKeys, kWidth>;
   using QueryRing = Ring<2>;

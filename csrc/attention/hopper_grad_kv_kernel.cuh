@@ -23,10 +23,11 @@ struct HopperGradKVShape {
   static constexpr int kStages = (kOnePass ? 384 : 512) / kWidth, kScores = kOnePass ? 2 : 0,
                        kTickets = kOnePass ? 4 : 0;
   static constexpr int kThreads = (kGroups + (kOnePass ? 2 : 1)) * kWarpgroup;
-  // 65,536 registers in all.
   static constexpr int kRegisters = kOnePass ? 208 : 240;
   static constexpr int kRegistersToCopy = kOnePass ? 32 : 24;
   static constexpr int kRegistersToAdd = kOnePass ? 2 * (256 - kRegisters) - kRegistersToCopy : 0;
+  static_assert(kGroups * kRegisters + kRegistersToCopy + kRegistersToAdd <=
+                kThreads / kWarpgroup * registers_at_first(kThreads));
   using KeyPanel = Panel<kKeys, kWidth>;
   using QueryPanel = Panel<kQueries, kWidth>;
   using ScorePanel = Panel<kKeys, kQueries>;

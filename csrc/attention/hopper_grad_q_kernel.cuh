@@ -16,6 +16,7 @@ struct HopperGradQShape {
   static constexpr bool kHoldsQueries = kWidth == 64;  // they and dO are left operands in registers
   static constexpr int kThreads = (kGroups + 1) * kWarpgroup, kRegisters = 240, kRegistersToCopy = 24,
                        kRegistersToAdd = 0;
+  static_assert(kGroups * kRegisters + kRegistersToCopy <= (kGroups + 1) * registers_at_first(kThreads));
   using QueryPanel = Panel<kQueries, kWidth>;
   using KeyPanel = Panel<kKeys, kWidth>;
   static constexpr int kTileBytes = 3 * QueryPanel::kBytes, kStageBytes = 2 * KeyPanel::kBytes;

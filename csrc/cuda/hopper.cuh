@@ -11,6 +11,12 @@ namespace fastssl::cuda {
 
 inline constexpr int kWarpgroup = 4 * kWarp;
 
+// The registers of each thread of a block that has a multiprocessor for itself, before any are given up. What
+// warpgroups take comes from these: who takes more than others give up waits for ever.
+constexpr int registers_at_first(int threads) {
+  return 65536 / threads / 8 * 8;
+}
+
 // A matrix of 16-bit elements in shared memory as products take it: blocks of 64 columns, of which a row is 128 bytes.
 // Within 1024 bytes, chunks of 16 bytes change places as the tensor copies leave them: that of address a lies at
 // a ^ (a / 128 % 8 * 16). Bits 0-13 are the address, 16-29 the bytes from a block of columns to the next, where an

@@ -136,6 +136,12 @@ def test_later_gpus_find_code_that_they_can_compile(binary):
     assert {f"{name}.sm_80.ptx" for name in launchers} == set(binary["ptx"])
 
 
+def test_blocks_begin_with_the_registers_that_their_warpgroups_share(binary):
+    """Those of 384 and of 512 threads; with fewer, a warpgroup that takes more would wait for ever."""
+    kernels = [kernel for kernel in binary["kernels"] if kernel.name in binary["products"]]
+    assert {kernel.registers for kernel in kernels} == {65536 // 384 // 8 * 8, 65536 // 512}
+
+
 def test_products_of_warpgroups_go_on_beside_the_threads(binary):
     """Where the compiler lacks registers it waits for each instruction: then each ends a group of its own."""
     hopper = {kernel.name for kernel in binary["kernels"] if "hopper" in kernel.name}

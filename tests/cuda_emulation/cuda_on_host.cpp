@@ -241,6 +241,10 @@ unsigned char* dynamic_shared() {
   return block->shared_begin;
 }
 
+size_t dynamic_shared_bytes() {
+  return block->shared_bytes;
+}
+
 int thread_index() {
   return block->current;
 }

@@ -79,6 +79,7 @@ void run(dim3 blocks, dim3 threads, size_t shared_bytes, Start start, const std:
 [[noreturn]] void fail(const char* what);
 
 unsigned char* dynamic_shared();
+size_t dynamic_shared_bytes();
 
 // The block that runs, and of its threads the one that does; it sleeps until another one wakes it.
 const void* this_block();

@@ -30,7 +30,7 @@ struct Copy {
   TensorMap map;
   int place[4];
 
-  void finish() const {
+  void arrive() const {
     if (global) {
       std::memcpy(shared, global, static_cast<size_t>(bytes));
       return;
@@ -66,7 +66,9 @@ struct NamedBarrier {
 struct Product {
   float* sums;
   int columns, group;
-  bool from_registers, by_columns, by_rows, add;
+  const uint4* registers;  // of the left operand, or null
+  uint4 given;             // what was in them
+  bool by_columns, by_rows, add;
   float rows[2][16];  // of the left operand, this thread's two
   uint64_t a, b;
   float (*widen)(uint16_t);
@@ -80,6 +82,7 @@ struct Thread {
 };
 
 struct BlockState {
+  std::vector<unsigned char> fenced;  // shared memory as products and copies meet it
   std::map<void*, BarrierState> barriers;
   NamedBarrier named[16];
   std::vector<Thread> threads;
@@ -94,6 +97,11 @@ BlockState& of_block() {
 void begin_block(int count) {
   of_block() = {};
   of_block().threads.resize(static_cast<size_t>(count));
+  fence_for_async();
+}
+
+unsigned char* fenced_at(unsigned char* shared) {
+  return of_block().fenced.data() + (shared - dynamic_shared());
 }
 
 const char* end_block() {
@@ -126,7 +134,8 @@ void wake_all(std::vector<int>& waiting) {
 void settle(BarrierState& barrier, bool copies_arrive) {
   if (copies_arrive) {
     for (const Copy& copy : barrier.copies) {
-      copy.finish();
+      copy.arrive();
+      std::memcpy(fenced_at(copy.shared), copy.shared, static_cast<size_t>(copy.bytes));
       barrier.bytes_missing -= copy.bytes;
     }
     barrier.copies.clear();
@@ -142,11 +151,12 @@ uint32_t field(uint64_t matrix, int begin) {
 }
 
 // Element k of row r where a row of memory is a row; of column r, element k, where a row of memory has all r of a k.
-float matrix_element(uint64_t matrix, int r, int k, bool by_rows, float (*widen)(uint16_t)) {
+float matrix_element(const unsigned char* shared, uint64_t matrix, int r, int k, bool by_rows,
+                     float (*widen)(uint16_t)) {
   const auto row = static_cast<uint32_t>(by_rows ? k : r), column = static_cast<uint32_t>(by_rows ? r : k);
   const uint32_t blocks = by_rows ? column / 64 * field(matrix, 16) + column % 64 * 2 : column * 2;
   const uint32_t address = field(matrix, 0) + row / 8 * field(matrix, 32) + row % 8 * 128 + blocks;
-  return widen(*reinterpret_cast<const uint16_t*>(memory_at(changed_place(address))));
+  return widen(*reinterpret_cast<const uint16_t*>(shared + changed_place(address) - kSharedBegin));
 }
 
 struct LeftRows {
@@ -183,17 +193,18 @@ void compare(void* const all[kLanes], uint32_t) {
 
 void compute(const Product& product) {
   const int lane = lane_index(), row = thread_index() % kGroupOfWarps / kLanes * 16 + lane / 4;
+  const unsigned char* shared = of_block().fenced.data();
   float left[2][16];
   for (int half = 0; half < 2; ++half)
     for (int k = 0; k < 16; ++k)
-      left[half][k] = product.from_registers
+      left[half][k] = product.registers
                           ? product.rows[half][k]
-                          : matrix_element(product.a, row + 8 * half, k, product.by_columns, product.widen);
+                          : matrix_element(shared, product.a, row + 8 * half, k, product.by_columns, product.widen);
   for (int n = 0; n < product.columns / 8; ++n)
     for (int odd = 0; odd < 2; ++odd) {
       float right[16];
       for (int k = 0; k < 16; ++k)
-        right[k] = matrix_element(product.b, 8 * n + lane % 4 * 2 + odd, k, product.by_rows, product.widen);
+        right[k] = matrix_element(shared, product.b, 8 * n + lane % 4 * 2 + odd, k, product.by_rows, product.widen);
       for (int half = 0; half < 2; ++half) {
         float sum = 0.0f;
         for (int k = 0; k < 16; ++k) sum += left[half][k] * right[k];
@@ -232,7 +243,10 @@ namespace {
 
 void copy_later(Copy copy, void* barrier) {
   BarrierState& state = state_of(barrier);
-  std::memset(copy.shared, 0xff, static_cast<size_t>(copy.bytes));
+  const auto bytes = static_cast<size_t>(copy.bytes);
+  if (std::memcmp(fenced_at(copy.shared), copy.shared, bytes)) fail("a copy over what was written without a fence");
+  std::memset(copy.shared, 0xff, bytes);
+  std::memset(fenced_at(copy.shared), 0xff, bytes);
   state.copies.push_back(copy);
   settle(state, !state.waiting.empty());
 }
@@ -270,6 +284,11 @@ void meet_named(int id, int count, bool waits) {
   wake_all(barrier.waiting);
 }
 
+// It serves what other threads have written too: in some orders of the threads that hides one that has no fence.
+void fence_for_async() {
+  of_block().fenced.assign(dynamic_shared(), dynamic_shared() + dynamic_shared_bytes());
+}
+
 void multiply_later(float* sums, int columns, LeftOperand a, uint64_t b, bool by_rows, bool add,
                     float (*widen)(uint16_t)) {
   Thread& thread = this_thread();
@@ -277,10 +296,10 @@ void multiply_later(float* sums, int columns, LeftOperand a, uint64_t b, bool by
   if (b >> 62 != 1 || (!a.registers && a.matrix >> 62 != 1)) fail("a matrix without its way of changing places");
   Agreement agreement{a.matrix, b};
   meet_lanes(kAllLanes, &agreement, compare);
-  Product product{
-      sums,  columns, thread.groups_committed, a.registers != nullptr, a.by_columns, by_rows, add, {}, a.matrix, b,
-      widen, {}};
+  Product product{sums,  columns, thread.groups_committed, a.registers, {}, a.by_columns, by_rows, add, {}, a.matrix, b,
+                  widen, {}};
   if (a.registers) {
+    product.given = *a.registers;
     LeftRows left{a.registers, widen, {}};
     meet_lanes(kAllLanes, &left, gather_rows);
     std::memcpy(product.rows, left.rows, sizeof left.rows);
@@ -308,6 +327,8 @@ void wait_for_products(int groups_under_way) {
   while (!thread.products.empty() && thread.products.front().group < done) {
     const Product product = std::move(thread.products.front());
     thread.products.erase(thread.products.begin());
+    if (product.registers && std::memcmp(product.registers, &product.given, sizeof product.given))
+      fail("an operand that was written before its product was waited for");
     std::copy(product.before.begin(), product.before.end(), product.sums);
     compute(product);
     const auto next = std::find_if(thread.products.begin(), thread.products.end(),

@@ -2,7 +2,8 @@
 //
 // What goes on beside the threads of a GPU happens as late as the waiting for it allows: until then a box, or the sums
 // of a product, is NaN, and the operands in shared memory are read when the sums are waited for. So a buffer that is
-// given up too early, or sums that are read too early, give wrong results here.
+// given up too early, or sums that are read too early, give wrong results here. They meet shared memory as it was at
+// the last fence_for_async(): what threads have written since is not there.
 #pragma once
 
 namespace cuda_on_host {
@@ -32,6 +33,7 @@ struct LeftOperand {
 };
 void multiply_later(float* sums, int columns, LeftOperand a, uint64_t b, bool by_rows, bool add,
                     float (*widen)(uint16_t));
+void fence_for_async();
 void fence_products();
 void commit_products();
 void wait_for_products(int groups_under_way);
@@ -101,7 +103,9 @@ inline int lane_read_anew() {
 inline int64_t number_read_anew(const int64_t* number) {
   return *number;
 }
-inline void fence_for_async() {}
+inline void fence_for_async() {
+  cuda_on_host::fence_for_async();
+}
 
 inline void wait_for_turn(const uint32_t* turns, uint32_t turn) {
   cuda_on_host::wait_until([=] { return *turns == turn; });

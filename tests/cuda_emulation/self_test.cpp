@@ -412,6 +412,32 @@ __global__ void matrices_that_differ() {
   const uint32_t address = shared_address(panels()) + threadIdx.x % 2 * 1024;
   multiply_async<Half, false>(c, make_uint4(0, 0, 0, 0), shared_matrix(address, 16), false);
 }
+__global__ void operand_that_is_written_too_early() {
+  Sums<1, 64> c;
+  uint4 a = make_uint4(0, 0, 0, 0);
+  fence_products();
+  multiply_async<Half, false>(c, a, shared_matrix(shared_address(panels()), 16), false);
+  commit_products();
+  a.x = 1;
+  wait_for_products<0>();
+}
+__global__ void product_of_writes_without_a_fence() {
+  for (int i = static_cast<int>(threadIdx.x); i < 64; i += kWarpgroup)
+    for (int column = 0; column < 16; ++column) in_box(panels(), i, column) = 0;
+  __syncthreads();
+  Sums<1, 64> c;
+  fence_products();
+  multiply_async<Half, false>(c, make_uint4(0, 0, 0, 0), shared_matrix(shared_address(panels()), 16), false);
+  commit_products();
+  wait_for_products<0>();
+  expect(c.at[0][0][0] == 0.0f);
+}
+__global__ void copy_over_writes_without_a_fence(const uint32_t* source) {
+  barriers()->initialise(1);
+  barriers()->arrive_and_expect(16);
+  panels()[3] = 1;
+  copy_bytes(panels(), source, 16, *barriers());
+}
 __global__ void copy_that_nobody_waits_for(const uint32_t* source) {
   barriers()->initialise(1);
   barriers()->arrive_and_expect(16);
@@ -525,6 +551,12 @@ void run_test(const std::string& name) {
   if (name == "no fence") return launch(product_without_a_fence, one, dim3(kWarpgroup), kPanelsBytes, nullptr);
   if (name == "product under way")
     return launch(product_that_nobody_waits_for, one, dim3(kWarpgroup), kPanelsBytes, nullptr);
+  if (name == "operand written too early")
+    return launch(operand_that_is_written_too_early, one, dim3(kWarpgroup), kPanelsBytes, nullptr);
+  if (name == "product of writes without a fence")
+    return launch(product_of_writes_without_a_fence, one, dim3(kWarpgroup), kPanelsBytes, nullptr);
+  if (name == "copy over writes without a fence")
+    return launch(copy_over_writes_without_a_fence, one, dim3(1), kPanelsBytes, nullptr, source);
   if (name == "different matrices") return launch(matrices_that_differ, one, dim3(kWarpgroup), kPanelsBytes, nullptr);
   if (name == "copy under way") return launch(copy_that_nobody_waits_for, one, dim3(1), kPanelsBytes, nullptr, source);
   if (name == "unknown barrier") return launch(barrier_that_was_not_initialised, one, dim3(1), kPanelsBytes, nullptr);
