@@ -1,7 +1,8 @@
-"""fastssl: pretrain, adapt, serve and explain BERT- and GPT-style language models, fast, on the machine you have.
+"""fastssl: pretrain, adapt, serve and measure BERT- and GPT-style language models, fast, on the machine you have.
 
-Everything public can be had from here, as ``from fastssl import BertForPreTraining``. Names are looked up when they are
-first used, so importing fastssl costs nothing, and never builds, downloads or probes a device.
+What most programs need can be had from here, as ``from fastssl import BertForPreTraining``; all operators are in
+`fastssl.ops`, the training loop in `fastssl.training`. Names are looked up when they are first used, so importing
+fastssl costs nothing, and never builds, downloads or probes a device.
 """
 
 import importlib
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fastssl.models.bert_embedder import BertForSentenceEmbedding
     from fastssl.models.bert_question_answering import BertForQuestionAnswering
     from fastssl.models.bert_tagger import BertForTokenClassification
+    from fastssl.models.embedding_files import EmbeddingConfig
     from fastssl.models.generation.generated import GeneratedTokens, GenerationConfig
     from fastssl.models.gpt import GPTModel
     from fastssl.models.gpt_causal_lm import GPTForCausalLM
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from fastssl.tasks.embedding.search import SentenceSearch
     from fastssl.tasks.fill_mask import FillMask
     from fastssl.tasks.generation.text_generator import TextGenerator
+    from fastssl.tasks.in_context.config import InContextConfig
     from fastssl.tasks.in_context.experiment import measure_in_context
     from fastssl.tasks.pipelines import pipeline
     from fastssl.tasks.pseudo_likelihood import PseudoLikelihoodScorer, pseudo_log_likelihoods
@@ -58,12 +61,14 @@ __all__ = [
     "CausalData",
     "CausalObjectiveConfig",
     "Classifier",
+    "EmbeddingConfig",
     "FillMask",
     "GPTConfig",
     "GPTForCausalLM",
     "GPTModel",
     "GeneratedTokens",
     "GenerationConfig",
+    "InContextConfig",
     "Likelihood",
     "Loader",
     "ObjectiveConfig",
@@ -106,6 +111,7 @@ _HOMES = {
     "fastssl.models.bert_question_answering": ("BertForQuestionAnswering",),
     "fastssl.models.bert_tagger": ("BertForTokenClassification",),
     "fastssl.models.bert_embedder": ("BertForSentenceEmbedding",),
+    "fastssl.models.embedding_files": ("EmbeddingConfig",),
     "fastssl.models.generation.generated": ("GeneratedTokens", "GenerationConfig"),
     "fastssl.models.gpt": ("GPTModel",),
     "fastssl.models.gpt_causal_lm": ("GPTForCausalLM",),
@@ -123,6 +129,7 @@ _HOMES = {
     "fastssl.tasks.tagging.tagger": ("Tagger",),
     "fastssl.tasks.generation.text_generator": ("TextGenerator",),
     "fastssl.tasks.pipelines": ("pipeline",),
+    "fastssl.tasks.in_context.config": ("InContextConfig",),
     "fastssl.tasks.in_context.experiment": ("measure_in_context",),
     "fastssl.tasks.pseudo_likelihood": ("PseudoLikelihoodScorer", "pseudo_log_likelihoods"),
     "fastssl.tasks.embedding.search": ("SentenceSearch",),

@@ -22,6 +22,10 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device={name!r} is not known to PyTorch; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "meta":
+        raise ValueError(
+            "device='meta' computes nothing: its tensors have no numbers; expected auto, cpu, cuda or cuda:N"
+        )
     if device.type != "cuda":
         _expect_to_be_there(device)
         return device

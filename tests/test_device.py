@@ -29,6 +29,11 @@ def test_without_a_gpu_it_is_the_cpu(gpus):
             choose_device(name)
 
 
+def test_a_device_without_numbers_is_none():
+    with pytest.raises(ValueError, match="device='meta' computes nothing"):
+        choose_device("meta")
+
+
 def test_with_gpus_it_is_one_of_them(gpus, monkeypatch):
     gpus(4, current=2)
     assert choose_device() == choose_device("cuda") == torch.device("cuda:2")

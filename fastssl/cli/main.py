@@ -32,7 +32,7 @@ VERBS = {
 }
 
 _DESCRIPTION = """\
-Pretrain, adapt, serve and explain language models, fast, on the machine you have.
+Pretrain, adapt, serve and measure language models, fast, on the machine you have.
 `fastssl VERB --help` explains a verb and all its flags."""
 
 _INTERRUPTED = 128 + 2

@@ -149,6 +149,10 @@ class PackedBatch:
         for tensor in self._tensors().values():
             tensor.record_stream(stream)
 
+    def first_rows(self, values: Tensor) -> Tensor:
+        """Return each sequence's first row, (B, ...) from (N, ...); every sequence has at least one token."""
+        return values.index_select(0, self.cu_seqlens[:-1])
+
     def unpack(self, values: Tensor, *, padding_value: float = 0) -> Tensor:
         """Return packed rows in the padded layout; differentiable.
 
@@ -375,4 +379,7 @@ def _answers(starts: Tensor | None, ends: Tensor | None, real: Tensor) -> dict[s
 
 
 def _concatenate(sequences: Sequence[Sequence[int]]) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences]))
+    arrays = [np.asarray(sequence) for sequence in sequences]
+    if other := next((array.dtype for array in arrays if array.dtype.kind not in "iu"), None):
+        raise ValueError(f"sequences must hold whole numbers, got {other}")
+    return torch.from_numpy(np.concatenate(arrays).astype(np.int64, copy=False))

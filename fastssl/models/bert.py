@@ -67,6 +67,8 @@ class BertPretrainingOutput:
 class BertModel(nn.Module):
     """The encoder, from token ids to hidden states.
 
+    A model with a head calls its `encode`, so hooks belong on its parts.
+
     Args:
         config: its sizes.
         add_pooling_layer: whether it has the dense layer over the first token.
@@ -128,7 +130,7 @@ class BertModel(nn.Module):
             position_ids=position_ids,
         )
         hidden_states = self.encode(batch, seed, view.trace)
-        pooled = None if self.pooler is None else self.pooler(hidden_states, batch.cu_seqlens)
+        pooled = None if self.pooler is None else self.pooler(batch.first_rows(hidden_states))
         return BertOutput(
             last_hidden_state=view.tokens(batch, hidden_states), pooler_output=pooled, **view.traced(batch)
         )
@@ -164,7 +166,7 @@ class BertModel(nn.Module):
     def encode_first_tokens(self, batch: PackedBatch, seed: int | Tensor | None = None) -> Tensor:
         """Return the last hidden states of each sequence's first token, (B, E): what a pooler reads, for less work."""
         embedded, seeds = self._embed(batch, seed)
-        return self.encoder.first_tokens(embedded, batch.cu_seqlens, batch.max_seqlen, seeds)
+        return self.encoder(embedded, batch.cu_seqlens, batch.max_seqlen, seeds, Trace(), first_only=True)
 
     def _embed(
         self, batch: PackedBatch, seed: int | Tensor | None, tied: TiedEmbedding | None = None
@@ -274,7 +276,7 @@ class BertForMaskedLM(nn.Module):
 
     def masked_lm_logits(self, hidden_states: Tensor) -> Tensor:
         """Return the scores (M, V) of chosen rows (M, E) of the last hidden states."""
-        return self.masked_lm_head.logits(hidden_states, self.bert.embeddings.word.weight)
+        return self.masked_lm_head(hidden_states, self.bert.embeddings.word.weight)
 
     def gradient_checkpointing_enable(self) -> None:
         """Keep only each block's input for the backward, and compute the rest again there."""
@@ -376,7 +378,7 @@ class BertForPreTraining(BertForMaskedLM):
         )
         tied = self.bert.embeddings.tie()
         hidden_states = self.bert.encode(batch, seed, view.trace, tied)
-        sentence_logits = self.sentence_head(self.bert.pooler(hidden_states, batch.cu_seqlens))
+        sentence_logits = self.sentence_head(self.bert.pooler(batch.first_rows(hidden_states)))
         losses = LossSum(batch.target_counts() if loss_denominators is None else loss_denominators)
         self._add_masked_lm_loss(losses, hidden_states, batch, tied)
         if batch.sentence_labels is not None:

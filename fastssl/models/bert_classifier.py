@@ -89,9 +89,9 @@ class BertForSequenceClassification(BertWithClassifier):
         )
         seed = resolve_seed(seed) if self.training else None
         if output_hidden_states or output_attentions:
-            pooled = self.bert.pooler(self.bert.encode(batch, seed, view.trace), batch.cu_seqlens)
+            pooled = self.bert.pooler(batch.first_rows(self.bert.encode(batch, seed, view.trace)))
         else:
-            pooled = self.bert.pooler.of_first_tokens(self.bert.encode_first_tokens(batch, seed))
+            pooled = self.bert.pooler(self.bert.encode_first_tokens(batch, seed))
         logits = self._classify(pooled, seed)
         losses = LossSum(batch.target_counts() if loss_denominators is None else loss_denominators)
         if batch.sequence_labels is not None:

@@ -147,7 +147,10 @@ def config_from_dict(values: dict, *, source: str) -> BertConfig:
             )
     known = {field.name for field in fields(BertConfig)} - {*_OUR_OPTIONS, "labels"}
     chosen = {name: value for name, value in values.items() if name in known}
-    ours = {name: value for name, value in values.get(_OUR_KEY, {}).items() if name in _OUR_OPTIONS}
+    ours = values.get(_OUR_KEY) or {}
+    if not isinstance(ours, dict):
+        raise ValueError(f"{source}: config.json has {_OUR_KEY}={ours!r}, expected an object of options")
+    ours = {name: value for name, value in ours.items() if name in _OUR_OPTIONS}
     try:
         return BertConfig(**chosen, **ours, labels=_labels(values))
     except (ValueError, TypeError) as error:
@@ -189,6 +192,8 @@ def _labels(values: dict) -> tuple[str, ...] | None:
     """Return the names of the classes; Hugging Face leaves them out where they are the two default ones."""
     names = values.get("id2label")
     if names:
+        if not isinstance(names, dict):
+            raise ValueError(f"id2label must be an object of numbers and names, got {names!r}")
         by_number = {int(number): str(name) for number, name in names.items()}
         if sorted(by_number) != list(range(len(by_number))):
             raise ValueError(f"id2label must number the labels 0, 1, 2, ..., got {sorted(by_number)}")

@@ -58,7 +58,8 @@ def read_embedding_config(directory: str | Path) -> tuple[Path, EmbeddingConfig]
 
     Raises:
         FileNotFoundError: where a file is missing.
-        ValueError: for a damaged file, a module that is not one of the three, or a pooling that is not in `POOLINGS`.
+        ValueError: for a damaged file, a module that is not one of the three, or a pooling that is not in `POOLINGS` or
+            leaves the prompt out.
     """
     directory = Path(directory)
     modules = directory / "modules.json"
@@ -67,13 +68,19 @@ def read_embedding_config(directory: str | Path) -> tuple[Path, EmbeddingConfig]
     found = _modules(modules)
     model_directory = directory / found["Transformer"]
     transformer = _read_optional(model_directory / "sentence_bert_config.json")
+    pooling = _read(directory / found["Pooling"] / "config.json")
     config = EmbeddingConfig(
-        pooling=_pooling(_read(directory / found["Pooling"] / "config.json"), directory),
+        pooling=_pooling(pooling, directory),
         normalize="Normalize" in found,
         max_length=_max_length(model_directory, transformer),
         lowercase=bool(transformer.get("do_lower_case")),
         prompt=_prompt(_read_optional(directory / "config_sentence_transformers.json"), directory),
     )
+    if config.prompt and pooling.get("include_prompt") is False:
+        raise ValueError(
+            f"{directory} reads the prompt {config.prompt!r} in front of each text and leaves its tokens out of the "
+            "pooling (include_prompt: false), which is not supported; use sentence-transformers for this model"
+        )
     return model_directory, config
 
 

@@ -22,12 +22,13 @@ from fastssl.models.door import View, pack
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
 from fastssl.nn.causal_block import CausalBlock, Entering
-from fastssl.nn.decoding import MAX_ROWS, DecodingBlock, fused_activation, rotary_tables
+from fastssl.nn.decoding import MAX_ROWS, DecodingBlock, rotary_tables
 from fastssl.nn.encoder import DropoutSeeds, Trace
 from fastssl.nn.init import grow_rows, initialize
 from fastssl.nn.kv_cache import KVCache
 from fastssl.nn.mlp import MLP, GatedMLP
 from fastssl.nn.norm import LayerNorm, RMSNorm
+from fastssl.nn.plain import has_hooks, is_plain
 from fastssl.nn.rotary import Rotation, rotation
 from fastssl.nn.tied_embedding import TiedEmbedding
 from fastssl.nn.whole_block import run_whole, runs_whole
@@ -56,6 +57,8 @@ class GPTOutput:
 
 class GPTModel(nn.Module):
     """The transformer, from token ids to hidden states.
+
+    A model with a head calls its `encode`, so hooks belong on its parts.
 
     Args:
         config: its sizes.
@@ -153,25 +156,32 @@ class GPTModel(nn.Module):
         return hidden_states
 
     def decodes(self, batch: PackedBatch, cache: KVCache | None) -> bool:
-        """Return whether `decode` can run a batch: one new token of each of few sequences, and nothing to learn."""
+        """Return whether `decode` can run a batch: one new token of each of few sequences, and nothing to learn.
+
+        Whoever has replaced a part of a block, or hung a hook on one, has it called: such a model reads token by token
+        as it reads a prompt.
+        """
         one_each = cache is not None and batch.num_tokens == cache.num_sequences == batch.num_sequences
         if not one_each or batch.num_tokens > MAX_ROWS or self.training or torch.is_grad_enabled():
             return False
-        return all(fused_activation(block.mlp) for block in self.blocks[:1])
+        if cache.decoder is None or cache.decoder[0] is not self:
+            known = is_plain(self.final_norm, LayerNorm, RMSNorm) and all(map(DecodingBlock.decodes, self.blocks))
+            cache.decoder = (self, [DecodingBlock(block) for block in self.blocks] if known else None)
+        blocks = cache.decoder[1]
+        return blocks is not None and not has_hooks(self.final_norm) and not any(block.has_hooks for block in blocks)
 
     def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Return the residual stream behind the last block, (B, E) fp32, not yet normed; see `fastssl.nn.decoding`.
 
         Args:
             input_ids: (B) int64, one new token of each sequence of the cache.
-            cache: keys and values of what was read before; it takes those of these tokens.
+            cache: of a batch that this model `decodes`: keys and values of what was read before. It takes those of
+                these tokens.
         """
         one_each = [1] * cache.num_sequences
         cache.check(one_each)
         lengths = torch.tensor(cache.lengths, dtype=torch.int32, device=input_ids.device)
         rotary = rotary_tables(self._rotation(lengths))
-        if cache.decoder is None or cache.decoder[0] is not self:
-            cache.decoder = (self, [DecodingBlock(block) for block in self.blocks])
         stream = self.word(input_ids) if self.position is None else self.word(input_ids) + self.position(lengths)
         stream = stream.float()
         for block, layer in zip(cache.decoder[1], cache.layers, strict=True):
@@ -183,8 +193,15 @@ class GPTModel(nn.Module):
         """Return an empty cache for `num_sequences` sequences of at most `capacity` tokens.
 
         A model with a sliding window gets no more rows than its window has, and goes on for ever.
+
+        Raises:
+            ValueError: for more tokens than the model has embedded positions.
         """
         config, weight = self.config, self.word.weight
+        if self.position is not None and capacity > config.max_position_embeddings:
+            raise ValueError(
+                f"capacity must be at most the model's {config.max_position_embeddings} positions, got {capacity}"
+            )
         window = config.sliding_window
         return KVCache(
             num_layers=config.num_hidden_layers,

@@ -18,6 +18,7 @@ from fastssl.models.losses import LossSum
 from fastssl.nn.decoding import scores
 from fastssl.nn.init import grow_rows, initialize
 from fastssl.nn.kv_cache import KVCache
+from fastssl.nn.plain import is_plain
 from fastssl.nn.quantized import QuantizedLinear
 from fastssl.nn.tied_embedding import TiedEmbedding
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
@@ -79,7 +80,7 @@ class GPTForCausalLM(nn.Module):
             position_ids=position_ids,
             causal_labels=labels,
         )
-        tied = TiedEmbedding(self.gpt.word.weight, None) if self.head is None else None
+        tied = TiedEmbedding.of(self.gpt.word) if self.head is None else None
         hidden_states = self.gpt.encode(batch, seed, view.trace, tied)
         losses = LossSum(batch.target_counts() if loss_denominators is None else loss_denominators)
         if batch.next_tokens is not None:
@@ -98,9 +99,12 @@ class GPTForCausalLM(nn.Module):
 
         Args:
             batch: packed tokens; with a cache, those that follow what it holds.
-            cache: made by `self.new_cache`; it takes the batch.
+            cache: made by `self.new_cache`; it takes the batch, and then there are no gradients.
         """
-        if self.gpt.decodes(batch, cache):
+        if cache is not None and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.next_token_logits(batch, cache)
+        if self.gpt.decodes(batch, cache) and (self.head is None or is_plain(self.head, nn.Linear, QuantizedLinear)):
             stream = self.gpt.decode(batch.input_ids, cache)
             head = self.gpt.word if self.head is None else self.head
             return scores(head, stream, self.gpt.final_norm)
@@ -149,6 +153,8 @@ class GPTForCausalLM(nn.Module):
 
     def resize_token_embeddings(self, new_size: int) -> None:
         """Grow the vocabulary to `new_size`, in place; see `fastssl.nn.init.grow_rows`."""
+        if isinstance(self.head, QuantizedLinear):
+            raise ValueError("a quantised model keeps its vocabulary; grow that of the model that it was made of")
         if self.head is not None:
             self.head.weight = nn.Parameter(grow_rows(self.head.weight, new_size, self.config.initializer_range))
             self.head.out_features = new_size

@@ -5,6 +5,7 @@ The log-probability of a continuation c of a context x is the sum over its token
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -146,7 +147,7 @@ def _joined(parts: list[Likelihood]) -> Likelihood:
 
 
 def _checked(number: int, request: tuple[Sequence[int], Sequence[int]], model: GPTForCausalLM) -> _Request:
-    context, continuation = map(list, request)
+    context, continuation = (_token_ids(number, part) for part in request)
     config = model.config
     if not continuation:
         raise ValueError(f"request {number} has an empty continuation; give at least one token to predict")
@@ -167,6 +168,13 @@ def _checked(number: int, request: tuple[Sequence[int], Sequence[int]], model: G
             f"has {config.max_position_embeddings} positions; shorten the context"
         )
     return _Request(read, len(context) - 1, continuation)
+
+
+def _token_ids(number: int, part: Sequence[int]) -> list[int]:
+    tokens = list(part)
+    if not all(isinstance(token, numbers.Integral) for token in tokens):
+        raise ValueError(f"request {number} must be two sequences of token ids, got {part!r} for one; encode it first")
+    return [int(token) for token in tokens]
 
 
 @dataclass(kw_only=True)

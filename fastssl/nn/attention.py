@@ -29,7 +29,14 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, seed: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        seed: Tensor | None = None,
+        first_only: bool = False,
+    ) -> Tensor:
         """Mix every sequence's rows.
 
         Args:
@@ -37,37 +44,23 @@ class SelfAttention(nn.Module):
             cu_seqlens: (B + 1) int32, where each sequence begins.
             max_seqlen: length of the longest sequence.
             seed: 0-d int64 tensor for dropout; None: no dropout.
+            first_only: whether only each sequence's first row is wanted, which spares the others' work.
 
         Returns:
-            (N, E).
+            (N, E), or (B, E) of the first rows.
         """
         q, k, v = self._project(hidden_states)
+        cu_seqlens_q, max_seqlen_q = cu_seqlens, max_seqlen
+        if first_only:
+            q, max_seqlen_q = q.index_select(0, cu_seqlens[:-1]), 1
+            cu_seqlens_q = torch.arange(cu_seqlens.numel(), dtype=torch.int32, device=cu_seqlens.device)
         context = attention(
             q,
             k,
             v,
-            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_q=cu_seqlens_q,
             cu_seqlens_k=cu_seqlens,
-            max_seqlen_q=max_seqlen,
-            max_seqlen_k=max_seqlen,
-            dropout_p=self.dropout_p if seed is not None else 0.0,
-            seed=seed,
-            backend=self.backend,
-        )
-        return self.output(context.flatten(-2))
-
-    def first_tokens(
-        self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, seed: Tensor | None = None
-    ) -> Tensor:
-        """Return the rows that `forward` gives to each sequence's first token, (B, E), without the others' work."""
-        q, k, v = self._project(hidden_states)
-        context = attention(
-            q.index_select(0, cu_seqlens[:-1]),
-            k,
-            v,
-            cu_seqlens_q=torch.arange(cu_seqlens.numel(), dtype=torch.int32, device=cu_seqlens.device),
-            cu_seqlens_k=cu_seqlens,
-            max_seqlen_q=1,
+            max_seqlen_q=max_seqlen_q,
             max_seqlen_k=max_seqlen,
             dropout_p=self.dropout_p if seed is not None else 0.0,
             seed=seed,

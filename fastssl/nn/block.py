@@ -58,23 +58,19 @@ class PostNormBlock(Block):
     Source: Vaswani et al. 2017 (arXiv 1706.03762) §3.1; Devlin et al. 2018 (arXiv 1810.04805).
     """
 
-    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: BlockSeeds) -> Tensor:
-        """Return the next hidden states, (N, E) from (N, E)."""
-        p = self.hidden_dropout_p
-        attended = self.attention(hidden_states, cu_seqlens, max_seqlen, seeds.attention)
-        hidden_states = self.attention_norm(attended, residual=hidden_states, dropout_p=p, seed=seeds.attention_output)
-        return self.mlp_norm(self.mlp(hidden_states), residual=hidden_states, dropout_p=p, seed=seeds.mlp_output)
+    def forward(
+        self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: BlockSeeds, first_only: bool = False
+    ) -> Tensor:
+        """Return the next hidden states, (N, E) from (N, E), or those of each sequence's first token alone, (B, E).
 
-    def first_tokens(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: BlockSeeds) -> Tensor:
-        """Return the next hidden states of each sequence's first token alone, (B, E) from (N, E).
-
-        The hidden dropout counts the rows that there are, so its mask is not the one that `forward` draws for them.
+        The hidden dropout counts the rows that there are, so the mask of the first tokens alone is another one.
         """
         p = self.hidden_dropout_p
-        attended = self.attention.first_tokens(hidden_states, cu_seqlens, max_seqlen, seeds.attention)
-        first = hidden_states.index_select(0, cu_seqlens[:-1])
-        first = self.attention_norm(attended, residual=first, dropout_p=p, seed=seeds.attention_output)
-        return self.mlp_norm(self.mlp(first), residual=first, dropout_p=p, seed=seeds.mlp_output)
+        attended = self.attention(hidden_states, cu_seqlens, max_seqlen, seeds.attention, first_only)
+        if first_only:
+            hidden_states = hidden_states.index_select(0, cu_seqlens[:-1])
+        hidden_states = self.attention_norm(attended, residual=hidden_states, dropout_p=p, seed=seeds.attention_output)
+        return self.mlp_norm(self.mlp(hidden_states), residual=hidden_states, dropout_p=p, seed=seeds.mlp_output)
 
 
 class PreNormBlock(Block):

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastssl.nn.causal_attention import CausalSelfAttention
 from fastssl.nn.causal_block import CausalBlock
 from fastssl.nn.kv_cache import LayerCache
 from fastssl.nn.mlp import ACTIVATIONS, MLP, GatedMLP
 from fastssl.nn.norm import LayerNorm, RMSNorm
+from fastssl.nn.plain import has_hooks, is_plain
 from fastssl.nn.quantized import QuantizedLinear
 from fastssl.nn.rotary import Rotation
 from fastssl.ops.decoder_block.api import decoder_block
@@ -32,22 +34,41 @@ class DecodingBlock:
     """A block, made ready to be called once a token.
 
     Args:
-        block: without dropout, whose network has a `fused_activation`. It is to be made ready again where it gets other
-            weights.
+        block: one that `decodes`. It is to be made ready again where it gets other weights.
     """
+
+    @staticmethod
+    def decodes(block: CausalBlock) -> bool:
+        """Return whether a block does what its parameters say and no more, and its network is one that is known."""
+        attention, mlp = block.attention, block.mlp
+        if not (
+            is_plain(block, CausalBlock)
+            and is_plain(attention, CausalSelfAttention)
+            and is_plain(mlp, MLP, GatedMLP)
+            and all(is_plain(norm, LayerNorm, RMSNorm) for norm in (block.attention_norm, block.mlp_norm))
+        ):
+            return False
+        maps = (attention.qkv, attention.output, _up(mlp), mlp.down)
+        return all(is_plain(linear, nn.Linear, QuantizedLinear) for linear in maps) and bool(fused_activation(mlp))
 
     def __init__(self, block: CausalBlock) -> None:
         attention, mlp = block.attention, block.mlp
+        self._watched = tuple(block.modules())
         self._weights = BlockWeights(
             attention_norm=row_norm(block.attention_norm),
             qkv=linear_map(attention.qkv),
             out=linear_map(attention.output),
             mlp_norm=row_norm(block.mlp_norm),
-            up=linear_map(mlp.gate_up if isinstance(mlp, GatedMLP) else mlp.up),
+            up=linear_map(_up(mlp)),
             down=linear_map(mlp.down),
         )
         self._activation = fused_activation(mlp)
         self._window, self._backend = attention.window, attention.backend
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether somebody has hung a hook on a part of the block since."""
+        return has_hooks(*self._watched)
 
     def __call__(self, stream: Tensor, cache: LayerCache, lengths: Tensor, rotary: Rotary | None) -> Tensor:
         """Return the residual stream behind the block, (B, E) from (B, E), for one new token of each sequence.
@@ -83,6 +104,10 @@ def fused_activation(mlp: MLP | GatedMLP) -> str | None:
     if isinstance(mlp.up, QuantizedLinear) and mlp.up.activation != "none":
         return mlp.up.activation
     return _FUSED.get(mlp.activation)
+
+
+def _up(mlp: MLP | GatedMLP) -> nn.Linear | QuantizedLinear:
+    return mlp.gate_up if isinstance(mlp, GatedMLP) else mlp.up
 
 
 def rotary_tables(rotation: Rotation | None) -> Rotary | None:

@@ -48,7 +48,7 @@ class Embeddings(nn.Module):
 
     def tie(self) -> TiedEmbedding:
         """Return the word embedding for one forward pass whose decoder uses it too."""
-        return TiedEmbedding(self.word.weight, self.word.padding_idx)
+        return TiedEmbedding.of(self.word)
 
     def grow(self, vocab_size: int, std: float) -> None:
         """Add word vectors, in place, to a new V of `vocab_size`; see `grow_rows`."""

@@ -80,12 +80,8 @@ class Encoder(nn.Module):
         for block in self.blocks:
             block.hidden_dropout_p = block.attention.dropout_p = p
 
-    def first_tokens(self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: DropoutSeeds) -> Tensor:
-        """Return the last hidden states of each sequence's first token, (B, E); arguments as in `forward`."""
-        return self(embedded, cu_seqlens, max_seqlen, seeds, Trace()).index_select(0, cu_seqlens[:-1])
-
-    def run(self, block: Callable, *arguments):
-        """Run a block, or a method of one, keeping only its inputs for the backward where the encoder checkpoints.
+    def run(self, block: nn.Module, *arguments):
+        """Run a block, keeping only its inputs for the backward where the encoder checkpoints.
 
         The generator's state is not saved: dropout repeats itself because its seeds are among the arguments.
         """
@@ -106,9 +102,19 @@ class PostNormEncoder(Encoder):
         super().__init__(PostNormBlock, num_blocks, **block)
 
     def forward(
-        self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: DropoutSeeds, trace: Trace
+        self,
+        embedded: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        seeds: DropoutSeeds,
+        trace: Trace,
+        *,
+        first_only: bool = False,
     ) -> Tensor:
-        """Return the last hidden states, (N, E).
+        """Return the last hidden states, (N, E), or those of each sequence's first token alone, (B, E).
+
+        For the first tokens, nothing but the keys and values of the last block is computed for the other tokens there:
+        of six blocks, that spares an eighth of all matrix products where sequences are long.
 
         Args:
             embedded: (N, E), normed embeddings before their dropout.
@@ -116,26 +122,17 @@ class PostNormEncoder(Encoder):
             max_seqlen: length of the longest sequence.
             seeds: of dropout.
             trace: takes down what it asks for.
+            first_only: whether nobody wants the other tokens.
         """
         hidden_states = dropout(embedded, self.hidden_dropout_p, seeds.embeddings, backend=self.backend)
-        for block, block_seeds in zip(self.blocks, seeds.blocks, strict=True):
+        for number, (block, block_seeds) in enumerate(zip(self.blocks, seeds.blocks, strict=True)):
             trace.record(hidden_states, partial(block.attention.probabilities, hidden_states, cu_seqlens))
-            hidden_states = self.run(block, hidden_states, cu_seqlens, max_seqlen, block_seeds)
+            last = number == len(self.blocks) - 1
+            hidden_states = self.run(block, hidden_states, cu_seqlens, max_seqlen, block_seeds, first_only and last)
+        if first_only and not self.blocks:
+            hidden_states = hidden_states.index_select(0, cu_seqlens[:-1])
         trace.finish(hidden_states)
         return hidden_states
-
-    def first_tokens(self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: DropoutSeeds) -> Tensor:
-        """Return the last hidden states of each sequence's first token, (B, E); arguments as in `forward`.
-
-        Nothing but the keys and values of the last block is computed for the other tokens there: of six blocks, that
-        spares an eighth of all matrix products where sequences are long.
-        """
-        if not self.blocks:
-            return super().first_tokens(embedded, cu_seqlens, max_seqlen, seeds)
-        hidden_states = dropout(embedded, self.hidden_dropout_p, seeds.embeddings, backend=self.backend)
-        for block, block_seeds in zip(self.blocks[:-1], seeds.blocks[:-1], strict=True):
-            hidden_states = self.run(block, hidden_states, cu_seqlens, max_seqlen, block_seeds)
-        return self.run(self.blocks[-1].first_tokens, hidden_states, cu_seqlens, max_seqlen, seeds.blocks[-1])
 
 
 class PreNormEncoder(Encoder):
@@ -151,9 +148,16 @@ class PreNormEncoder(Encoder):
         self.final_norm = LayerNorm(block["hidden_size"], block["norm_eps"])
 
     def forward(
-        self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: DropoutSeeds, trace: Trace
+        self,
+        embedded: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        seeds: DropoutSeeds,
+        trace: Trace,
+        *,
+        first_only: bool = False,
     ) -> Tensor:
-        """Return the last hidden states, (N, E); arguments as in `PostNormEncoder.forward`."""
+        """Return the last hidden states, (N, E) or (B, E); arguments as in `PostNormEncoder.forward`."""
         p = self.hidden_dropout_p
         addend, stream, addend_seed = embedded, None, seeds.embeddings
         for block, block_seeds in zip(self.blocks, seeds.blocks, strict=True):
@@ -165,4 +169,4 @@ class PreNormEncoder(Encoder):
             addend_seed = block_seeds.mlp_output
         hidden_states = self.final_norm(addend, residual=stream, dropout_p=p, seed=addend_seed)
         trace.finish(hidden_states)
-        return hidden_states
+        return hidden_states.index_select(0, cu_seqlens[:-1]) if first_only else hidden_states

@@ -23,12 +23,8 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Return (B, E) from packed (N, E) and (B + 1); every sequence has at least one token."""
-        return self.of_first_tokens(hidden_states[cu_seqlens[:-1].long()])
-
-    def of_first_tokens(self, first_tokens: Tensor) -> Tensor:
-        """Return (B, E) from the (B, E) hidden states of the first tokens alone."""
+    def forward(self, first_tokens: Tensor) -> Tensor:
+        """Return (B, E) from the (B, E) hidden states of each sequence's first token."""
         return self.dense(first_tokens).tanh()
 
 
@@ -56,8 +52,8 @@ class MaskedLMHead(nn.Module):
         self.decoder = None if tied else nn.Linear(hidden_size, vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def logits(self, hidden_states: Tensor, word_embedding: Tensor) -> Tensor:
-        """Return (M, V) from (M, E) rows and the (V, E) word embedding."""
+    def forward(self, hidden_states: Tensor, word_embedding: Tensor) -> Tensor:
+        """Return the scores (M, V) from (M, E) rows and the (V, E) word embedding."""
         return F.linear(self._transform(hidden_states), self._decoder_weight(word_embedding), self.bias)
 
     def loss(

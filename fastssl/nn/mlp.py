@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastssl.nn.plain import is_plain
 from fastssl.ops.bias_gelu.api import bias_gelu
 
 
@@ -27,12 +28,12 @@ def activated(linear: nn.Module, activation: Callable[[Tensor], Tensor], x: Tens
     """Return ``activation(linear(x))``, the bias of a plain linear map and a GELU in one pass over its product.
 
     Args:
-        linear: any map of rows; fused where it is an `nn.Linear` and no subclass of it.
+        linear: any map of rows; fused where it is a plain `nn.Linear`.
         activation: a value of `ACTIVATIONS`, or any function; fused where it is a GELU.
         x: (N, E).
         backend: of the fused operator.
     """
-    if type(linear) is nn.Linear and linear.bias is not None and activation in _APPROXIMATIONS:
+    if activation in _APPROXIMATIONS and is_plain(linear, nn.Linear) and linear.bias is not None:
         product = F.linear(x, linear.weight)
         return bias_gelu(product, linear.bias, approximate=_APPROXIMATIONS[activation], backend=backend)
     return activation(linear(x))

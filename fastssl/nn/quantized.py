@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastssl.nn.block import Block
 from fastssl.nn.causal_block import CausalBlock
 from fastssl.nn.mlp import ACTIVATIONS, MLP
+from fastssl.nn.plain import is_plain
 from fastssl.ops.quantized_linear.api import quantized_linear
 from fastssl.ops.quantized_linear.weight import QuantizedWeight, quantize_weight
 
@@ -41,6 +42,14 @@ class QuantizedLinear(nn.Module):
         weight = QuantizedWeight(packed=self.packed, scale=self.scale, sum=self.sum, in_features=self.in_features)
         return quantized_linear(x, weight, self.bias, activation=self.activation, backend=self.backend)
 
+    def _apply(self, fn, recurse: bool = True) -> "QuantizedLinear":
+        """Move to another device; whatever dtype the model gets, what belongs to the 8 bits keeps its own."""
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
     def train(self, mode: bool = True) -> "QuantizedLinear":
         """Refuse to train.
 
@@ -64,7 +73,8 @@ def quantize(model: Model) -> Model:
         model: with transformer blocks, in fp32 or bf16; left as it is.
 
     Raises:
-        ValueError: for a model without blocks, one that is quantised already, or weights that are not finite.
+        ValueError: for a model without blocks, one that is quantised already, weights that are not finite, or a linear
+            map that is another class's, such as an adapter, or has hooks: what these do would be lost.
     """
     blocks = [part for part in model.modules() if isinstance(part, Block | CausalBlock)]
     if not blocks:
@@ -72,11 +82,24 @@ def quantize(model: Model) -> Model:
     if any(isinstance(part, QuantizedLinear) for part in model.modules()):
         raise ValueError("the model is quantised already; quantise the one that it was made of")
     quantized = copy.deepcopy(model).eval().requires_grad_(False)
-    for block in (part for part in quantized.modules() if isinstance(part, Block | CausalBlock)):
-        _quantize_block(block)
+    for name, part in quantized.named_modules():
+        if isinstance(part, Block | CausalBlock):
+            _expect_plain(name, part)
+            _quantize_block(part)
+    if hasattr(quantized, "set_dropout"):  # whoever calls train() is refused by the first map, behind the model's own
+        quantized.set_dropout(0.0)
     if hasattr(quantized, "quantize_head"):
         quantized.quantize_head()
     return quantized
+
+
+def _expect_plain(block_name: str, block: Block | CausalBlock) -> None:
+    for name, part in block.named_modules():
+        if isinstance(part, nn.Linear) and not is_plain(part, nn.Linear):
+            raise ValueError(
+                f"{block_name}.{name} is a {type(part).__name__} with more to it than weight and bias; quantise a "
+                "model without adapters, or with theirs merged into its weights, and without hooks"
+            )
 
 
 @torch.no_grad()

@@ -5,9 +5,11 @@ rows, and 282 MB moved by the sum. Here the rows that were read are added to the
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from fastssl.nn.plain import is_plain
 
 
 class TiedEmbedding:
@@ -16,19 +18,28 @@ class TiedEmbedding:
     Args:
         weight: (V, E), the parameter.
         padding_id: a row that gets no gradient from being read, or None.
+        reader: what reads rows, where that is more than to look them up.
 
     Source: Press and Wolf 2016 (arXiv 1608.05859) for the tying.
     """
 
-    def __init__(self, weight: Tensor, padding_id: int | None) -> None:
-        self._padding_id = padding_id
-        self._apart = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+    def __init__(self, weight: Tensor, padding_id: int | None, reader: nn.Module | None = None) -> None:
+        self._padding_id, self._reader = padding_id, reader
+        self._apart = reader is not None or torch.compiler.is_compiling() or not torch.is_grad_enabled()
         self._reads: list[tuple[Tensor, Tensor]] = []
         self.weight = weight if self._apart else _Tie.apply(weight, self._reads)
         """(V, E), for a matrix product that gives the scores and for nothing else."""
 
+    @classmethod
+    def of(cls, embedding: nn.Embedding) -> "TiedEmbedding":
+        """Return the two uses of an embedding."""
+        reader = None if is_plain(embedding, nn.Embedding) else embedding
+        return cls(embedding.weight, embedding.padding_idx, reader)
+
     def read(self, ids: Tensor) -> Tensor:
         """Return the rows `ids`, (N, E) from (N) int64."""
+        if self._reader is not None:
+            return self._reader(ids)
         if self._apart:
             return F.embedding(ids, self.weight, self._padding_id)
         return _Read.apply(self.weight, ids, self._padding_id, self._reads)

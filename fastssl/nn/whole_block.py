@@ -6,10 +6,11 @@ from torch.nn import functional as F
 
 from fastssl import extension
 from fastssl.nn.block import BlockSeeds
-from fastssl.nn.causal_attention import CausalContext
+from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
 from fastssl.nn.causal_block import CausalBlock, Entering
 from fastssl.nn.mlp import ACTIVATIONS, MLP
 from fastssl.nn.norm import LayerNorm
+from fastssl.nn.plain import is_plain
 from fastssl.ops.decoder_block.weights import BlockWeights, LinearMap
 from fastssl.ops.pre_norm_block import native
 from fastssl.ops.pre_norm_block.api import pre_norm_block
@@ -38,16 +39,14 @@ def runs_whole(block: CausalBlock, rows: Tensor, context: CausalContext) -> bool
     if len(context.cu_seqlens) <= SEQUENCES_PER_THREAD * torch.get_num_threads():
         return False
     attention, mlp = block.attention, block.mlp
-    if type(mlp) is not MLP or mlp.activation not in _ACTIVATIONS:
+    if not (is_plain(block, CausalBlock) and is_plain(attention, CausalSelfAttention) and is_plain(mlp, MLP)):
         return False
     norms, maps = (block.attention_norm, block.mlp_norm), (attention.qkv, attention.output, mlp.up, mlp.down)
-    if any(type(norm) is not LayerNorm for norm in norms) or any(type(linear) is not nn.Linear for linear in maps):
+    if not all(is_plain(norm, LayerNorm) for norm in norms) or not all(is_plain(linear, nn.Linear) for linear in maps):
+        return False
+    if mlp.activation not in _ACTIVATIONS:
         return False
     if any(part.backend not in ("auto", "native") for part in (*norms, attention, mlp)):
-        return False
-    # What somebody hangs on a part of the block is to be called.
-    parts = (block, attention, mlp, *norms, *maps)
-    if any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks or p._backward_pre_hooks for p in parts):
         return False
     parameters = [x for part in (*norms, *maps) for x in (part.weight, part.bias) if x is not None]
     # All gradients come together: where some are not wanted, the parts have less to do.

@@ -62,6 +62,8 @@ class FillMask:
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}; "
                 "give the tokenizer that the model was trained with, or call model.resize_token_embeddings first"
             )
+        if tokens_per_batch < 1:
+            raise ValueError(f"tokens_per_batch must be at least 1, got {tokens_per_batch}")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.tokens_per_batch = tokens_per_batch

@@ -148,8 +148,18 @@ def pseudo_log_likelihoods(
 
     Returns:
         For each sequence a float64 array, one number for each of its positions.
+
+    Raises:
+        ValueError: for an id outside the vocabulary, a sequence longer than the model's positions, a position that its
+            sequence does not have, or `tokens_per_batch` below 1.
     """
     asked = [range(len(ids)) for ids in sequences] if positions is None else positions
+    if tokens_per_batch < 1:
+        raise ValueError(f"tokens_per_batch must be at least 1, got {tokens_per_batch}")
+    if not 0 <= mask_token < model.config.vocab_size:
+        raise ValueError(f"mask_token must be below the vocabulary's {model.config.vocab_size} ids, got {mask_token}")
+    _check_sequences(model, sequences)
+    _check_positions(asked, sequences)
     # Longest first, so that the copies of a batch are of like length and the first batch needs the most memory.
     order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     copies = [(number, place) for number in order for place in asked[number]]
@@ -157,6 +167,25 @@ def pseudo_log_likelihoods(
     for batch in _batches(copies, sequences, tokens_per_batch):
         answers.update(zip(batch, _log_probabilities(model, sequences, batch, mask_token), strict=True))
     return [np.array([answers[number, place] for place in own], dtype=np.float64) for number, own in enumerate(asked)]
+
+
+def _check_sequences(model: BertForMaskedLM, sequences: Sequence[Sequence[int]]) -> None:
+    vocab_size, longest = model.config.vocab_size, model.config.max_position_embeddings
+    for number, ids in enumerate(sequences):
+        if len(ids) > longest:
+            raise ValueError(f"sequence {number} has {len(ids)} tokens, and the model reads at most {longest}")
+        wrong = [token for token in ids if not 0 <= token < vocab_size]
+        if wrong:
+            raise ValueError(f"sequence {number} has the token {wrong[0]}, and the vocabulary ends at {vocab_size}")
+
+
+def _check_positions(asked: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]]) -> None:
+    if len(asked) != len(sequences):
+        raise ValueError(f"positions must be given for each of the {len(sequences)} sequences, got {len(asked)}")
+    for number, (places, ids) in enumerate(zip(asked, sequences, strict=True)):
+        wrong = [place for place in places if not 0 <= place < len(ids)]
+        if wrong:
+            raise ValueError(f"sequence {number} has {len(ids)} tokens, numbered from 0, and none at {wrong[0]}")
 
 
 def _batches(

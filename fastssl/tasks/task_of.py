@@ -30,6 +30,11 @@ def task_of(directory: str | Path) -> TaskName:
     for name in architectures:
         if name in HEADS:
             return HEADS[name]
+    if not any(name.startswith("Bert") for name in architectures):
+        raise ValueError(
+            f"{directory} holds a {', '.join(architectures)}; what has a task here is a BERT that was fine-tuned for "
+            f"one ({', '.join(sorted(set(HEADS.values())))})"
+        )
     raise ValueError(
         f"{directory} holds a {', '.join(architectures)}, which was not fine-tuned for a task "
         f"({', '.join(sorted(set(HEADS.values())))}) and could only guess at random; "

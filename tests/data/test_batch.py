@@ -108,6 +108,7 @@ IDS = torch.ones(2, 3, dtype=torch.long)
         ),
         (lambda: PackedBatch.from_sequences([]), "at least one token"),
         (lambda: PackedBatch.from_sequences([[1], []]), "at least one token"),
+        (lambda: PackedBatch.from_sequences([[1], [1.7, 2.9]]), "sequences must hold whole numbers, got float64"),
         (lambda: PackedBatch.from_sequences([[1, 2]], labels=[[1]]), "labels must have the lengths"),
         (lambda: PackedBatch.from_sequences([[1, 2]]).unpack(torch.ones(3)), "one row per token"),
     ],

@@ -75,6 +75,57 @@ def test_with_and_without_cache_batched_and_alone(variant, options):
     assert model.training
 
 
+class Adapter(torch.nn.Linear):
+    """Adds a low-rank map of its input, as LoRA does."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__(linear.in_features, linear.out_features)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.change = torch.nn.Parameter(torch.randn_like(linear.weight))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.change.T
+
+
+def replace_a_layer(model):
+    model.gpt.blocks[1].attention.output = Adapter(model.gpt.blocks[1].attention.output)
+
+
+def replace_a_forward(model):
+    linear = model.gpt.blocks[0].mlp.up
+    linear.forward = lambda x: torch.nn.functional.linear(x, -2 * linear.weight)
+
+
+def steer(model):
+    direction = 9 * torch.randn(32, generator=torch.Generator().manual_seed(1))
+    model.gpt.blocks[0].register_forward_hook(lambda module, inputs, outputs: (outputs[0] + direction, outputs[1]))
+
+
+@pytest.mark.parametrize("change", [replace_a_layer, replace_a_forward, steer])
+def test_what_somebody_adds_to_a_layer_counts_for_every_token(change):
+    model = small_model().eval()
+    before = tokens_of(model, max_new_tokens=9)
+    change(model)
+    after = tokens_of(model, max_new_tokens=9)
+    assert after != before
+    assert tokens_of(model, max_new_tokens=9, use_cache=False) == after
+
+
+def test_a_hook_that_comes_between_two_tokens_is_called():
+    model, calls = small_model().eval(), []
+    steps = stream(model, [[1, 2, 3]], GenerationConfig(max_new_tokens=5))
+    next(steps), next(steps)
+    model.gpt.blocks[2].mlp.down.register_forward_hook(lambda *_: calls.append(1))
+    assert len(list(steps)) == len(calls)
+
+
+def test_parts_that_are_frozen_stay_so():
+    model = small_model().train()
+    model.gpt.blocks[0].eval()
+    tokens_of(model, max_new_tokens=2)
+    assert model.training and model.gpt.blocks[1].mlp.up.training and not model.gpt.blocks[0].mlp.up.training
+
+
 def test_beams_with_and_without_cache():
     model = small_model("llama")
     expected = tokens_of(model, max_new_tokens=9, num_beams=3)
@@ -168,11 +219,17 @@ def test_repetition_penalty_is_that_of_transformers(tmp_path):
         ([1, 2], {}, "prompt 0 must be a sequence of token ids, got 1; give several of them"),
         (["abc"], {}, "prompt 0 must be a sequence of token ids, got 'abc'"),
         ([[1, 2.5]], {"num_beams": 2}, "prompt 0 must be a sequence of token ids"),
-        ([[1]], {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ([[1]], {"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
-        ([[1]], {"top_p": 0.0}, "top_p must be above 0 and at most 1"),
-        ([[1]], {"min_p": 1.5}, "min_p must be at least 0 and at most 1"),
-        ([[1]], {"top_k": 0}, "top_k must be at least 1"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens must be a whole number, at least 1, got 0"),
+        ([[1]], {"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, at least 1, got 2.5"),
+        ([[1]], {"max_new_tokens": 3, "min_new_tokens": 9}, "min_new_tokens must be at most max_new_tokens=3, got 9"),
+        ([[1]], {"temperature": -1.0}, "temperature must be a number, at least 0, got -1.0"),
+        ([[1]], {"temperature": "hot"}, "temperature must be a number, at least 0, got 'hot'"),
+        ([[1]], {"top_p": 0.0}, "top_p must be a number above 0 and at most 1"),
+        ([[1]], {"min_p": 1.5}, "min_p must be a number, at least 0 and at most 1"),
+        ([[1]], {"top_k": 0}, "top_k must be a whole number, at least 1"),
+        ([[1]], {"top_k": 2.5}, "top_k must be a whole number, at least 1, got 2.5"),
+        ([[1]], {"seed": None}, "seed must be a whole number, got None"),
+        ([[1]], {"num_beams": 2, "length_penalty": float("nan")}, "length_penalty must be a finite number, got nan"),
         ([[1]], {"num_beams": 2, "temperature": 1.0}, "num_beams above 1 takes the likeliest texts"),
         ([[1]], {"early_stopping": True}, "length_penalty and early_stopping are of a beam search"),
         ([[1]], {"length_penalty": 0.5, "temperature": 1.0}, "length_penalty and early_stopping are of a beam search"),

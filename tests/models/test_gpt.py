@@ -161,6 +161,18 @@ def test_which_models_decode_block_by_block(changes, decodes):
             assert quantize(model).gpt.decodes(step, cache) is decodes
 
 
+def test_a_cache_has_no_gradients_and_no_more_tokens_than_the_model_has_positions():
+    model = small_model().eval()
+    cache, texts = model.new_cache(2, 40), PackedBatch.from_sequences(sequences((5, 9)))
+    expected = model.next_token_logits(texts)
+    found = model.next_token_logits(texts, cache)
+    assert expected.requires_grad and not found.requires_grad
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="capacity must be at most the model's 40 positions, got 41"):
+        model.new_cache(2, 41)
+    small_model("llama").new_cache(2, 41)  # its positions are none that somebody learnt
+
+
 def test_a_full_cache_and_a_wrong_number_of_sequences():
     model = small_model().eval()
     cache = model.new_cache(2, 8)

@@ -161,6 +161,8 @@ def test_rolling_loglikelihoods(model):
         (([1], []), "request 1 has an empty continuation"),
         (([1], [97]), "has the token 97"),
         (([-1], [9]), "has the token -1"),
+        (([5.9], [9]), "request 1 must be two sequences of token ids, got .5.9. for one; encode it first"),
+        (("ab", "c"), "request 1 must be two sequences of token ids, got 'ab' for one"),
         ((list(range(30)), [1, 2, 3]), "30 tokens of context and 3 to predict, and the model has 31 positions"),
     ],
 )

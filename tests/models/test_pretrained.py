@@ -217,6 +217,8 @@ def test_two_spellings_of_one_tensor(saved):
     ("changes", "message"),
     [
         ({"model_type": "gpt2"}, "holds a model of type 'gpt2', expected 'bert'"),
+        ({"id2label": ["x", "y"]}, "id2label must be an object of numbers and names, got "),
+        ({"fastssl": 3}, "has fastssl=3, expected an object of options"),
         ({"is_decoder": True}, "sets is_decoder=True, which this BERT does not compute; expected False"),
         ({"add_cross_attention": True}, "sets add_cross_attention=True"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'.*expected 'absolute'"),

@@ -15,6 +15,10 @@ from fastssl.nn.quantized import QuantizedLinear, quantize
 SIZES = {"vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
 
 
+class Adapter(nn.Linear):
+    """What LoRA makes of a map, for example."""
+
+
 @pytest.fixture
 def batch() -> PackedBatch:
     generator = torch.Generator().manual_seed(0)
@@ -52,8 +56,33 @@ def test_training_is_refused(batch: PackedBatch):
     assert quantized.eval() is quantized
     with pytest.raises(ValueError, match="a quantised model cannot be trained; train the model that it was made of"):
         quantized.train()
+    assert torch.equal(quantized(batch).logits, quantized.eval()(batch).logits)  # and nothing is dropped out
     with pytest.raises(ValueError, match="it has no gradient"):
         quantized.requires_grad_()(batch)
+
+
+def test_what_has_8_bits_keeps_its_dtypes(batch: PackedBatch):
+    quantized = quantize(BertForMaskedLM(BertConfig(**SIZES, initializer_range=0.1)))
+    expected = quantized(batch).last_hidden_state
+    near = quantized.to(torch.bfloat16)(batch).last_hidden_state.float()
+    assert torch.cosine_similarity(near, expected).min() > 0.999
+    assert quantized.bert.encoder.blocks[0].mlp.up.scale.dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", ["subclass", "forward", "hook"])
+def test_what_is_more_than_a_linear_map_is_refused(change: str):
+    model = BertModel(BertConfig(**SIZES))
+    linear = model.encoder.blocks[1].attention.output
+    if change == "subclass":
+        model.encoder.blocks[1].attention.output = Adapter(48, 48)
+    elif change == "forward":
+        linear.forward = lambda x: x
+    else:
+        linear.register_forward_hook(lambda *_: None)
+    with pytest.raises(
+        ValueError, match=r"encoder\.blocks\.1\.attention\.output is a (Linear|Adapter) with more to it"
+    ):
+        quantize(model)
 
 
 def test_saving_is_refused(tmp_path):

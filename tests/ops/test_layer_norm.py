@@ -291,6 +291,20 @@ def test_compile_with_dynamic_shapes():
             assert torch.equal(a, b)
 
 
+@pytest.mark.native
+def test_one_tensor_in_several_places_compiles():
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(x, weight):
+        return layer_norm(x, weight, weight, eps=EPS, residual=x)
+
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    expected = layer_norm(2 * x, weight, weight, eps=EPS)
+    found = compiled(x, weight)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), (x, weight)) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_autocast_leaves_dtypes_alone():
     x, weight = torch.randn(3, 8, dtype=torch.bfloat16), torch.randn(8)
     with torch.autocast("cpu", torch.bfloat16):

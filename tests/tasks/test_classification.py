@@ -136,10 +136,14 @@ def test_what_are_no_texts_is_told_and_generators_are_taken(tokenizer):
         (["a", "b"], "ab", "pairs must be several strings, got one"),
         (["a", None], None, "texts must be strings, got NoneType as number 1"),
         (["a"], [("b", "c")], "pairs must be strings, got tuple as number 0"),
+        (["a"], ["b", "c"], "pairs must hold one text for each of the 1 texts, got 2"),
         (["\ud800"], None, "holds half a character"),
     ):
-        with pytest.raises(ValueError, match=message):
-            classifier(texts, pairs)
+        for call in (classifier, classifier.logits):
+            with pytest.raises(ValueError, match=message):
+                call(texts, pairs)
+    with pytest.raises(ValueError, match="tuples of two strings, got tuple as number 0"):
+        list(classifier.stream([("a",)]))
     found = classifier((text for text in ("cat", "dog")), (text for text in ("dog", "cat")))
     assert [(one.text, one.pair) for one in found] == [("cat", "dog"), ("dog", "cat")]
 

@@ -182,6 +182,18 @@ def test_wrong_directories_are_explained(tiny: Path, tmp_path: Path):
     dense = sentence_transformers_directory(tmp_path / "dense", tiny, ["Transformer", "Pooling", "Dense"], {})
     with pytest.raises(ValueError, match="Transformer -> Pooling -> Dense; expected Transformer -> Pooling, and"):
         SentenceEmbedder.load(dense)
+    prompt = {"prompts": {"q": "moon: "}, "default_prompt_name": "q"}
+    left_out = sentence_transformers_directory(
+        tmp_path / "left_out",
+        tiny,
+        ["Transformer", "Pooling"],
+        {"pooling_mode_mean_tokens": True, "include_prompt": False},
+        config_sentence_transformers=prompt,
+    )
+    with pytest.raises(ValueError, match=r"the prompt 'moon: ' .* leaves its tokens out of the pooling"):
+        SentenceEmbedder.load(left_out)
+    (left_out / "config_sentence_transformers.json").unlink()
+    SentenceEmbedder.load(left_out)  # there is nothing to leave out
     last = sentence_transformers_directory(
         tmp_path / "last", tiny, ["Transformer", "Pooling"], {"pooling_mode_lasttoken": True}
     )

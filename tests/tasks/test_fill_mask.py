@@ -106,4 +106,6 @@ def test_wrong_texts_are_explained(chinese):
     smaller = BertForMaskedLM(BertConfig(vocab_size=10, hidden_size=8, num_attention_heads=1, num_hidden_layers=0))
     with pytest.raises(ValueError, match="tokens and the model 10"):
         FillMask(smaller, chinese.tokenizer)
+    with pytest.raises(ValueError, match="tokens_per_batch must be at least 1, got 0"):
+        FillMask(chinese.model, chinese.tokenizer, tokens_per_batch=0)
     assert chinese([]) == []

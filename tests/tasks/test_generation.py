@@ -182,7 +182,7 @@ def test_fewer_bits_write_on_too(directory, generator, dtype):
     [
         ({"num_samples": 2, "temperature": 1.0}, "one text is written at a time here, got num_samples=2"),
         ({"num_beams": 2}, "beam search knows its texts only at the end"),
-        ({"temperature": -1}, "temperature must be at least 0"),
+        ({"temperature": -1}, "temperature must be a number, at least 0"),
     ],
 )
 def test_bad_options(generator, arguments, message):
@@ -193,6 +193,8 @@ def test_bad_options(generator, arguments, message):
 def test_bad_prompts(generator):
     with pytest.raises(ValueError, match="prompts must be several strings, got one"):
         generator("In the")
+    with pytest.raises(ValueError, match="texts must be several prompts, got one string"):
+        generator.stream("In the")
     with pytest.raises(ValueError, match=r"prompt 0 has \d+ tokens, and the model has 64 positions"):
         generator([TEXT])
     with pytest.raises(ValueError, match="prompt 3 has"):

@@ -116,6 +116,22 @@ def test_shuffled_answers_are_those_of_others():
     assert demonstrations.draw(0, 1, shuffled=True)[0].completion != demonstrations.draw(0, 1)[0].completion
 
 
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_shuffled_answers_never_hold_that_of_the_question(num_groups):
+    pool = [Example(str(number), str(number)) for number in range(12)]
+    groups = [str(number % num_groups) for number in range(12)]
+    seen = set()
+    for seed in range(60):
+        demonstrations = Demonstrations(pool, groups=groups, is_own=True, shared=False, seed=seed)
+        for row in range(12):
+            draw = demonstrations.draw(row, 3, group=groups[row], shuffled=True)
+            assert all(one.completion not in (one.prompt, str(row)) for one in draw)
+            assert all(int(one.completion) % num_groups == row % num_groups for one in draw)
+            seen |= {(one.prompt, one.completion) for one in draw}
+    own = 12 // num_groups
+    assert len(seen) == num_groups * own * (own - 1)  # any two of a group
+
+
 def test_examples_are_of_the_questions_own_group():
     pool = [Example(str(number), "even" if number % 2 == 0 else "odd") for number in range(10)]
     groups = [example.completion for example in pool]

@@ -73,6 +73,24 @@ def test_mistakes_are_told(model, tokenizer):
         scorer("the horse")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positions": [[-1]]}, "sequence 0 has 4 tokens, numbered from 0, and none at -1"),
+        ({"positions": [[4]]}, "sequence 0 has 4 tokens, numbered from 0, and none at 4"),
+        ({"positions": []}, "positions must be given for each of the 1 sequences, got 0"),
+        ({"sequences": [[2, 999, 3]]}, "sequence 0 has the token 999, and the vocabulary ends at"),
+        ({"sequences": [[2, 7.9, 3]]}, "must hold whole numbers, got float64"),
+        ({"sequences": [[2] * 41]}, "sequence 0 has 41 tokens, and the model reads at most 40"),
+        ({"mask_token": -1}, "mask_token must be below the vocabulary's"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch must be at least 1, got 0"),
+    ],
+)
+def test_token_ids_that_are_none(model, change, message):
+    with pytest.raises(ValueError, match=message):
+        pseudo_log_likelihoods(model, **{"sequences": [[2, 7, 9, 3]], "mask_token": 4} | change)
+
+
 def test_a_directory_scores_the_same(tmp_path, model, tokenizer):
     model.save_pretrained(tmp_path)
     tokenizer.save(tmp_path)

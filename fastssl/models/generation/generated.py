@@ -1,9 +1,10 @@
 """What generation is asked for, and what it gives."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fastssl.models.generation.sampling import SamplingConfig
+from fastssl.models.generation.sampling import SamplingConfig, expect_number
 
 FinishReason = Literal["end_token", "stopped", "max_new_tokens", "context"]
 
@@ -30,8 +31,13 @@ class GenerationConfig(SamplingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_samples", 1), ("num_beams", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            expected = f"a whole number, at least {least}"
+            expect_number(name, getattr(self, name), expected, lambda x, least=least: x >= least, whole=True)
+        expect_number("length_penalty", self.length_penalty, "a finite number", math.isfinite)
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens must be at most max_new_tokens={self.max_new_tokens}, got {self.min_new_tokens}"
+            )
         if self.num_beams > 1:
             self._check_beams()
         elif self.length_penalty != 1.0 or self.early_stopping:

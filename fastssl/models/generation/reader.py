@@ -83,8 +83,10 @@ def evaluating(model: CausalModel) -> Iterator[None]:
     if not model.training:  # walking over all modules twice costs as much as a tenth of a small model's token
         yield
         return
+    training = [module for module in model.modules() if module.training]  # others may be frozen on purpose
     model.train(False)
     try:
         yield
     finally:
-        model.train(True)
+        for module in training:
+            module.training = True

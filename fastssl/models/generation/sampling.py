@@ -1,6 +1,7 @@
 """From scores to a token: repetition penalty, temperature, the cuts of the distribution, and the draw."""
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,11 +33,16 @@ class SamplingConfig:
         return any(value is not None for value in cuts) and self.temperature != 0
 
     def __post_init__(self) -> None:
-        _expect("temperature", self.temperature, "at least 0", self.temperature is None or self.temperature >= 0)
-        _expect("top_k", self.top_k, "at least 1", self.top_k is None or self.top_k >= 1)
-        _expect("top_p", self.top_p, "above 0 and at most 1", self.top_p is None or 0 < self.top_p <= 1)
-        _expect("min_p", self.min_p, "at least 0 and at most 1", self.min_p is None or 0 <= self.min_p <= 1)
-        _expect("repetition_penalty", self.repetition_penalty, "above 0", self.repetition_penalty > 0)
+        if self.temperature is not None:
+            expect_number("temperature", self.temperature, "a number, at least 0", lambda x: x >= 0)
+        if self.top_k is not None:
+            expect_number("top_k", self.top_k, "a whole number, at least 1", lambda x: x >= 1, whole=True)
+        if self.top_p is not None:
+            expect_number("top_p", self.top_p, "a number above 0 and at most 1", lambda x: 0 < x <= 1)
+        if self.min_p is not None:
+            expect_number("min_p", self.min_p, "a number, at least 0 and at most 1", lambda x: 0 <= x <= 1)
+        expect_number("repetition_penalty", self.repetition_penalty, "a number above 0", lambda x: x > 0)
+        expect_number("seed", self.seed, "a whole number", lambda x: True, whole=True)
 
 
 class Draws:
@@ -117,6 +123,9 @@ def choose_tokens(
     return [own.choose(row) for own, row in zip(draws, probabilities, strict=True)]
 
 
-def _expect(name: str, value: object, expected: str, holds: bool) -> None:
-    if not holds:
+def expect_number(
+    name: str, value: object, expected: str, holds: Callable[[float], bool], *, whole: bool = False
+) -> None:
+    """Raise ValueError unless an option is a number, or a whole one, of which something holds."""
+    if not isinstance(value, numbers.Integral if whole else numbers.Real) or not holds(value):
         raise ValueError(f"{name} must be {expected}, got {value!r}")

@@ -2,12 +2,12 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastssl.ops.attention import hopper, native, reference, stock, triton_backend
-from fastssl.ops.attention.checks import check_lengths, check_tensors, resolve_window
+from fastssl.ops.attention.checks import check_devices, check_lengths, check_tensors, resolve_window
 from fastssl.ops.backend import choose
 from fastssl.ops.philox import dropout_threshold, resolve_seed
+from fastssl.ops.recording import differentiable_once, is_recorded
 
 BACKENDS = {
     "native": native,
@@ -69,7 +69,7 @@ def attention(
         ValueError: for shapes, dtypes, lengths or options that do not fit, or a backend that cannot run the call.
 
     Accumulation is in fp32. Memory beyond the output and lse is linear in the lengths (native), also in the backward.
-    The native backend is differentiable once; the others as often as PyTorch's own operators.
+    The backends native, triton and hopper are differentiable once, the others as often as PyTorch's own operators.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762) §3.2.1; Dao 2023 (arXiv 2307.08691) for lse and the backward; Press,
     Smith and Lewis 2021 (arXiv 2108.12409) §3 for ALiBi; Salmon et al. 2011 for the dropout's generator.
@@ -81,10 +81,11 @@ def attention(
         cu_seqlens_k = cu_seqlens_q
         max_seqlen_k = max_seqlen_q if max_seqlen_k is None else max_seqlen_k
     check_tensors(q, k, v, bias, alibi_slopes)
+    check_devices(q, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     check_lengths(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, bias)
     window_left, window_right = resolve_window(causal, window)
     dropped = dropout_threshold(dropout_p) > 0
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias))
+    needs_grad = is_recorded(q, k, v, bias)
     name = _choose(backend, q, bias is not None, dropped, return_lse, needs_grad)
     tensors = (
         bias,
@@ -115,7 +116,7 @@ class _FusedAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, grad_out, grad_lse):
         q, k, v, out, lse, kept_bits, bias, *others = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out

@@ -83,6 +83,7 @@ EDGE_CASES = {
     "equal lengths": AttentionCase(lengths_q=(30, 30), lengths_k=(70, 70), causal=True, bias="own"),
     "long, causal": AttentionCase(lengths_q=(600,), heads=1, key_heads=1, causal=True),
     "window": AttentionCase(lengths_q=(150, 40), window=(20, 3)),
+    "more queries than keys, window": AttentionCase(lengths_q=(8, 140), lengths_k=(3, 2), window=(None, 4)),
     "window far apart, causal": AttentionCase(lengths_q=(30,), lengths_k=(400,), window=(9, None), causal=True),
     "grouped": AttentionCase(lengths_q=(40, 90), heads=6, key_heads=2, causal=True),
     "alibi": AttentionCase(lengths_q=(66, 5), heads=3, key_heads=3, alibi=True, window=(None, 30)),

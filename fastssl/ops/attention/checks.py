@@ -28,7 +28,15 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, alibi_sl
         raise ValueError(f"attention: q has {q.shape[0]} sequences, k and v have {k.shape[0]}")
     if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"attention: q, k and v must share one floating dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
+    check_devices(q, k=k, v=v, bias=bias, alibi_slopes=alibi_slopes)
     _check_additions(q, bias, alibi_slopes)
+
+
+def check_devices(q: Tensor, **others: Tensor | None) -> None:
+    """Raise ValueError unless all tensors are where q is."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != q.device:
+            raise ValueError(f"attention: {name} must be on {q.device} like q, got {tensor.device}")
 
 
 def _check_additions(q: Tensor, bias: Tensor | None, alibi_slopes: Tensor | None) -> None:

@@ -68,7 +68,7 @@ def _mask(q, num_keys, bias, alibi_slopes, window_left, window_right) -> Tensor 
     if alibi_slopes is not None:
         alibi = -alibi_slopes[:, None, None] * distance.abs()
         mask = alibi if mask is None else mask + alibi
-    if window_left < num_keys or window_right < num_keys:
+    if window_left < num_keys or window_right < num_queries:
         hidden = (distance < -window_left) | (distance > window_right)
         mask = torch.zeros_like(distance, dtype=q.dtype) if mask is None else mask
         mask = mask.masked_fill(hidden, -torch.inf)

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastssl.ops.backend import choose
 from fastssl.ops.bias_gelu import native, reference, stock, triton_backend
+from fastssl.ops.recording import differentiable_once, is_recorded
 
 BACKENDS = {"native": native, "triton": triton_backend, "stock": stock, "reference": reference}
 FUSED = [name for name, module in BACKENDS.items() if hasattr(module, "backward")]
@@ -36,13 +36,13 @@ def bias_gelu(x: Tensor, bias: Tensor, *, approximate: str = "none", backend: st
             run the call.
 
     Numerics: float32 arithmetic (float64 for float64 inputs); natively and in Triton Phi to within 1e-7 absolute.
-    Memory: saves `x` and `bias`.
+    Memory: saves `x` and `bias`. Differentiable once (native, triton).
 
     Source: Hendrycks, Gimpel, "Gaussian Error Linear Units" (2016), arXiv 1606.08415, section 2.
     """
     _check(x, bias, approximate)
     name = choose("bias_gelu", backend, BACKENDS, x.device, x.dtype, {"bias_dtype": bias.dtype})
-    if name in FUSED and torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
+    if name in FUSED and is_recorded(x, bias):
         return _FusedBiasGelu.apply(name, x, bias, approximate)
     return BACKENDS[name].forward(x, bias, approximate=approximate)
 
@@ -55,7 +55,7 @@ class _FusedBiasGelu(torch.autograd.Function):
         return BACKENDS[backend].forward(x, bias, approximate=approximate)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, grad_y):
         x, bias = ctx.saved_tensors
         grad_x, grad_bias = BACKENDS[ctx.backend].backward(grad_y, x, bias, approximate=ctx.approximate)

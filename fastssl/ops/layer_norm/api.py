@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastssl.ops.backend import choose
 from fastssl.ops.layer_norm import native, reference, stock, triton_backend
 from fastssl.ops.philox import dropout_threshold, resolve_seed
+from fastssl.ops.recording import differentiable_once, is_recorded
 
 BACKENDS = {"native": native, "triton": triton_backend, "stock": stock, "reference": reference}
 FUSED = ("native", "triton")
@@ -50,7 +50,7 @@ def layer_norm(
 
     Numerics: float32 arithmetic (float64 for float64 inputs), mean first, then the centred variance, both of the sum
     as it is returned. Memory: saves the sum and two floats a row; the mask is never stored. Where nothing is saved, the
-    kernels for GPUs write no sum unless `return_sum` asks for it.
+    kernels for GPUs write no sum unless `return_sum` asks for it. Differentiable once (native, triton).
 
     Source: Ba, Kiros, Hinton, "Layer Normalization" (2016), arXiv 1607.06450, section 3.
     """
@@ -64,10 +64,12 @@ def layer_norm(
     }
     name = choose("layer_norm", backend, BACKENDS, x.device, x.dtype, facts)
     seed = resolve_seed(seed, x.device) if dropout_p > 0 else None
-    if name not in FUSED or not torch.is_grad_enabled() or not _needs_gradient(x, weight, bias, residual):
+    if name not in FUSED or not is_recorded(x, weight, bias, residual):
         options = {"eps": eps, "dropout_p": dropout_p, "seed": seed, "with_sum": return_sum}
         y, total = BACKENDS[name].forward(x, weight, bias, residual, **options)
         return (y, total) if return_sum else y
+    if torch.compiler.is_compiling():  # its autograd.Function takes no tensor twice; a view is another tensor
+        bias, residual = (None if tensor is None else tensor.view_as(tensor) for tensor in (bias, residual))
     if not return_sum:
         return _FusedLayerNorm.apply(name, x, weight, bias, residual, eps, dropout_p, seed, False)
     if residual is None and seed is None:
@@ -86,7 +88,7 @@ class _FusedLayerNorm(torch.autograd.Function):
         return (y, total) if return_sum else y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, grad_y, grad_total=None):
         total, weight, mean, rstd, seed = ctx.saved_tensors
         if grad_y is None and ctx.x_dtype != total.dtype:
@@ -104,10 +106,6 @@ class _FusedLayerNorm(torch.autograd.Function):
             bias_dtype=ctx.bias_dtype,
         )
         return None, grad_x, grad_weight, grad_bias, grad_residual, None, None, None, None
-
-
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dropout_p: float) -> None:

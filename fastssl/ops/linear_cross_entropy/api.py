@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastssl.ops.backend import choose
 from fastssl.ops.linear_cross_entropy import native, reference, stock, triton_backend
+from fastssl.ops.recording import differentiable_once, is_recorded
 
 BACKENDS = {"native": native, "triton": triton_backend, "stock": stock, "reference": reference}
 FUSED = ("native", "triton")
@@ -73,7 +73,7 @@ def linear_cross_entropy(
     `hidden` and `weight`; softmax, loss and gradient accumulation are float32. A bfloat16 product rounds the logits
     to bfloat16, as PyTorch's does, on machines with bfloat16 arithmetic, and leaves them float32 on others.
     Memory: with the native and triton backends one chunk of logits beyond the gradients, which "sum" and "mean" compute
-    in the forward; "none" recomputes the logits in the backward.
+    in the forward; "none" recomputes the logits in the backward. They are differentiable once.
     CUDA graphs: under capture no row can be dropped for what its target holds. Pass labelled rows, gathered to a fixed
     count with `ignore_index` in the rest: the native and triton backends then do the work of every row and count zero
     for the rest. Outside of capture they wait once for the device, for the number of labelled rows, unless
@@ -99,7 +99,7 @@ def linear_cross_entropy(
     name = choose("linear_cross_entropy", backend, BACKENDS, hidden.device, product_dtype, facts)
     rows, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     with torch.autocast(hidden.device.type, enabled=False):
-        if name in FUSED and torch.is_grad_enabled() and _needs_gradient(hidden, weight, bias):
+        if name in FUSED and is_recorded(hidden, weight, bias):
             loss, losses, lse, num_correct = _FusedLinearCrossEntropy.apply(
                 rows, weight, bias, labels, name, reduction, *options.values()
             )
@@ -140,7 +140,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         return loss, losses, lse, num_correct
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, grad_loss, *_):
         gradients, ctx.gradients = ctx.gradients, None
         wanted = ctx.needs_input_grad[:3]
@@ -156,10 +156,6 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             backend.scale_(gradients, grad_loss * ctx.share if ctx.late else grad_loss)
         found = (gradient if needed else None for gradient, needed in zip(gradients, wanted, strict=True))
         return *found, *(None for _ in ctx.needs_input_grad[3:])
-
-
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _num_labelled(targets: Tensor, ignore_index: int | None) -> Tensor:

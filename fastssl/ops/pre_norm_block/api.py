@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastssl.ops.attention.checks import check_lengths, check_tensors, resolve_window
 from fastssl.ops.backend import choose
@@ -10,6 +9,7 @@ from fastssl.ops.decoder_block.weights import BlockWeights
 from fastssl.ops.philox import resolve_seed
 from fastssl.ops.pre_norm_block import native, reference, stock
 from fastssl.ops.pre_norm_block.dropout import BlockDropout
+from fastssl.ops.recording import differentiable_once, is_recorded
 
 BACKENDS = {"native": native, "stock": stock, "reference": reference}
 ACTIVATIONS = ("gelu", "gelu_tanh")
@@ -76,7 +76,7 @@ def pre_norm_block(
     }
     name = choose("pre_norm_block", backend, BACKENDS, addend.device, addend.dtype, facts)
     scale = head_dim**-0.5 if scale is None else float(scale)
-    if name == "native" and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if name == "native" and is_recorded(*tensors):
         options = native.options_of(weights, cu_seqlens, heads, activation, sides, scale, rotary, dropout)
         return _FusedBlock.apply(addend, residual, options, *parameters)
     return BACKENDS[name].forward(
@@ -104,7 +104,7 @@ class _FusedBlock(torch.autograd.Function):
         return out, stream
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, grad_out, grad_stream):
         stream, *tensors = ctx.saved_tensors
         saved, parameters = tensors[: ctx.num_saved], tensors[ctx.num_saved :]

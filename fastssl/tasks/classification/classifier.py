@@ -205,13 +205,8 @@ class Classifier:
         Raises:
             ValueError: for one string instead of several, something that is no text, or second texts of another number.
         """
-        texts = strings("texts", texts)
-        if pairs is None:
-            return list(self.stream(texts))
-        pairs = strings("pairs", pairs)
-        if len(pairs) != len(texts):
-            raise ValueError(f"pairs must hold one text for each of the {len(texts)} texts, got {len(pairs)}")
-        return list(self.stream(zip(texts, pairs, strict=True)))
+        texts, pairs = _texts_and_pairs(texts, pairs)
+        return list(self.stream(texts if pairs is None else zip(texts, pairs, strict=True)))
 
     def stream(
         self, texts: Iterable[str] | Iterable[tuple[str, str]], *, texts_at_once: int = TEXTS_AT_ONCE
@@ -230,7 +225,8 @@ class Classifier:
         return one_by_one(parts)
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
-        """Return the head's numbers, (number of texts, C) fp32; warns as a call does."""
+        """Return the head's numbers, (number of texts, C) fp32; warns and refuses as a call does."""
+        texts, pairs = _texts_and_pairs(texts, pairs)
         self._warn_of_another_kind(pairs is not None, stacklevel=3)
         return classify(self.model, encode_texts(self.tokenizer, texts, pairs, max_seq_length=self.max_seq_length))
 
@@ -285,6 +281,16 @@ class Classifier:
         return next(iter(ranked)), ranked
 
 
+def _texts_and_pairs(texts: Iterable[str], pairs: Iterable[str] | None) -> tuple[list[str], list[str] | None]:
+    texts = strings("texts", texts)
+    if pairs is None:
+        return texts, None
+    pairs = strings("pairs", pairs)
+    if len(pairs) != len(texts):
+        raise ValueError(f"pairs must hold one text for each of the {len(texts)} texts, got {len(pairs)}")
+    return texts, pairs
+
+
 class _TextsOrPairs:
     """Counts the characters of the items of one stream, which are all texts or all pairs of them."""
 
@@ -293,11 +299,11 @@ class _TextsOrPairs:
 
     def __call__(self, number: int, item: object) -> int:
         texts = (item,) if isinstance(item, str) else item
-        if not (isinstance(texts, tuple) and len(texts) <= 2 and all(isinstance(text, str) for text in texts)):
+        paired = not isinstance(item, str)
+        if not (isinstance(texts, tuple) and len(texts) == 1 + paired and all(isinstance(text, str) for text in texts)):
             raise ValueError(
                 f"texts must be strings, or tuples of two strings, got {type(item).__name__} as number {number}"
             )
-        paired = len(texts) == 2
         self._paired = paired if self._paired is None else self._paired
         if paired != self._paired:
             kind = "a pair" if self._paired else "a single text"

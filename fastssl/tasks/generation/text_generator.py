@@ -105,6 +105,8 @@ class TextGenerator:
         Raises:
             ValueError: as a call, of a prompt when its turn comes, and for a `texts_at_once` below 1.
         """
+        if isinstance(texts, str):
+            raise ValueError("texts must be several prompts, got one string; put it into a list")
         config, stops = GenerationConfig(**options), StopStrings(stop)
         at_once = self.prompts_at_once if texts_at_once is None else texts_at_once
         if at_once < 1:

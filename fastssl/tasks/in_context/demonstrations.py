@@ -59,10 +59,17 @@ class Demonstrations:
             return []
         # The first ones of a permutation, and one in reserve in case that the question is among them.
         drawn = self._generator(row, 0).permutation(len(members))[: number + 1].tolist()
-        order = [place for place in drawn if not (self._is_own and members[place] == row)][:number]
-        steps = self._generator(row, 1).integers(1, max(2, len(members)), size=number) if shuffled else [0] * number
+        own = members.index(row) if self._is_own else len(members)
+        order = [place for place in drawn if place != own][:number]
+        steps = self._generator(row, 1).integers(1, max(2, available), size=number) if shuffled else [0] * number
+
+        def answer_of(place: int, step: int) -> int:
+            """Count on among the examples that could have been drawn, and round."""
+            other = (place - (place > own) + step) % available
+            return other + (other >= own)
+
         return [
-            Example(self._pool[members[place]].prompt, self._pool[members[(place + step) % len(members)]].completion)
+            Example(self._pool[members[place]].prompt, self._pool[members[answer_of(place, step)]].completion)
             for place, step in zip(order, steps, strict=True)
         ]
 

@@ -1,0 +1,19 @@
+"""Whether a module may be passed by, and its parameters be used in its place."""
+
+from torch import nn
+
+
+def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
+    """Return whether a module is of one of these classes, no subclass, and does what the class says and no more.
+
+    An adapter is a subclass or another `forward`; who looks at a layer or steers it has hung a hook on it.
+    """
+    return type(module) in classes and "forward" not in vars(module) and not has_hooks(module)
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Return whether somebody has hung a hook on any of these."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in modules
+    )

@@ -1,0 +1,62 @@
+"""Hooks: whoever looks at a part of a model, or changes what it gives, is called."""
+
+import pytest
+import torch
+
+from fastssl.data.batch import PackedBatch
+from fastssl.models.bert import BertForMaskedLM, BertForPreTraining
+from fastssl.models.bert_classifier import BertForSequenceClassification
+from fastssl.models.bert_config import BertConfig
+from fastssl.models.bert_question_answering import BertForQuestionAnswering
+from fastssl.models.bert_tagger import BertForTokenClassification
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
+from fastssl.models.gpt_config import GPTConfig
+
+SIZES = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+MODELS = [
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPTForCausalLM,
+]
+NOT_CALLED = {"bert", "gpt", "bert.encoder.blocks", "gpt.blocks"}
+"""A head calls its body's `encode`; and a list is none to call."""
+
+
+def build(model_class):
+    torch.manual_seed(0)
+    if model_class is GPTForCausalLM:
+        return model_class(GPTConfig(**SIZES, bos_token_id=None, eos_token_id=None))
+    return model_class(BertConfig(**SIZES))
+
+
+def logits_of(model):
+    output = model(input_ids=torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]]))
+    return next(value for name, value in vars(output).items() if "logits" in name and value is not None)
+
+
+@pytest.mark.parametrize("grads", [True, False])
+@pytest.mark.parametrize("model_class", MODELS)
+def test_every_part_is_called(model_class, grads):
+    model, called = build(model_class).eval(), set()
+    expected = logits_of(model)
+    for name, part in model.named_modules():
+        part.register_forward_hook(lambda *_, name=name: called.add(name))
+    with torch.set_grad_enabled(grads):
+        found = logits_of(model)
+    assert {name for name, _ in model.named_modules()} - called <= NOT_CALLED
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_hook_on_the_words_of_a_tied_model_changes_them_and_their_gradients():
+    model, batch = build(BertForMaskedLM).eval(), PackedBatch.from_sequences([[5, 6, 7]], labels=[[-100, 6, -100]])
+    word, grads = model.bert.embeddings.word, []
+    for hooked in (False, True):
+        if hooked:
+            word.register_forward_hook(lambda module, inputs, rows: 2 * rows)
+        model.zero_grad()
+        model(batch).loss.backward()
+        grads.append(word.weight.grad.clone())
+    assert grads[1][5].abs().sum() > 0 and not torch.allclose(*grads)
