@@ -13,7 +13,7 @@ from fastssl.nn.causal_block import CausalBlock
 from fastssl.nn.kv_cache import LayerCache
 from fastssl.nn.mlp import ACTIVATIONS, MLP, GatedMLP
 from fastssl.nn.norm import LayerNorm, RMSNorm
-from fastssl.nn.plain import has_hooks, is_plain
+from fastssl.nn.plain import is_plain
 from fastssl.nn.quantized import QuantizedLinear
 from fastssl.nn.rotary import Rotation
 from fastssl.ops.decoder_block.api import decoder_block
@@ -53,7 +53,8 @@ class DecodingBlock:
 
     def __init__(self, block: CausalBlock) -> None:
         attention, mlp = block.attention, block.mlp
-        self._watched = tuple(block.modules())
+        # PyTorch's own dictionaries, since this is asked for each token.
+        self._hooks = [hooks for part in block.modules() for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         self._weights = BlockWeights(
             attention_norm=row_norm(block.attention_norm),
             qkv=linear_map(attention.qkv),
@@ -68,7 +69,7 @@ class DecodingBlock:
     @property
     def has_hooks(self) -> bool:
         """Whether somebody has hung a hook on a part of the block since."""
-        return has_hooks(*self._watched)
+        return any(self._hooks)
 
     def __call__(self, stream: Tensor, cache: LayerCache, lengths: Tensor, rotary: Rotary | None) -> Tensor:
         """Return the residual stream behind the block, (B, E) from (B, E), for one new token of each sequence.
