@@ -117,7 +117,7 @@ class KVCache:
         self.lengths = [0] * num_sequences
         self.layers = [LayerCache(*torch.zeros(2, *shape, dtype=dtype, device=device)) for _ in range(num_layers)]
         self.decoder: tuple[object, Sequence[Callable] | None] | None = None
-        """A model that decodes from this cache, and its blocks made ready for that, or None where they are not to be."""
+        """A model that decodes from this cache, and its blocks made ready for that, or None where it reads as usual."""
 
     @property
     def num_sequences(self) -> int:
