@@ -61,7 +61,14 @@ def main(arguments: list[str]) -> int:
             "--text-form exact is for causal models, and wordpiece does not keep text as it is; give --tokenizer-type "
             "bpe, characters or bytes, or --tokenizer DIR"
         )
+    if not form.exact and flags.text.tokenizer is None and flags.text.tokenizer_type != "wordpiece":
+        raise ValueError(
+            f"--text-form sentences is for masked language models, and {flags.text.tokenizer_type} has no mask token; "
+            "give --text-form exact, or leave --tokenizer-type out"
+        )
     tokenizer = flags.text.make_tokenizer(flags.files, form)
+    if not form.exact:
+        _ = tokenizer.special  # those of masking and of sentence pairs
     if form.exact:
         _ = tokenizer.bounds  # the tokens around a document, without which nothing could learn from the shards
     shards = encode_files(
@@ -81,6 +88,8 @@ def main(arguments: list[str]) -> int:
         f"{shards.num_documents:,} documents, vocabulary {shards.vocab_size:,}; {size_bytes / 1e6:,.1f} MB in "
         f"{len(shards.parts)} part{'s' if len(shards.parts) > 1 else ''}, {seconds:.1f} s"
     )
+    if remark := shards.remark_on_unknown(tokenizer):
+        print(remark)
     if shards.is_exact:
         print(f"learn from them: fastssl pretrain --arch gpt --train-files {flags.output_dir} --output-dir runs/x")
     else:

@@ -23,8 +23,8 @@ class GlueFlags(GlueConfig):
     train.tsv, dev.tsv and perhaps test.tsv as GLUE gives them out. Scores are those of the best epoch on the
     development set: Matthews' correlation for CoLA, the mean of F1 and accuracy for MRPC and QQP, the mean of Pearson's
     and Spearman's correlation for STS-B, the mean of the matched and the mismatched accuracy for MNLI, accuracy for the
-    others. The settings are BERT's: batches of 32, three epochs, a learning rate among 5e-5, 4e-5, 3e-5 and 2e-5; all
-    flags of finetune change them for every task that runs.
+    others. The settings are of those that BERT's authors chose from: batches of 32, three epochs, a learning rate of
+    5e-5; all flags of finetune change them for every task that runs.
 
     Run again, the same command goes on where it stopped and leaves finished tasks as they are; --overwrite starts
     anew. Where there is a test.tsv, the predictions for the leaderboard are in submission/.

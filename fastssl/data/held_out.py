@@ -30,7 +30,7 @@ class ShardsView:
 
 
 def hold_out(
-    shards: TokenShards, fraction: float, *, seed: int, max_tokens: int = 500_000
+    shards: TokenShards, fraction: float, *, seed: int, max_tokens: int = 500_000, least_documents: int = 1
 ) -> tuple[ShardsView, ShardsView]:
     """Split a corpus by whole documents into what is trained on and what is held out.
 
@@ -42,12 +42,13 @@ def hold_out(
         fraction: share of the tokens to hold out, above 0 and below 1.
         seed: of the draw.
         max_tokens: hold out no further block once there are as many tokens, however large the corpus.
+        least_documents: hold out as many documents at least, and leave as many to train on.
 
     Returns:
         The documents to train on, and those held out; no document is in both.
 
     Raises:
-        ValueError: for a fraction out of range, or a corpus of one document, which cannot be split.
+        ValueError: for a fraction out of range, or a corpus of too few documents to split, such as one.
     """
     _check_fraction(fraction)
     if shards.num_documents < 2:
@@ -56,12 +57,20 @@ def hold_out(
             "give a file to measure on (--eval-files), or go without (--eval-fraction 0)"
         )
     lengths = np.concatenate([[0], np.cumsum(shards.document_lengths())])
+    if shards.num_documents < 2 * least_documents:
+        raise ValueError(
+            f"the corpus has {shards.num_documents} documents, too few to hold out {least_documents} of them and to "
+            "leave as many; give a file to measure on (--eval-files), or go without (--eval-fraction 0)"
+        )
     bounds = np.unique(np.linspace(0, shards.num_documents, _MAX_BLOCKS + 1).round().astype(np.int64))
-    block_tokens = np.diff(lengths[bounds])
+    block_tokens, block_documents = np.diff(lengths[bounds]), np.diff(bounds)
     wanted = min(fraction * lengths[-1], max_tokens)
     held: set[int] = set()
     for block in np.random.default_rng(seed).permutation(len(block_tokens)):
-        if sum(block_tokens[b] for b in held) >= wanted or len(held) == len(block_tokens) - 1:
+        num_held = sum(block_documents[b] for b in held)
+        if num_held >= least_documents and sum(block_tokens[b] for b in held) >= wanted:
+            break
+        if shards.num_documents - num_held - block_documents[block] < least_documents:
             break
         held.add(int(block))
     runs = [(int(bounds[b]), int(bounds[b + 1]), b in held) for b in range(len(block_tokens))]

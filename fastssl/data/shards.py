@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from fastssl.data.tokenizer import Tokenizer
 
 
+_NOTABLE_SHARE = 0.01
+"""Of unknown tokens; texts of other scripts have some anyway."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShardPart:
     """One part file, memory-mapped; offsets count from the start of the part."""
@@ -159,6 +163,20 @@ class TokenShards:
     def fingerprint(self) -> str:
         """One checksum over all parts: equal exactly for the same ids in the same order."""
         return hashlib.sha256(json.dumps([info.sha256 for info in self.index.parts]).encode()).hexdigest()
+
+    def remark_on_unknown(self, tokenizer: Tokenizer) -> str | None:
+        """Return words on what the tokenizer did not know, where that is more than one token in a hundred."""
+        spelling = tokenizer.special_names.get("unk")
+        unknown = None if spelling is None else tokenizer.token_to_id(spelling)
+        if unknown is None or self.num_tokens == 0:
+            return None
+        share = sum(int(np.count_nonzero(part.tokens == unknown)) for part in self.parts) / self.num_tokens
+        if share <= _NOTABLE_SHARE:
+            return None
+        return (
+            f"{share:.1%} of the tokens are {spelling}: the tokenizer does not know their characters, and a model will "
+            "learn nothing of them; give a larger --vocab-size, or another --tokenizer"
+        )
 
     def sentence_lengths(self) -> np.ndarray:
         """Return ``(num_sentences)`` int64: the tokens of every sentence."""

@@ -1,5 +1,6 @@
 """The sizes and options of a BERT, under the names that Hugging Face gives them."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +80,7 @@ class BertConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             _expect(name, getattr(self, name), "at least 0 and below 1", 0 <= getattr(self, name) < 1)
         _expect("layer_norm_eps", self.layer_norm_eps, "above 0", self.layer_norm_eps > 0)
+        _expect("initializer_range", self.initializer_range, "at least 0", 0 <= self.initializer_range < math.inf)
         in_vocabulary = self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size
         _expect("pad_token_id", self.pad_token_id, f"None, or below vocab_size={self.vocab_size}", in_vocabulary)
         self._check_labels()

@@ -1,5 +1,6 @@
 """The sizes and options of a GPT: GPT-2 by default, its modern relatives by choice."""
 
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal
@@ -117,6 +118,8 @@ class GPTConfig:
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
             _expect(name, value, "above 0", isinstance(value, Real) and value > 0)
+        deviation = self.initializer_range
+        _expect("initializer_range", deviation, "at least 0", isinstance(deviation, Real) and 0 <= deviation < math.inf)
         first = () if self.bos_token_id is None else (self.bos_token_id,)
         for name, ids in (("bos_token_id", first), ("eos_token_id", self.end_tokens)):
             in_vocabulary = all(_is_whole(token, 0) and token < self.vocab_size for token in ids)

@@ -19,6 +19,7 @@ from fastssl.training import ModelCost, evaluate
 from fastssl.training.evaluation import Evaluation
 
 BertForPretraining = BertForMaskedLM | BertForPreTraining
+_SENTENCE_FIGURES = ("sentence_loss", "sentence_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,12 @@ class BertParts:
                 changes[name] = getattr(wanted, name)
         return self.model_class(replace(bert_preset(wanted.size), **changes))
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Of masked tokens, and of the judgement of segment pairs where there is one."""
+        masked = ("masked_lm_loss", "masked_lm_accuracy", "masked_lm_perplexity")
+        return masked if self.config.objective.sentence_objective == "none" else (*masked, *_SENTENCE_FIGURES)
+
     def learn_tokenizer(self, given: Path | None, texts: Iterable[str], say: Callable[[str], None]) -> Tokenizer:
         """Train WordPiece, or append the tokens that the text would use most."""
         wanted = self.config.vocabulary
@@ -85,10 +92,12 @@ class BertParts:
     def hold_out(
         self, shards: TokenShards, fraction: float, *, seed: int, say: Callable[[str], None]
     ) -> tuple[Shards, Shards] | None:
-        """Hold out whole documents."""
-        if shards.num_documents > 1:
-            return hold_out(shards, fraction, seed=seed)
-        say("the corpus is one document: nothing is held out, nothing is measured; give --eval-files to measure")
+        """Hold out whole documents, two at least where half of the second segments come from another one."""
+        least = 2 if self.config.objective.sentence_objective == "nsp" else 1
+        if shards.num_documents >= 2 * least:
+            return hold_out(shards, fraction, seed=seed, least_documents=least)
+        documents = "one document" if shards.num_documents == 1 else f"{shards.num_documents} documents"
+        say(f"the corpus is {documents}: nothing is held out, nothing is measured; give --eval-files to measure")
         return None
 
     def data(self, shards: Shards, tokenizer: Tokenizer, *, held_out: bool) -> PretrainingData:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fastssl.models.bert_config import ProblemType
 from fastssl.tasks.embedding.contrastive_config import ContrastiveConfig
@@ -94,8 +94,14 @@ class QuestionAnsweringConfig:
 class FinetuningTrainingConfig(TrainingConfig):
     """Settings of training with the defaults of fine-tuning: an evaluation per epoch, the best checkpoint kept."""
 
+    has_usual_metric: ClassVar[bool] = True
+
     learning_rate: float = 5e-5
     """Peak learning rate."""
+    eval_steps: int | None = None
+    """Steps between two evaluations on the eval_file; None: at the end of each epoch."""
+    metric_for_best_model: str | None = None
+    """Keep the weights of the best evaluation by this figure, such as accuracy or loss; None: by the task's own."""
     adam_epsilon: float = 1e-8
     """Term added to AdamW's denominator."""
     logging_steps: int = 50
@@ -127,5 +133,9 @@ class FinetuningConfig:
 
     def __post_init__(self) -> None:
         training = self.training
+        if training.early_stopping_patience is not None and training.save_strategy == "no":
+            raise ValueError("early_stopping_patience ends with the best checkpoint, but save_strategy='no' keeps none")
+        if self.examples.eval_file is None and training.early_stopping_patience is not None:
+            raise ValueError("early_stopping_patience needs held-out examples; give an eval_file")
         if self.examples.eval_file is None and (training.metric_for_best_model or training.eval_strategy != "auto"):
             raise ValueError("metric_for_best_model and eval_strategy need held-out examples; give an eval_file")

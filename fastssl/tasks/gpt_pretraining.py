@@ -68,6 +68,11 @@ class GptParts:
         wanted = self.config.model
         return GPTForCausalLM(replace(gpt_preset(wanted.size), **(needed | wanted.changes)))
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Of each next token, and of the text's bytes."""
+        return "causal_lm_loss", "causal_lm_accuracy", "causal_lm_perplexity", "bits_per_byte"
+
     def learn_tokenizer(self, given: Path | None, texts: Iterable[str], say: Callable[[str], None]) -> Tokenizer:
         """Train byte-level BPE, or take characters or bytes."""
         wanted = self.config.vocabulary

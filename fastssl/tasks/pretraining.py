@@ -1,6 +1,7 @@
 """Pretraining, assembled: text files -> tokenizer -> shards -> batches -> model -> a Hugging Face directory."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 
 from fastssl.data.corpus import Corpus
 from fastssl.data.encode import encode_files
-from fastssl.data.shard_format import INDEX_NAME, ShardError
+from fastssl.data.shard_format import INDEX_NAME, ShardError, ShardIndex
 from fastssl.data.shards import TokenShards
 from fastssl.data.tokenizer import Tokenizer
 from fastssl.device import choose_device
@@ -20,10 +21,12 @@ from fastssl.tasks.gpt_pretraining import GptParts
 from fastssl.tasks.gpt_pretraining_config import GptPretrainingConfig
 from fastssl.tasks.pretraining_config import CorpusConfig, PretrainingConfig
 from fastssl.tasks.pretraining_parts import PretrainingParts, Shards
+from fastssl.tasks.task_parts import check_metric
 from fastssl.training import BatchSource, Trainer, TrainingResult
+from fastssl.training.checkpoint import list_checkpoints
 from fastssl.training.distributed import World
 from fastssl.training.graphs import expect_graphs_to_work
-from fastssl.training.run_directory import check_output_directory
+from fastssl.training.run_directory import RunDirectoryError, check_output_directory, claim_directory
 
 AnyPretrainingConfig = PretrainingConfig | GptPretrainingConfig
 _TOKENIZER_TRAINING_CHARACTERS = 200_000_000
@@ -60,9 +63,12 @@ class PretrainingRun:
     def trainer(self) -> Trainer:
         """Trains the model on the data; it measures at least as often as it saves."""
         training = self.config.training
+        if training.eval_strategy != "epoch":
+            training = replace(training, eval_steps=training.eval_steps or training.save_steps)
+        check_metric(training.metric_for_best_model, ("loss", *self.parts.figures))
         return Trainer(
             self.model,
-            replace(training, eval_steps=training.eval_steps or training.save_steps),
+            training,
             self.train_data,
             evaluation=self.eval_data and self.parts.evaluation(self.eval_data, self.held_out, self.tokenizer),
             cost=self.parts.cost(self.model, self.train_data),
@@ -96,7 +102,8 @@ def prepare_pretraining(
 
     Raises:
         ValueError: for settings that do not fit each other, the text, or the model.
-        RunDirectoryError: when the output directory holds checkpoints and the run is not to be resumed.
+        RunDirectoryError: when the output directory is in use, holds checkpoints and the run is not to be resumed, or
+            those of other text.
     """
     output_dir = Path(config.training.output_dir)
     check_output_directory(config.training)
@@ -112,15 +119,20 @@ def prepare_pretraining(
     if not world.is_main:
         world.barrier()  # the first process has written tokenizer and shards by then; the others find them complete
         say, progress = _say_nothing, False
-    tokenizer = _tokenizer(config, parts, model, output_dir / "data", say)
-    if model is None:
-        model = parts.new_model(tokenizer)
-    else:
-        parts.fit(model, tokenizer)
-    _check_lengths(config, model)
-    shards = _shards(config, parts, tokenizer, output_dir / "data", say, progress)
+    with ExitStack() as claim:
+        if world.is_main:  # a run that is under way may need what lies there
+            claim.callback(claim_directory(output_dir, say).release)
+        tokenizer = _tokenizer(config, parts, model, output_dir / "data", say)
+        if model is None:
+            model = parts.new_model(tokenizer)
+        else:
+            parts.fit(model, tokenizer)
+        _check_lengths(config, model)
+        shards = _shards(config, parts, tokenizer, output_dir / "data", say, progress)
     if world.is_main:
         world.barrier()
+    if remark := shards.corpus.remark_on_unknown(tokenizer):
+        say(remark)
     say(f"{shards.train.num_tokens:,} tokens of {shards.train.num_documents:,} documents to train on")
     return PretrainingRun(
         config=config,
@@ -155,7 +167,7 @@ def _tokenizer(
     wanted, corpus = config.vocabulary, config.corpus
     given = wanted.tokenizer or config.model.model or (corpus.train_files[0] if _is_encoded(corpus) else None)
     kept = data_dir / "train"
-    if config.training.resume_from_checkpoint is not None and (kept / "tokenizer.json").is_file():
+    if list_checkpoints(Path(config.training.output_dir)) and (kept / "tokenizer.json").is_file():
         _check_kept(Tokenizer.load(kept), wanted.tokenizer)
         given = kept
     else:
@@ -253,20 +265,35 @@ def _encode(
         "form": parts.form,
         "progress": progress,
     }
+    if list_checkpoints(Path(config.training.output_dir)):
+        _expect_same_files(directory, files)
+        return encode_files(files, tokenizer, directory, **options)
     try:
         return encode_files(files, tokenizer, directory, **options)
-    except ShardError:
-        if config.training.resume_from_checkpoint is not None:
-            raise
-        # Left by a run of other settings that never came to a checkpoint: nothing of worth is lost.
+    except ShardError:  # left by a run of other settings that never came to a checkpoint: nothing of worth is lost
         return encode_files(files, tokenizer, directory, overwrite=True, **options)
+
+
+def _expect_same_files(directory: Path, files: tuple[Path, ...]) -> None:
+    """Refuse other files than a run began with, before anything is written to its shards."""
+    if not (directory / INDEX_NAME).is_file():
+        return
+    there = {source.path for source in ShardIndex.read(directory).sources}
+    here = {str(path.resolve()) for path in files}
+    if there != here:
+        raise RunDirectoryError(
+            f"{directory} holds the text of the run, from {', '.join(sorted(there))}; got {', '.join(sorted(here))}. "
+            "A run goes on with the files that it began with; choose another output_dir for others"
+        )
 
 
 def _identity(config: AnyPretrainingConfig, shards: _Shards) -> dict[str, object]:
     return {
         "corpus": shards.corpus.fingerprint,
         "eval_fraction": None if config.corpus.eval_files else config.corpus.eval_fraction,
+        "eval_corpus": shards.held_out.fingerprint if config.corpus.eval_files else None,
         "vocab_size": shards.corpus.vocab_size,
+        "vocabulary": config.vocabulary.chosen,
         "start_from": str(config.model.model or config.model.size),
         **asdict(config.objective),
         **config.batches.sizes,

@@ -65,6 +65,13 @@ class VocabularyConfig:
         """The largest vocabulary of a tokenizer that is trained."""
         return DEFAULT_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
 
+    @property
+    def chosen(self) -> dict[str, object]:
+        """What was asked for of a tokenizer that is trained, where it is not the default."""
+        asked = {"vocab_size": self.largest, "cased": self.cased, "new_tokens": self.new_tokens}
+        usual = {"vocab_size": DEFAULT_VOCAB_SIZE, "cased": False, "new_tokens": 0}
+        return {name: value for name, value in asked.items() if value != usual[name]}
+
     def check_unused(self, given: Path) -> None:
         """Raise ValueError where something was asked for that a tokenizer which exists, in `given`, has already."""
         check_unused(self, ("vocab_size", "cased"), f"{given} has a tokenizer, which stays")
@@ -114,6 +121,9 @@ class BatchConfig:
             raise ValueError(
                 "per_device_train_batch_size and tokens_per_batch are both given; expected one of them: leave one out"
             )
+        for name in ("per_device_train_batch_size", "tokens_per_batch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def sizes(self) -> dict[str, int | None]:

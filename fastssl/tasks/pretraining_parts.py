@@ -23,6 +23,8 @@ class PretrainingParts(Protocol):
     """What becomes of the text's white space."""
     extends_vocabulary: bool
     """Whether the tokenizer that is given learns new tokens from the text."""
+    figures: tuple[str, ...]
+    """What an evaluation measures beside the loss."""
 
     def published_model(self) -> nn.Module | None:
         """Return the model to go on from, or None where a new one is wanted."""

@@ -6,6 +6,7 @@ under the hidden name ``.checkpoint-<step>.tmp``, synced, and renamed; a kill at
 checkpoint or a whole one. Nothing in it is pickled.
 """
 
+import itertools
 import json
 import re
 import shutil
@@ -150,6 +151,20 @@ def checkpoint_to_resume(request: str, run: Path, say: Callable[[str], None]) ->
         f"resume_from_checkpoint={request!r} is not a checkpoint; expected 'last', a directory checkpoint-<step>, "
         "or the directory of a run that holds some"
     )
+
+
+def set_aside_later(checkpoint: Path, say: Callable[[str], None]) -> None:
+    """Rename the checkpoints of a run that are later than one that it goes back to: they belong to another future.
+
+    They would be the newest ones, and what "last" means, until the run has come as far again.
+    """
+    run = checkpoint.parent
+    for later in (other for other in list_checkpoints(run) if step_of(other) > step_of(checkpoint)):
+        names = (f"set-aside-{later.name}" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+        aside = next(run / name for name in names if not (run / name).exists())
+        later.rename(aside)
+        say(f"{later.name} is kept as {aside.name}: the run goes back to {checkpoint.name}")
+    sync_directory(run)
 
 
 def rotate_checkpoints(run: Path, keep: int | None, newest: Path, best: Path | None = None) -> None:

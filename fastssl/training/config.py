@@ -1,8 +1,9 @@
 """The settings of a training run, named as in the Hugging Face Trainer where a name exists there."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 SchedulerName = Literal["auto", "linear", "cosine", "constant", "wsd", "time_budget"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
@@ -17,6 +18,9 @@ class TrainingConfig:
     Raises:
         ValueError: for a value out of range or two settings that contradict each other.
     """
+
+    has_usual_metric: ClassVar[bool] = False
+    """Whether a run without metric_for_best_model has one all the same."""
 
     output_dir: str
     """Directory of the run: checkpoints, metrics.jsonl, TensorBoard events, curves.png, run.json."""
@@ -71,7 +75,8 @@ class TrainingConfig:
     eval_strategy: EvalStrategy = "auto"
     """Evaluate every eval_steps, or at the end of each epoch; auto: by steps where eval_steps is given."""
     metric_for_best_model: str | None = None
-    """Keep the checkpoint of the best evaluation by this figure, such as accuracy or loss; None keeps none for it."""
+    """Keep the checkpoint of the best evaluation by this figure, such as loss; None keeps none for it. The model in the
+    output directory is the last one all the same."""
     greater_is_better: bool | None = None
     """Whether more of that figure is better; None: not of a loss, perplexity or bits_per_byte, of all others."""
     early_stopping_patience: int | None = None
@@ -138,7 +143,8 @@ class TrainingConfig:
             raise ValueError("eval_strategy='steps' needs eval_steps; give it, or choose 'epoch'")
         if self.eval_strategy == "epoch" and self.eval_steps is not None:
             raise ValueError("eval_strategy='epoch' and eval_steps are both given; leave one out")
-        if self.early_stopping_patience is not None and self.metric_for_best_model is None:
+        metric = self.metric_for_best_model is not None or self.has_usual_metric
+        if self.early_stopping_patience is not None and not metric:
             raise ValueError("early_stopping_patience needs metric_for_best_model; name a figure, such as 'loss'")
         if self.save_strategy == "no" and self.metric_for_best_model is not None:
             raise ValueError("metric_for_best_model keeps a checkpoint, but save_strategy='no'; leave one out")
@@ -155,13 +161,14 @@ class TrainingConfig:
 
 
 _POSITIVE = ("a number above zero", lambda value: value > 0)
-_NOT_NEGATIVE = ("zero or more", lambda value: value >= 0)
+_NOT_NEGATIVE = ("zero or more", lambda value: 0 <= value < math.inf)
 _SHARE = ("a share from 0 to 1", lambda value: 0 <= value <= 1)
 _BETA = ("a number from 0 to below 1", lambda value: 0 <= value < 1)
 _RANGES = {
     "max_steps": _POSITIVE,
     "num_train_epochs": _POSITIVE,
     "time_budget_minutes": _POSITIVE,
+    "seed": ("a whole number from 0 to below 2**63", lambda value: 0 <= value < 2**63),
     "learning_rate": _NOT_NEGATIVE,
     "min_learning_rate": _NOT_NEGATIVE,
     "warmup_steps": _NOT_NEGATIVE,

@@ -39,8 +39,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """Return the rows of a metrics.jsonl; a last line that a kill cut short is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}; delete that line") from error
+    return rows
 
 
 class MetricsFile:

@@ -113,6 +113,9 @@ class TrainingLoop:
             self._after_step(taken[-1], learning_rate)
         if ended not in EXIT_CODES and self.state.evaluated_step != self.state.step:
             self._evaluate()
+            if self.evaluation is not None and self.state.evaluated_step != self.state.step:  # it was cut short
+                (signal_number,) = self.world.maximum([float(self.stop.received or 0)])
+                ended = signal.Signals(int(signal_number)).name
         self.state.elapsed_seconds = time.monotonic() - began
         if self.last_checkpoint is None or self.last_checkpoint.name != f"checkpoint-{self.state.step}":
             self._save()
@@ -257,9 +260,23 @@ class TrainingLoop:
         if self.evaluation is None:
             return
         self._settle()
-        cancelled = self.stop.__bool__
-        found = self.evaluation(self.model, dtype=self.dtype, world=self.world, cancelled=cancelled)
+        try:
+            self._note(self.evaluation(self.model, dtype=self.dtype, world=self.world, cancelled=self.stop.__bool__))
+        except NonFiniteError:
+            raise
+        except ValueError:  # of the held-out data or the settings: what was trained until here is not lost for it
+            self._save()
+            raise
+
+    def _note(self, found: dict[str, float] | None) -> None:
+        """Take the figures of an evaluation; None: it was cancelled."""
         if found is not None:
+            if not math.isfinite(found.get("eval_loss", 0.0)):
+                raise NonFiniteError(
+                    f"step {self.state.step}: the held-out loss is {found['eval_loss']}; nothing of this step was "
+                    f"saved; last good checkpoint: {self.last_checkpoint or 'none'}; try a lower learning_rate or "
+                    "max_grad_norm"
+                )
             self.state.evaluation, self.state.evaluated_step = found, self.state.step
             row = {"step": self.state.step, **found}
             self._write(row)

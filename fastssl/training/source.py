@@ -21,8 +21,14 @@ class Batch(Protocol):
     def target_counts(self) -> dict[str, int]:
         """Return the number of predictions of each kind, such as {"masked_lm": 76}."""
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Batch":
         """Return the batch on a device."""
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in memory from which a GPU copies while the host goes on; asked for with a GPU alone."""
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator of a stream that uses the batch; asked for with a GPU alone."""
 
 
 class BatchSource(Protocol):
@@ -52,6 +58,10 @@ class TrainableModel(Protocol):
 
     def save_pretrained(self, directory: Path) -> None:
         """Write the weights and the config."""
+
+    @classmethod
+    def from_pretrained(cls, directory: Path) -> "TrainableModel":
+        """Return a model with the weights of such a directory; asked for when a run is resumed."""
 
 
 class InterleavedSource:

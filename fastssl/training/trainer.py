@@ -17,7 +17,7 @@ from fastssl.data.loader import Loader
 from fastssl.device import choose_device
 from fastssl.ops.machine import measured_matmul_flops
 from fastssl.ops.tile_search import expect_search_to_work, search_tiles
-from fastssl.training.checkpoint import checkpoint_to_resume, list_checkpoints
+from fastssl.training.checkpoint import checkpoint_to_resume, list_checkpoints, set_aside_later
 from fastssl.training.config import TrainingConfig
 from fastssl.training.cost import ModelCost, RunCost, estimate_run_cost
 from fastssl.training.distributed import World
@@ -116,6 +116,10 @@ class Trainer:
             expect_search_to_work(self._device)
         self._train_data, self._lr_scales = train_data, lr_scales
         self._evaluation = evaluation or (eval_data and partial(evaluate, source=eval_data))
+        if self._evaluation is None and config.metric_for_best_model is not None:
+            raise ValueError(
+                f"metric_for_best_model={config.metric_for_best_model!r}, but nothing is held out to measure it on"
+            )
         self._directory = Path(config.output_dir)
         self._identity = run_identity(config, model.config, data_identity or {}, self._world.size)
         self._write_companions = write_companions
@@ -198,6 +202,8 @@ class Trainer:
                 self._say(f"no checkpoint in {self._directory} yet: starting at step 0")
             elif found.parent.resolve() != self._directory.resolve():
                 check_identity(self._identity, found, resuming=True, say=self._say)
+            elif request != "last":
+                set_aside_later(found, self._say)
         write_run_file(self._directory, self._config, self._identity)
         return found
 

@@ -56,6 +56,24 @@ def test_encode_with_a_tokenizer(text_file: Path, tmp_path: Path, test_data: Pat
     assert shards.num_documents == 6
 
 
+def test_encode_tells_what_the_tokenizer_does_not_know(text_file: Path, tmp_path: Path, capsys):
+    chinese = tmp_path / "chinese.txt"
+    chinese.write_text("".join(map(chr, range(0x4E00, 0x4E00 + 400))) * 2 + "\n")
+    output = str(tmp_path / "shards")
+    assert main(["data", "encode", str(chinese), "--vocab-size", "100", "--output-dir", output]) == 0
+    assert "% of the tokens are [UNK]: the tokenizer does not know their characters" in capsys.readouterr().out
+    arguments = ["data", "encode", str(text_file), "--vocab-size", "120", "--output-dir", output + "-2"]
+    assert main(arguments) == 0
+    assert "[UNK]" not in capsys.readouterr().out
+
+
+def test_encode_makes_no_sentences_that_nothing_learns_from(text_file: Path, tmp_path: Path, capsys):
+    arguments = ["data", "encode", str(text_file), "--tokenizer-type", "bpe", "--output-dir", str(tmp_path / "shards")]
+    assert main(arguments) != 0
+    assert "and bpe has no mask token; give --text-form exact" in capsys.readouterr().err
+    assert not (tmp_path / "shards").exists()
+
+
 def test_encode_of_another_file_needs_overwrite(
     shards_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -21,6 +21,7 @@ from fastssl.tasks.pretraining_config import (
     VocabularyConfig,
 )
 from fastssl.training import RunDirectoryError, TrainingConfig
+from fastssl.training.run_directory import claim_directory
 
 WORDS = "the a cat dog bird tree house river sees finds likes under over near small large old new".split()
 
@@ -140,6 +141,95 @@ def test_another_run_in_the_directory_is_refused(text: Path, tmp_path: Path):
     changed = make_config(text, tmp_path / "run", training={"learning_rate": 1e-4, "resume_from_checkpoint": "last"})
     with pytest.raises(RunDirectoryError, match="learning_rate"):
         prepare_pretraining(changed).run()
+
+
+def test_a_refused_command_leaves_the_run_as_it_was(text: Path, tmp_path: Path):
+    more = write_text(tmp_path / "more.txt", num_documents=3, seed=4)
+    corpus = CorpusConfig(train_files=(text,), eval_fraction=0.2)
+    prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus)).run()
+    index = (tmp_path / "run" / "data" / "train" / "index.json").read_bytes()
+    again = {"max_steps": 6, "resume_from_checkpoint": "last"}
+    both = CorpusConfig(train_files=(text, more), eval_fraction=0.2)
+    with pytest.raises(RunDirectoryError, match=r"holds the text of the run, from .*text.txt; got .*more.txt"):
+        prepare_pretraining(make_config(text, tmp_path / "run", corpus=both, training=again))
+    assert (tmp_path / "run" / "data" / "train" / "index.json").read_bytes() == index
+    assert prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus, training=again)).run().step == 6
+
+
+def test_nothing_is_written_beside_a_run_that_is_under_way(text: Path, tmp_path: Path):
+    prepare_pretraining(make_config(text, tmp_path / "run"))
+    tokenizer = (tmp_path / "run" / "data" / "train" / "tokenizer.json").read_bytes()
+    lock = claim_directory(tmp_path / "run", print)
+    try:
+        with pytest.raises(RunDirectoryError, match="another process is training in it"):
+            prepare_pretraining(make_config(text, tmp_path / "run", vocabulary=VocabularyConfig(vocab_size=60)))
+    finally:
+        lock.release()
+    assert (tmp_path / "run" / "data" / "train" / "tokenizer.json").read_bytes() == tokenizer
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocabulary": VocabularyConfig(vocab_size=90)}, "data.vocabulary.vocab_size is 120 there and 90 here"),
+        (
+            {"vocabulary": VocabularyConfig(vocab_size=120, cased=True)},
+            "data.vocabulary.cased is None there and True here",
+        ),
+    ],
+)
+def test_another_vocabulary_is_another_run(text: Path, tmp_path: Path, changes: dict, message: str):
+    prepare_pretraining(make_config(text, tmp_path / "run")).run()
+    again = {"max_steps": 6, "resume_from_checkpoint": "last"}
+    with pytest.raises(RunDirectoryError, match=message):
+        prepare_pretraining(make_config(text, tmp_path / "run", training=again, **changes)).run()
+
+
+def test_other_text_to_measure_on_is_another_run(text: Path, tmp_path: Path):
+    other = write_text(tmp_path / "other.txt", num_documents=6, seed=1)
+    corpus = CorpusConfig(train_files=(text,), eval_files=(other,))
+    prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus)).run()
+    write_text(other, num_documents=6, seed=2)
+    again = {"max_steps": 6, "resume_from_checkpoint": "last"}
+    with pytest.raises(RunDirectoryError, match=r"data.eval_corpus is '\w+' there and '\w+' here"):
+        prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus, training=again)).run()
+
+
+@pytest.mark.parametrize(("num_documents", "held_out"), [(3, None), (4, 2), (24, 2)])
+def test_next_sentence_prediction_is_measured_on_two_documents_at_least(tmp_path: Path, num_documents, held_out):
+    text = write_text(tmp_path / "text.txt", num_documents=num_documents)
+    objective, said = ObjectiveConfig(sentence_objective="nsp", max_seq_length=32), []
+    corpus = CorpusConfig(train_files=(text,), eval_fraction=0.02)
+    run = prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus, objective=objective), say=said.append)
+    if held_out is None:
+        assert run.eval_data is None and any("the corpus is 3 documents: nothing is held out" in one for one in said)
+    else:
+        assert run.eval_data.lengths.num_documents == held_out
+        assert run.train_data.lengths.num_documents == num_documents - held_out
+
+
+def test_evaluations_at_the_end_of_each_epoch(text: Path, tmp_path: Path):
+    training = {"max_steps": None, "num_train_epochs": 2, "eval_strategy": "epoch"}
+    prepare_pretraining(make_config(text, tmp_path / "run", training=training)).run()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len([row for row in rows if "eval_loss" in row]) == 2
+
+
+def test_a_metric_that_is_not_measured_is_told_before_training(text: Path, tmp_path: Path):
+    run = prepare_pretraining(make_config(text, tmp_path / "run", training={"metric_for_best_model": "accuracy"}))
+    with pytest.raises(
+        ValueError, match="'accuracy' is not measured here; expected one of loss, masked_lm_loss, masked"
+    ):
+        run.run()
+    known = make_config(text, tmp_path / "other", training={"metric_for_best_model": "masked_lm_accuracy"})
+    assert prepare_pretraining(known).run().best_checkpoint is not None
+
+
+def test_what_the_tokenizer_does_not_know_is_told(text: Path, tmp_path: Path):
+    said, chinese = [], "".join(map(chr, range(0x4E00, 0x4E00 + 400)))
+    text.write_text(f"{chinese}\n\n{chinese}\n")
+    prepare_pretraining(make_config(text, tmp_path / "run"), say=said.append)
+    assert any("% of the tokens are [UNK]" in remark for remark in said)
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(text: Path, tmp_path: Path, monkeypatch):

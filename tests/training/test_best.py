@@ -8,6 +8,7 @@ from fastssl.training.checkpoint import list_checkpoints
 from fastssl.training.log import read_metrics
 from fastssl.training.optimizer import make_optimizer, set_learning_rate
 from fastssl.training.source import InterleavedSource
+from fastssl.training.step import NonFiniteError
 from tests.training.stand_in import StandInModel, StandInSource, weights_of
 
 pytestmark = pytest.mark.usefixtures("metrics_only")
@@ -39,6 +40,34 @@ def test_evaluates_once_at_the_end_of_each_epoch(tmp_path, accumulated, steps):
 def test_whole_epochs_are_counted_over_all_processes():
     source = InterleavedSource(StandInSource(), rank=1, size=2)
     assert [source.whole_epochs(n) for n in (0, 6, 7, 14, 15, 22)] == [0, 0, 1, 1, 2, 3]
+
+
+def test_what_an_evaluation_cannot_do_loses_no_training(tmp_path):
+    settings = {"max_steps": 9, "eval_steps": 4, "save_steps": 1000, "num_train_epochs": None}
+    with pytest.raises(ValueError, match="metric_for_best_model='speed' is not measured here"):
+        train(tmp_path, [0.1] * 3, metric_for_best_model="speed", **settings)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4"]
+
+
+def test_a_held_out_loss_that_is_none_stops_the_run_and_is_not_saved(tmp_path):
+    def evaluation(model, **_):
+        return {"eval_loss": float("nan") if len(list_checkpoints(tmp_path)) else 1.0}
+
+    settings = {"max_steps": 9, "eval_steps": 2, "save_steps": 2, "save_total_limit": 1}
+    trainer = Trainer(
+        StandInModel(), TrainingConfig(output_dir=str(tmp_path), **settings), StandInSource(), evaluation=evaluation
+    )
+    with pytest.raises(
+        NonFiniteError, match=r"step 4: the held-out loss is nan; .*last good checkpoint: .*checkpoint-2"
+    ):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+def test_a_metric_needs_something_to_measure_it_on(tmp_path):
+    config = TrainingConfig(output_dir=str(tmp_path), max_steps=2, metric_for_best_model="loss")
+    with pytest.raises(ValueError, match="metric_for_best_model='loss', but nothing is held out to measure it on"):
+        Trainer(StandInModel(), config, StandInSource())
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):

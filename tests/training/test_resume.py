@@ -187,6 +187,44 @@ def test_a_signal_cuts_an_evaluation_short_and_resuming_makes_up_for_it(tmp_path
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", 6)
 
 
+@pytest.mark.parametrize("strategy", [{}, {"eval_strategy": "epoch"}])
+def test_a_signal_in_the_last_evaluation_ends_the_run_undone(tmp_path, strategy):
+    class Interrupting(StandInSource):
+        def batch(self, epoch, index):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(epoch, index)
+
+    def run(name, held_out, resume=None):
+        settings = {"max_steps": 7, "learning_rate": 1e-2, "num_threads": 1, "logging_steps": 2, **strategy}
+        config = TrainingConfig(output_dir=str(tmp_path / name), resume_from_checkpoint=resume, **settings)
+        return Trainer(StandInModel(), config, StandInSource(), eval_data=held_out).train()
+
+    run("straight", StandInSource(seed=1))
+    stopped = run("stopped", Interrupting(seed=1))
+    assert (stopped.step, stopped.stopped_by, stopped.exit_code, stopped.evaluation) == (7, "SIGTERM", 143, {})
+    assert run("stopped", StandInSource(seed=1), resume="last").stopped_by == "max_steps"
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped", 7)
+
+
+def test_going_back_leaves_no_later_checkpoint_in_the_way(tmp_path, capsys):
+    run = tmp_path / "run"
+    make_trainer(run, max_steps=9, save_steps=3).train()
+    for _ in range(2):
+        back = {"max_steps": 7, "save_steps": 100, "resume_from_checkpoint": str(run / "checkpoint-3")}
+        make_trainer(run, **back).train()
+        assert [path.name for path in list_checkpoints(run)] == ["checkpoint-3", "checkpoint-7"]
+    assert {path.name for path in run.glob("set-aside-*")} == {
+        "set-aside-checkpoint-6",
+        "set-aside-checkpoint-9",
+        "set-aside-checkpoint-7",
+    }
+    assert (
+        "checkpoint-9 is kept as set-aside-checkpoint-9: the run goes back to checkpoint-3" in capsys.readouterr().err
+    )
+    make_trainer(run, max_steps=9, save_steps=100, resume_from_checkpoint="last").train()
+    assert "resuming from " + str(run / "checkpoint-7") in capsys.readouterr().err
+
+
 def test_a_second_signal_leaves_at_once(tmp_path):
     run = tmp_path / "run"
     process = start(run, max_steps=10, endless=True)
