@@ -58,17 +58,8 @@ class BertParts:
     def new_model(self, tokenizer: Tokenizer) -> BertForPretraining:
         """Make a model of the preset, with what was asked for besides."""
         wanted = self.config.model
-        changes: dict[str, object] = {
-            "vocab_size": tokenizer.vocab_size,
-            "pad_token_id": tokenizer.special.pad,
-            "norm_position": wanted.norm_position or "post",
-        }
-        if wanted.dropout is not None:
-            changes |= {"hidden_dropout_prob": wanted.dropout, "attention_probs_dropout_prob": wanted.dropout}
-        for name in ("initializer_range", "max_position_embeddings"):
-            if getattr(wanted, name) is not None:
-                changes[name] = getattr(wanted, name)
-        return self.model_class(replace(bert_preset(wanted.size), **changes))
+        needed = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.special.pad}
+        return self.model_class(replace(bert_preset(wanted.size), **(needed | wanted.changes)))
 
     @property
     def figures(self) -> tuple[str, ...]:

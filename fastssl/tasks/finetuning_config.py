@@ -95,6 +95,7 @@ class FinetuningTrainingConfig(TrainingConfig):
     """Settings of training with the defaults of fine-tuning: an evaluation per epoch, the best checkpoint kept."""
 
     has_usual_metric: ClassVar[bool] = True
+    """The main one of its task."""
 
     learning_rate: float = 5e-5
     """Peak learning rate."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastssl.data.corpus import Corpus
+from fastssl.data.corpus import Corpus, check_file
 from fastssl.data.encode import encode_files
+from fastssl.data.packing import check_batch_size
 from fastssl.data.shard_format import INDEX_NAME, ShardError, ShardIndex
 from fastssl.data.shards import TokenShards
 from fastssl.data.tokenizer import Tokenizer
@@ -107,6 +108,7 @@ def prepare_pretraining(
     """
     output_dir = Path(config.training.output_dir)
     check_output_directory(config.training)
+    _check_text_and_batches(config)
     device = choose_device(config.training.device)  # says at once that there is none
     if config.training.cuda_graphs:
         expect_graphs_to_work(device, 1)  # the trainer looks at the number of processes
@@ -115,6 +117,8 @@ def prepare_pretraining(
     torch.manual_seed(config.training.seed)
     parts = GptParts(config=config) if isinstance(config, GptPretrainingConfig) else BertParts(config=config)
     model = parts.published_model()
+    if model is not None:
+        _check_lengths(config, model)
     world = World.join()
     if not world.is_main:
         world.barrier()  # the first process has written tokenizer and shards by then; the others find them complete
@@ -145,6 +149,14 @@ def prepare_pretraining(
         identity=_identity(config, shards),
         is_main=world.is_main,
     )
+
+
+def _check_text_and_batches(config: AnyPretrainingConfig) -> None:
+    """Tell before anything is encoded what would be told after it."""
+    corpus = config.corpus
+    for path in (*(() if _is_encoded(corpus) else corpus.train_files), *corpus.eval_files):
+        check_file(path)
+    check_batch_size(**config.batches.sizes, max_seq_length=config.objective.max_seq_length)
 
 
 def _check_lengths(config: AnyPretrainingConfig, model: nn.Module) -> None:

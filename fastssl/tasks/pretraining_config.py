@@ -1,11 +1,12 @@
 """What a pretraining run is asked to do, in five groups; the command line shows their fields as flat flags."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from fastssl.data.objectives import ObjectiveConfig
+from fastssl.models.presets import bert_preset
 from fastssl.training import TrainingConfig
 
 DEFAULT_VOCAB_SIZE = 8192
@@ -100,11 +101,25 @@ class ModelConfig:
         if self.model is not None:
             names = ("preset", "norm_position", "initializer_range", "max_position_embeddings")
             check_unused(self, names, f"model={self.model} is a model, which stays as large and as it was made")
+        else:
+            # Told before a tokenizer is trained; its size and tokens, which come later, are the preset's here.
+            replace(bert_preset(self.size), **self.changes)
 
     @property
     def size(self) -> str:
         """The preset of a new model."""
         return self.preset or "bert-mini"
+
+    @property
+    def changes(self) -> dict[str, object]:
+        """What a new model has in place of its preset's."""
+        changes: dict[str, object] = {"norm_position": self.norm_position or "post"}
+        if self.dropout is not None:
+            changes |= {"hidden_dropout_prob": self.dropout, "attention_probs_dropout_prob": self.dropout}
+        for name in ("initializer_range", "max_position_embeddings"):
+            if getattr(self, name) is not None:
+                changes[name] = getattr(self, name)
+        return changes
 
 
 @dataclass(frozen=True, kw_only=True)

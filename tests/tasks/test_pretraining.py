@@ -239,6 +239,22 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(text: Path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_wrong_with_files_and_batches_is_told_before_anything_is_written(text: Path, tmp_path: Path):
+    missing = tmp_path / "missing.txt"
+    for corpus in (CorpusConfig(train_files=(text, missing)), CorpusConfig(train_files=(text,), eval_files=(missing,))):
+        with pytest.raises(FileNotFoundError, match=r"missing.txt"):
+            prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus))
+    with pytest.raises(ValueError, match="tokens_per_batch must hold the longest sequence, max_seq_length=32, got 31"):
+        prepare_pretraining(make_config(text, tmp_path / "run", batches=BatchConfig(tokens_per_batch=31)))
+    with pytest.raises(ValueError, match="per_device_train_batch_size must be at least 1, got 0"):
+        BatchConfig(per_device_train_batch_size=0)
+    with pytest.raises(ValueError, match="did you mean 'bert-tiny'"):
+        ModelConfig(preset="bert-tinny")
+    with pytest.raises(ValueError, match="initializer_range"):
+        ModelConfig(initializer_range=-1.0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_is_no_output_directory(text: Path):
     with pytest.raises(RunDirectoryError, match="is a file"):
         prepare_pretraining(make_config(text, text))
@@ -263,16 +279,10 @@ def test_altered_shards_stop_the_run(text: Path, tmp_path: Path):
         )
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"objective": ObjectiveConfig(max_seq_length=128)}, "max_seq_length=128 is above the 64 positions"),
-        ({"model": ModelConfig(preset="bert-tinny")}, "did you mean 'bert-tiny'"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(text: Path, tmp_path: Path, changes: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        prepare_pretraining(make_config(text, tmp_path / "run", **changes))
+def test_sequences_longer_than_the_model_reads_are_refused(text: Path, tmp_path: Path):
+    config = make_config(text, tmp_path / "run", objective=ObjectiveConfig(max_seq_length=128))
+    with pytest.raises(ValueError, match="max_seq_length=128 is above the 64 positions"):
+        prepare_pretraining(config)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(text: Path, tmp_path: Path):
