@@ -129,9 +129,9 @@ def prepare_pretraining(
         tokenizer = _tokenizer(config, parts, model, output_dir / "data", say)
         if model is None:
             model = parts.new_model(tokenizer)
+            _check_lengths(config, model)
         else:
             parts.fit(model, tokenizer)
-        _check_lengths(config, model)
         shards = _shards(config, parts, tokenizer, output_dir / "data", say, progress)
     if world.is_main:
         world.barrier()

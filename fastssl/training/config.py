@@ -161,7 +161,8 @@ class TrainingConfig:
 
 
 _POSITIVE = ("a number above zero", lambda value: value > 0)
-_NOT_NEGATIVE = ("zero or more", lambda value: 0 <= value < math.inf)
+_NOT_NEGATIVE = ("zero or more", lambda value: value >= 0)
+_FINITE = ("a finite number, zero or more", lambda value: 0 <= value < math.inf)
 _SHARE = ("a share from 0 to 1", lambda value: 0 <= value <= 1)
 _BETA = ("a number from 0 to below 1", lambda value: 0 <= value < 1)
 _RANGES = {
@@ -169,8 +170,8 @@ _RANGES = {
     "num_train_epochs": _POSITIVE,
     "time_budget_minutes": _POSITIVE,
     "seed": ("a whole number from 0 to below 2**63", lambda value: 0 <= value < 2**63),
-    "learning_rate": _NOT_NEGATIVE,
-    "min_learning_rate": _NOT_NEGATIVE,
+    "learning_rate": _FINITE,
+    "min_learning_rate": _FINITE,
     "warmup_steps": _NOT_NEGATIVE,
     "warmup_ratio": _SHARE,
     "decay_ratio": _SHARE,

@@ -115,7 +115,7 @@ class TrainingLoop:
             self._evaluate()
             if self.evaluation is not None and self.state.evaluated_step != self.state.step:  # it was cut short
                 (signal_number,) = self.world.maximum([float(self.stop.received or 0)])
-                ended = signal.Signals(int(signal_number)).name
+                ended = signal.Signals(int(signal_number)).name if signal_number else ended
         self.state.elapsed_seconds = time.monotonic() - began
         if self.last_checkpoint is None or self.last_checkpoint.name != f"checkpoint-{self.state.step}":
             self._save()
