@@ -380,6 +380,6 @@ def _answers(starts: Tensor | None, ends: Tensor | None, real: Tensor) -> dict[s
 
 def _concatenate(sequences: Sequence[Sequence[int]]) -> Tensor:
     arrays = [np.asarray(sequence) for sequence in sequences]
-    if other := next((array.dtype for array in arrays if array.dtype.kind not in "iu"), None):
+    if other := next((array.dtype for array in arrays if array.size and array.dtype.kind not in "iub"), None):
         raise ValueError(f"sequences must hold whole numbers, got {other}")
     return torch.from_numpy(np.concatenate(arrays).astype(np.int64, copy=False))

@@ -152,6 +152,13 @@ def _check_same_kind(directory: Path, found: ShardIndex, wanted: ShardIndex) -> 
         )
 
 
+def changed_sources(output_dir: str | Path) -> list[str]:
+    """Return those of the files that finished shards were made of which are not what they were, in their order."""
+    found = ShardIndex.read(Path(output_dir))
+    sources = found.sources if found.complete else ()
+    return [old.path for old in sources if not _is_unchanged(old, _describe_source(Path(old.path)))]
+
+
 def _is_unchanged(old: SourceInfo, new: SourceInfo) -> bool:
     if (old.path, old.size_bytes) != (new.path, new.size_bytes):
         return False

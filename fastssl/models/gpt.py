@@ -158,8 +158,8 @@ class GPTModel(nn.Module):
     def decodes(self, batch: PackedBatch, cache: KVCache | None) -> bool:
         """Return whether `decode` can run a batch: one new token of each of few sequences, and nothing to learn.
 
-        Whoever has replaced a part of a block, or hung a hook on one, has it called: such a model reads token by token
-        as it reads a prompt.
+        Whoever has replaced a part of a block before a cache was read first, or hung a hook on one at any time, has it
+        called: such a model reads token by token as it reads a prompt.
         """
         one_each = cache is not None and batch.num_tokens == cache.num_sequences == batch.num_sequences
         if not one_each or batch.num_tokens > MAX_ROWS or self.training or torch.is_grad_enabled():

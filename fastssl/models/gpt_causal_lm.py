@@ -16,12 +16,13 @@ from fastssl.models.gpt import GPTModel, GPTOutput
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.losses import LossSum
 from fastssl.nn.decoding import scores
+from fastssl.nn.heads import loss_of_logits
 from fastssl.nn.init import grow_rows, initialize
 from fastssl.nn.kv_cache import KVCache
 from fastssl.nn.plain import is_plain
 from fastssl.nn.quantized import QuantizedLinear
 from fastssl.nn.tied_embedding import TiedEmbedding
-from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
+from fastssl.ops.linear_cross_entropy.api import LinearCrossEntropyStats, linear_cross_entropy
 
 
 class GPTForCausalLM(nn.Module):
@@ -120,6 +121,11 @@ class GPTForCausalLM(nn.Module):
 
     def quantize_head(self) -> None:
         """Score in 8 bits from now on; the word embedding that is read stays as it is. See `fastssl.quantize`."""
+        if self.head is not None and not is_plain(self.head, nn.Linear):
+            raise ValueError(
+                f"the head is a {type(self.head).__name__} with more to it than its weight; quantise a model without "
+                "adapters and hooks"
+            )
         scores = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
         scores.weight = (self.gpt.word if self.head is None else self.head).weight
         self.head = QuantizedLinear(scores)
@@ -180,8 +186,16 @@ class GPTForCausalLM(nn.Module):
         else:  # picked here, or the host would wait for a GPU to learn how many there are
             hidden_states, targets = hidden_states.index_select(0, rows), targets.index_select(0, rows)
             count, ignored = rows.numel(), None
-        loss_sum, stats = linear_cross_entropy(
-            hidden_states,
+        loss_sum, stats = self._loss_of(head, hidden_states, targets, ignored)
+        losses.add("causal_lm", loss_sum, stats.num_correct, count)
+
+    def _loss_of(
+        self, head: nn.Linear | TiedEmbedding, rows: Tensor, targets: Tensor, ignored: int | None
+    ) -> tuple[Tensor, LinearCrossEntropyStats]:
+        if head is self.head and not is_plain(head, nn.Linear):  # an adapter, or a hook: it is to be called
+            return loss_of_logits(head(rows), targets, ignored)
+        return linear_cross_entropy(
+            rows,
             head.weight,
             targets,
             ignore_index=ignored,
@@ -189,4 +203,3 @@ class GPTForCausalLM(nn.Module):
             return_stats=True,
             backend=self.backend,
         )
-        losses.add("causal_lm", loss_sum, stats.num_correct, count)

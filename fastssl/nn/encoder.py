@@ -127,8 +127,8 @@ class PostNormEncoder(Encoder):
         hidden_states = dropout(embedded, self.hidden_dropout_p, seeds.embeddings, backend=self.backend)
         for number, (block, block_seeds) in enumerate(zip(self.blocks, seeds.blocks, strict=True)):
             trace.record(hidden_states, partial(block.attention.probabilities, hidden_states, cu_seqlens))
-            last = number == len(self.blocks) - 1
-            hidden_states = self.run(block, hidden_states, cu_seqlens, max_seqlen, block_seeds, first_only and last)
+            wanted = (True,) if first_only and number == len(self.blocks) - 1 else ()
+            hidden_states = self.run(block, hidden_states, cu_seqlens, max_seqlen, block_seeds, *wanted)
         if first_only and not self.blocks:
             hidden_states = hidden_states.index_select(0, cu_seqlens[:-1])
         trace.finish(hidden_states)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from fastssl.nn.init import grow_rows
 from fastssl.nn.mlp import ACTIVATIONS, activated
 from fastssl.nn.norm import LayerNorm
+from fastssl.nn.plain import has_hooks, is_plain
 from fastssl.ops.linear_cross_entropy.api import LinearCrossEntropyStats, linear_cross_entropy
 
 
@@ -26,6 +27,16 @@ class Pooler(nn.Module):
     def forward(self, first_tokens: Tensor) -> Tensor:
         """Return (B, E) from the (B, E) hidden states of each sequence's first token."""
         return self.dense(first_tokens).tanh()
+
+
+def loss_of_logits(logits: Tensor, labels: Tensor, ignore_index: int | None) -> tuple[Tensor, LinearCrossEntropyStats]:
+    """Return what `linear_cross_entropy` does with ``reduction="sum"``, from scores (M, V) that exist."""
+    ignored = -100 if ignore_index is None else ignore_index
+    losses = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=ignored)
+    kept = labels != ignored
+    num_correct = ((logits.argmax(-1) == labels) & kept).sum()
+    lse = logits.detach().float().logsumexp(-1).masked_fill(~kept, 0.0)
+    return losses.sum(), LinearCrossEntropyStats(losses.detach(), lse, num_correct)
 
 
 class MaskedLMHead(nn.Module):
@@ -54,12 +65,17 @@ class MaskedLMHead(nn.Module):
 
     def forward(self, hidden_states: Tensor, word_embedding: Tensor) -> Tensor:
         """Return the scores (M, V) from (M, E) rows and the (V, E) word embedding."""
-        return F.linear(self._transform(hidden_states), self._decoder_weight(word_embedding), self.bias)
+        transformed = self._transform(hidden_states)
+        if self.decoder is not None and not is_plain(self.decoder, nn.Linear):
+            return self.decoder(transformed) + self.bias
+        return F.linear(transformed, self._decoder_weight(word_embedding), self.bias)
 
     def loss(
         self, hidden_states: Tensor, labels: Tensor, word_embedding: Tensor, *, ignore_index: int | None = None
     ) -> tuple[Tensor, LinearCrossEntropyStats]:
         """Return the sum of the rows' cross-entropies, 0-d fp32, and statistics; the logits never exist whole.
+
+        But where somebody has hung a hook on the head or replaced its decoder: then those are called.
 
         Args:
             hidden_states: (M, E), the rows to predict and no others.
@@ -67,6 +83,8 @@ class MaskedLMHead(nn.Module):
             word_embedding: (V, E).
             ignore_index: the label of rows that have none; None: all have one.
         """
+        if has_hooks(self) or not (self.decoder is None or is_plain(self.decoder, nn.Linear)):
+            return loss_of_logits(self(hidden_states, word_embedding), labels, ignore_index)
         return linear_cross_entropy(
             self._transform(hidden_states),
             self._decoder_weight(word_embedding),

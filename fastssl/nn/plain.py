@@ -1,6 +1,15 @@
 """Whether a module may be passed by, and its parameters be used in its place."""
 
 from torch import nn
+from torch.nn.modules import module as _module
+
+EVERY_MODULES_HOOKS = (
+    _module._global_forward_hooks,
+    _module._global_forward_pre_hooks,
+    _module._global_backward_hooks,
+    _module._global_backward_pre_hooks,
+)
+"""PyTorch's own dictionaries of hooks that stand for all modules."""
 
 
 def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
@@ -13,7 +22,7 @@ def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
 
 def has_hooks(*modules: nn.Module) -> bool:
     """Return whether somebody has hung a hook on any of these."""
-    return any(
+    return any(EVERY_MODULES_HOOKS) or any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in modules
     )

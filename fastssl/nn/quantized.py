@@ -15,6 +15,8 @@ from fastssl.ops.quantized_linear.weight import QuantizedWeight, quantize_weight
 
 Model = TypeVar("Model", bound=nn.Module)
 _FUSED = "gelu"
+_MAPS = frozenset({"qkv", "output", "up", "gate_up", "down"})
+"""Names of the maps of a block, whatever class stands there."""
 
 
 class QuantizedLinear(nn.Module):
@@ -47,7 +49,8 @@ class QuantizedLinear(nn.Module):
         kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
-            self._buffers[name] = buffer.to(self._buffers[name].device)
+            if self._buffers[name].dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
         return self
 
     def train(self, mode: bool = True) -> "QuantizedLinear":
@@ -95,7 +98,8 @@ def quantize(model: Model) -> Model:
 
 def _expect_plain(block_name: str, block: Block | CausalBlock) -> None:
     for name, part in block.named_modules():
-        if isinstance(part, nn.Linear) and not is_plain(part, nn.Linear):
+        is_map = isinstance(part, nn.Linear) or name.rpartition(".")[2] in _MAPS
+        if is_map and not is_plain(part, nn.Linear):
             raise ValueError(
                 f"{block_name}.{name} is a {type(part).__name__} with more to it than weight and bias; quantise a "
                 "model without adapters, or with theirs merged into its weights, and without hooks"

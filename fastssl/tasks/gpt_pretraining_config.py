@@ -50,11 +50,9 @@ class CausalVocabularyConfig:
         return DEFAULT_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
 
     @property
-    def chosen(self) -> dict[str, object]:
-        """What was asked for of a tokenizer that is trained, where it is not the default."""
-        asked = {"vocab_size": self.largest, "tokenizer_type": self.tokenizer_type}
-        usual = {"vocab_size": DEFAULT_VOCAB_SIZE, "tokenizer_type": "bpe"}
-        return {name: value for name, value in asked.items() if value != usual[name]}
+    def asked(self) -> dict[str, object]:
+        """What is asked for of a tokenizer that is trained."""
+        return {"vocab_size": self.largest, "tokenizer_type": self.tokenizer_type}
 
     def check_unused(self, given: Path) -> None:
         """Raise ValueError where something was asked for that a tokenizer which exists, in `given`, has already."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastssl.data.corpus import Corpus, check_file
-from fastssl.data.encode import encode_files
+from fastssl.data.encode import changed_sources, encode_files
 from fastssl.data.packing import check_batch_size
 from fastssl.data.shard_format import INDEX_NAME, ShardError, ShardIndex
 from fastssl.data.shards import TokenShards
@@ -135,7 +135,7 @@ def prepare_pretraining(
         shards = _shards(config, parts, tokenizer, output_dir / "data", say, progress)
     if world.is_main:
         world.barrier()
-    if remark := shards.corpus.remark_on_unknown(tokenizer):
+    if world.is_main and (remark := shards.corpus.remark_on_unknown(tokenizer)):
         say(remark)
     say(f"{shards.train.num_tokens:,} tokens of {shards.train.num_documents:,} documents to train on")
     return PretrainingRun(
@@ -278,7 +278,7 @@ def _encode(
         "progress": progress,
     }
     if list_checkpoints(Path(config.training.output_dir)):
-        _expect_same_files(directory, files)
+        _expect_same_text(directory, files)
         return encode_files(files, tokenizer, directory, **options)
     try:
         return encode_files(files, tokenizer, directory, **options)
@@ -286,16 +286,22 @@ def _encode(
         return encode_files(files, tokenizer, directory, overwrite=True, **options)
 
 
-def _expect_same_files(directory: Path, files: tuple[Path, ...]) -> None:
-    """Refuse other files than a run began with, before anything is written to its shards."""
+def _expect_same_text(directory: Path, files: tuple[Path, ...]) -> None:
+    """Refuse other text than a run began with, before anything is written to its shards."""
+    remedy = "a run goes on with the text that it began with; choose another output_dir for other text"
     if not (directory / INDEX_NAME).is_file():
-        return
-    there = {source.path for source in ShardIndex.read(directory).sources}
-    here = {str(path.resolve()) for path in files}
+        if (directory.parent / "train" / INDEX_NAME).is_file():
+            raise RunDirectoryError(f"{directory.parent} holds the text of a run without eval_files: {remedy}")
+        return  # somebody has deleted it
+    there = [source.path for source in ShardIndex.read(directory).sources]
+    here = [str(path.resolve()) for path in files]
     if there != here:
         raise RunDirectoryError(
-            f"{directory} holds the text of the run, from {', '.join(sorted(there))}; got {', '.join(sorted(here))}. "
-            "A run goes on with the files that it began with; choose another output_dir for others"
+            f"{directory} holds the text of the run, from {', '.join(there)}; got {', '.join(here)}: {remedy}"
+        )
+    if changed := changed_sources(directory):
+        raise RunDirectoryError(
+            f"{directory} holds the text of the run, and {', '.join(changed)} was changed since: {remedy}"
         )
 
 
@@ -305,7 +311,7 @@ def _identity(config: AnyPretrainingConfig, shards: _Shards) -> dict[str, object
         "eval_fraction": None if config.corpus.eval_files else config.corpus.eval_fraction,
         "eval_corpus": shards.held_out.fingerprint if config.corpus.eval_files else None,
         "vocab_size": shards.corpus.vocab_size,
-        "vocabulary": config.vocabulary.chosen,
+        "vocabulary": config.vocabulary.asked,
         "start_from": str(config.model.model or config.model.size),
         **asdict(config.objective),
         **config.batches.sizes,

@@ -262,36 +262,43 @@ class TrainingLoop:
         self._settle()
         try:
             self._note(self.evaluation(self.model, dtype=self.dtype, world=self.world, cancelled=self.stop.__bool__))
-        except NonFiniteError:
+        except (NonFiniteError, RunDirectoryError):
             raise
         except ValueError:  # of the held-out data or the settings: what was trained until here is not lost for it
-            self._save()
+            if self.world.size == 1:  # others may not have met it, and would not come to the save
+                self._save()
             raise
 
     def _note(self, found: dict[str, float] | None) -> None:
         """Take the figures of an evaluation; None: it was cancelled."""
         if found is not None:
-            if not math.isfinite(found.get("eval_loss", 0.0)):
-                raise NonFiniteError(
-                    f"step {self.state.step}: the held-out loss is {found['eval_loss']}; nothing of this step was "
-                    f"saved; last good checkpoint: {self.last_checkpoint or 'none'}; try a lower learning_rate or "
-                    "max_grad_norm"
-                )
+            self._check_figures(found)
             self.state.evaluation, self.state.evaluated_step = found, self.state.step
             row = {"step": self.state.step, **found}
             self._write(row)
             self.reporter.evaluation_row(row)
             self._note_best(found)
 
-    def _note_best(self, found: Mapping[str, float]) -> None:
+    def _check_figures(self, found: Mapping[str, float]) -> None:
+        if not math.isfinite(found.get("eval_loss", 0.0)):
+            raise NonFiniteError(
+                f"step {self.state.step}: the held-out loss is {found['eval_loss']}; the weights are not saved; last "
+                f"checkpoint: {self.last_checkpoint or 'none'}; try a lower learning_rate or max_grad_norm"
+            )
         metric = self.config.metric_for_best_model
-        if metric is None:
-            return
-        name = f"eval_{metric.removeprefix('eval_')}"
-        if name not in found:
+        if metric is not None and self._name_of(metric) not in found:
             known = ", ".join(figure.removeprefix("eval_") for figure in found)
             raise ValueError(f"metric_for_best_model={metric!r} is not measured here; expected one of {known}")
-        self.state.note_best(found[name], greater_is_better=self.config.best_is_greater)
+
+    def _note_best(self, found: Mapping[str, float]) -> None:
+        metric = self.config.metric_for_best_model
+        if metric is not None:
+            name = self._name_of(metric)
+            self.state.note_best(name, found[name], greater_is_better=self.config.best_is_greater)
+
+    @staticmethod
+    def _name_of(metric: str) -> str:
+        return f"eval_{metric.removeprefix('eval_')}"
 
     @property
     def best_checkpoint(self) -> Path | None:

@@ -102,7 +102,7 @@ def check_identity(identity: dict, directory: Path, *, resuming: bool, say: Call
         raise RunDirectoryError(
             f"{directory} holds checkpoints but no readable {RUN_FILE} ({error}); choose another output_dir"
         ) from error
-    differing = differences(there, identity)
+    differing = differences(there, _known(identity, there))
     length = {name: pair for name, pair in differing.items() if name.removeprefix("training.") in LENGTH_FIELDS}
     if serious := {name: pair for name, pair in differing.items() if name not in length}:
         raise RunDirectoryError(
@@ -116,6 +116,16 @@ def check_identity(identity: dict, directory: Path, *, resuming: bool, say: Call
         )
     if length:
         say(f"resuming with another length: {tell_differences(length)}")
+
+
+def _known(identity: dict, there: dict) -> dict:
+    """Return what both versions tell of a run: the one that began it may not have told as much."""
+    return {
+        section: {name: value for name, value in fields.items() if name in there.get(section, {})}
+        if isinstance(fields, dict)
+        else fields
+        for section, fields in identity.items()
+    }
 
 
 def differences(there: dict, here: dict) -> dict[str, tuple[object, object]]:

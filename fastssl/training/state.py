@@ -38,6 +38,8 @@ class TrainingState:
     """Step of the last evaluation."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """Its figures."""
+    best_metric: str | None = None
+    """By which figure evaluations are compared, where the run has a metric_for_best_model."""
     best_step: int | None = None
     """Step of the best evaluation, where the run has a metric_for_best_model."""
     best_value: float | None = None
@@ -45,8 +47,10 @@ class TrainingState:
     evaluations_since_best: int = 0
     """Evaluations since then."""
 
-    def note_best(self, value: float, *, greater_is_better: bool) -> None:
-        """Compare the evaluation of this step with the best one; NaN is never the best."""
+    def note_best(self, metric: str, value: float, *, greater_is_better: bool) -> None:
+        """Compare the evaluation of this step with the best one by the same figure; NaN is never the best."""
+        if metric != self.best_metric:
+            self.best_metric, self.best_step, self.best_value, self.evaluations_since_best = metric, None, None, 0
         best = self.best_value
         better = best is None or (value > best if greater_is_better else value < best)
         if better and not math.isnan(value):

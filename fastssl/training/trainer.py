@@ -158,7 +158,8 @@ class Trainer:
         Raises:
             RunDirectoryError: when output_dir is in use or holds another run.
             CheckpointError: when there is no good checkpoint to resume from, or one could not be written.
-            NonFiniteError: when a loss or gradient is NaN or infinite; nothing of that step is applied or saved.
+            NonFiniteError: when a loss or gradient is NaN or infinite; nothing of that step is applied or saved. Also
+                when a held-out loss is; then its weights are not saved.
         """
         keep_freed_memory()
         with ExitStack() as stack:
@@ -166,6 +167,8 @@ class Trainer:
                 stack.callback(claim_directory(self._directory, self._say).release)
             checkpoint = self._world.broadcast(self._find_checkpoint() if self._world.is_main else None)
             loop = self._make_loop(stack, checkpoint)
+            if self._world.is_main and self._goes_back_to(checkpoint):
+                set_aside_later(checkpoint, self._say)
             first_batch = loop.state.step * self._config.gradient_accumulation_steps
             if self._config.search_tiles:
                 stack.enter_context(search_tiles())
@@ -202,10 +205,14 @@ class Trainer:
                 self._say(f"no checkpoint in {self._directory} yet: starting at step 0")
             elif found.parent.resolve() != self._directory.resolve():
                 check_identity(self._identity, found, resuming=True, say=self._say)
-            elif request != "last":
-                set_aside_later(found, self._say)
         write_run_file(self._directory, self._config, self._identity)
         return found
+
+    def _goes_back_to(self, checkpoint: Path | None) -> bool:
+        """Return whether somebody has chosen one of this run's own checkpoints to go on from."""
+        if checkpoint is None or self._config.resume_from_checkpoint == "last":
+            return False
+        return checkpoint.parent.resolve() == self._directory.resolve()
 
     def _make_loop(self, stack: ExitStack, checkpoint: Path | None) -> TrainingLoop:
         """Return the loop with everything in the state of the checkpoint; `stack` closes what it opens."""

@@ -105,9 +105,11 @@ unsigned char* fenced_at(unsigned char* shared) {
 }
 
 const char* end_block() {
-  for (const auto& [address, barrier] : of_block().barriers)
+  const BlockState ended = std::move(of_block());
+  blocks.erase(this_block());
+  for (const auto& [address, barrier] : ended.barriers)
     if (!barrier.copies.empty()) return "a copy that nobody waited for";
-  for (const Thread& thread : of_block().threads)
+  for (const Thread& thread : ended.threads)
     if (!thread.products.empty()) return "products that nobody waited for";
   return nullptr;
 }
@@ -156,7 +158,9 @@ float matrix_element(const unsigned char* shared, uint64_t matrix, int r, int k,
   const auto row = static_cast<uint32_t>(by_rows ? k : r), column = static_cast<uint32_t>(by_rows ? r : k);
   const uint32_t blocks = by_rows ? column / 64 * field(matrix, 16) + column % 64 * 2 : column * 2;
   const uint32_t address = field(matrix, 0) + row / 8 * field(matrix, 32) + row % 8 * 128 + blocks;
-  return widen(*reinterpret_cast<const uint16_t*>(shared + changed_place(address) - kSharedBegin));
+  const uint32_t place = changed_place(address) - kSharedBegin;
+  if (place + sizeof(uint16_t) > dynamic_shared_bytes()) fail("a matrix outside the shared memory");
+  return widen(*reinterpret_cast<const uint16_t*>(shared + place));
 }
 
 struct LeftRows {

@@ -426,8 +426,9 @@ __global__ void product_of_writes_without_a_fence() {
     for (int column = 0; column < 16; ++column) in_box(panels(), i, column) = 0;
   __syncthreads();
   Sums<1, 64> c;
+  const uint4 a = make_uint4(0, 0, 0, 0);  // in registers until the product has ended
   fence_products();
-  multiply_async<Half, false>(c, make_uint4(0, 0, 0, 0), shared_matrix(shared_address(panels()), 16), false);
+  multiply_async<Half, false>(c, a, shared_matrix(shared_address(panels()), 16), false);
   commit_products();
   wait_for_products<0>();
   expect(c.at[0][0][0] == 0.0f);

@@ -50,6 +50,45 @@ def test_every_part_is_called(model_class, grads):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("grads", [True, False])
+@pytest.mark.parametrize("model_class", MODELS)
+def test_each_part_is_called_where_nobody_looks_at_the_others(model_class, grads):
+    for name in dict(build(model_class).named_modules()):
+        model, called = build(model_class).eval(), []
+        if name and name not in NOT_CALLED:
+            handle = model.get_submodule(name).register_forward_hook(lambda *_, called=called: called.append(True))
+            with torch.set_grad_enabled(grads):
+                logits_of(model)
+            assert called, name
+            handle.remove()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_class", [BertForMaskedLM, GPTForCausalLM])
+def test_a_hook_on_the_head_counts_in_the_loss(model_class, tied):
+    torch.manual_seed(0)
+    if model_class is GPTForCausalLM:
+        if tied:
+            pytest.skip("the words score by themselves")
+        model = model_class(GPTConfig(**SIZES, bos_token_id=None, eos_token_id=None, tie_word_embeddings=False)).eval()
+        head = model.head
+    else:
+        model = model_class(BertConfig(**SIZES, tie_word_embeddings=tied)).eval()
+        head = model.masked_lm_head if tied else model.masked_lm_head.decoder
+    ids, labels = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, -100, 7, 8]])
+    before = model(input_ids=ids, labels=labels, output_logits=True)
+    head.register_forward_hook(lambda module, inputs, scores: 3 * scores)
+    after = model(input_ids=ids, labels=labels, output_logits=True)
+    assert not torch.allclose(before.logits, after.logits)
+    shift = model_class is GPTForCausalLM
+    logits, targets = (after.logits[:, :-1], labels[:, 1:]) if shift else (after.logits, labels)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(after.loss, expected)
+    kept = targets != -100
+    kind = "causal_lm" if shift else "masked_lm"
+    assert after.metrics[f"{kind}_correct"] == (logits.argmax(-1) == targets)[kept].sum()
+
+
 def test_a_hook_on_the_words_of_a_tied_model_changes_them_and_their_gradients():
     model, batch = build(BertForMaskedLM).eval(), PackedBatch.from_sequences([[5, 6, 7]], labels=[[-100, 6, -100]])
     word, grads = model.bert.embeddings.word, []

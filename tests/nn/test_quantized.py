@@ -69,18 +69,36 @@ def test_what_has_8_bits_keeps_its_dtypes(batch: PackedBatch):
     assert quantized.bert.encoder.blocks[0].mlp.up.scale.dtype == torch.float32
 
 
-@pytest.mark.parametrize("change", ["subclass", "forward", "hook"])
+def test_a_quantised_model_moves(batch: PackedBatch):
+    model = BertModel(BertConfig(**SIZES))
+    quantized = quantize(model)
+    empty = quantize(model).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(quantized.state_dict())
+    assert torch.equal(empty.encode(batch), quantized.encode(batch))
+
+
+def test_a_head_that_is_more_than_its_weight_is_refused():
+    sizes = {**SIZES, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
+    model = GPTForCausalLM(GPTConfig(**sizes))
+    model.head.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="the head is a Linear with more to it than its weight"):
+        quantize(model)
+
+
+@pytest.mark.parametrize("change", ["subclass", "wrapper", "forward", "hook"])
 def test_what_is_more_than_a_linear_map_is_refused(change: str):
     model = BertModel(BertConfig(**SIZES))
     linear = model.encoder.blocks[1].attention.output
     if change == "subclass":
         model.encoder.blocks[1].attention.output = Adapter(48, 48)
+    elif change == "wrapper":
+        model.encoder.blocks[1].attention.output = nn.Sequential(linear)
     elif change == "forward":
         linear.forward = lambda x: x
     else:
         linear.register_forward_hook(lambda *_: None)
     with pytest.raises(
-        ValueError, match=r"encoder\.blocks\.1\.attention\.output is a (Linear|Adapter) with more to it"
+        ValueError, match=r"encoder\.blocks\.1\.attention\.output is a (Linear|Adapter|Sequential) with more to it"
     ):
         quantize(model)
 

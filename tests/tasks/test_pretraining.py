@@ -152,6 +152,18 @@ def test_a_refused_command_leaves_the_run_as_it_was(text: Path, tmp_path: Path):
     both = CorpusConfig(train_files=(text, more), eval_fraction=0.2)
     with pytest.raises(RunDirectoryError, match=r"holds the text of the run, from .*text.txt; got .*more.txt"):
         prepare_pretraining(make_config(text, tmp_path / "run", corpus=both, training=again))
+    order = CorpusConfig(train_files=(more, text), eval_fraction=0.2)
+    with pytest.raises(RunDirectoryError, match=r"holds the text of the run, from .*text.txt; got .*more.txt"):
+        prepare_pretraining(make_config(text, tmp_path / "run", corpus=order, training=again))
+    measured = CorpusConfig(train_files=(text,), eval_files=(more,))
+    with pytest.raises(RunDirectoryError, match="holds the text of a run without eval_files"):
+        prepare_pretraining(make_config(text, tmp_path / "run", corpus=measured, training=again))
+    assert not (tmp_path / "run" / "data" / "eval").exists()
+    content = text.read_text()
+    text.write_text(content + "\nThe cat sees.\n")
+    with pytest.raises(RunDirectoryError, match=r"text.txt was changed since: a run goes on with the text"):
+        prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus, training=again))
+    text.write_text(content)
     assert (tmp_path / "run" / "data" / "train" / "index.json").read_bytes() == index
     assert prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus, training=again)).run().step == 6
 
@@ -174,7 +186,7 @@ def test_nothing_is_written_beside_a_run_that_is_under_way(text: Path, tmp_path:
         ({"vocabulary": VocabularyConfig(vocab_size=90)}, "data.vocabulary.vocab_size is 120 there and 90 here"),
         (
             {"vocabulary": VocabularyConfig(vocab_size=120, cased=True)},
-            "data.vocabulary.cased is None there and True here",
+            "data.vocabulary.cased is False there and True here",
         ),
     ],
 )
@@ -191,7 +203,7 @@ def test_other_text_to_measure_on_is_another_run(text: Path, tmp_path: Path):
     prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus)).run()
     write_text(other, num_documents=6, seed=2)
     again = {"max_steps": 6, "resume_from_checkpoint": "last"}
-    with pytest.raises(RunDirectoryError, match=r"data.eval_corpus is '\w+' there and '\w+' here"):
+    with pytest.raises(RunDirectoryError, match=r"other.txt was changed since"):
         prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus, training=again)).run()
 
 

@@ -47,6 +47,18 @@ def test_what_an_evaluation_cannot_do_loses_no_training(tmp_path):
     with pytest.raises(ValueError, match="metric_for_best_model='speed' is not measured here"):
         train(tmp_path, [0.1] * 3, metric_for_best_model="speed", **settings)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4"]
+    found = train(tmp_path, [0.1, 0.3, 0.2], metric_for_best_model="score", resume_from_checkpoint="last", **settings)
+    assert (found.step, found.best_checkpoint.name) == (9, "checkpoint-8")
+    assert evaluated_steps(tmp_path) == [4, 8, 9]
+
+
+def test_another_figure_begins_anew(tmp_path):
+    settings = {"num_train_epochs": None, "eval_steps": 2, "save_total_limit": 1}
+    train(tmp_path, [0.9, 0.1], metric_for_best_model="score", max_steps=4, **settings)
+    found = train(
+        tmp_path, [0.2] * 2, metric_for_best_model="loss", max_steps=8, resume_from_checkpoint="last", **settings
+    )
+    assert found.best_checkpoint.name == "checkpoint-6"
 
 
 def test_a_held_out_loss_that_is_none_stops_the_run_and_is_not_saved(tmp_path):
@@ -57,9 +69,7 @@ def test_a_held_out_loss_that_is_none_stops_the_run_and_is_not_saved(tmp_path):
     trainer = Trainer(
         StandInModel(), TrainingConfig(output_dir=str(tmp_path), **settings), StandInSource(), evaluation=evaluation
     )
-    with pytest.raises(
-        NonFiniteError, match=r"step 4: the held-out loss is nan; .*last good checkpoint: .*checkpoint-2"
-    ):
+    with pytest.raises(NonFiniteError, match=r"step 4: the held-out loss is nan; .*last checkpoint: .*checkpoint-2"):
         trainer.train()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
 

@@ -206,6 +206,19 @@ def test_a_signal_in_the_last_evaluation_ends_the_run_undone(tmp_path, strategy)
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", 7)
 
 
+def test_going_back_to_what_cannot_be_read_leaves_everything_as_it_is(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    make_trainer(run, max_steps=9, save_steps=3).train()
+
+    def broken(*_):
+        raise RuntimeError("no such optimizer")
+
+    monkeypatch.setattr("fastssl.training.trainer.load_optimizer", broken)
+    with pytest.raises(RuntimeError, match="no such optimizer"):
+        make_trainer(run, max_steps=9, save_steps=3, resume_from_checkpoint=str(run / "checkpoint-3")).train()
+    assert [path.name for path in list_checkpoints(run)] == ["checkpoint-3", "checkpoint-6", "checkpoint-9"]
+
+
 def test_going_back_leaves_no_later_checkpoint_in_the_way(tmp_path, capsys):
     run = tmp_path / "run"
     make_trainer(run, max_steps=9, save_steps=3).train()
