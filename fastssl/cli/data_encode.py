@@ -67,10 +67,8 @@ def main(arguments: list[str]) -> int:
             "give --text-form exact, or leave --tokenizer-type out"
         )
     tokenizer = flags.text.make_tokenizer(flags.files, form)
-    if not form.exact:
-        _ = tokenizer.special  # those of masking and of sentence pairs
-    if form.exact:
-        _ = tokenizer.bounds  # the tokens around a document, without which nothing could learn from the shards
+    # The tokens around a document, or those of masking and pairs, without which nothing could learn from the shards.
+    _ = tokenizer.bounds if form.exact else tokenizer.special
     shards = encode_files(
         flags.files,
         tokenizer,

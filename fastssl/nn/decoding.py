@@ -13,7 +13,7 @@ from fastssl.nn.causal_block import CausalBlock
 from fastssl.nn.kv_cache import LayerCache
 from fastssl.nn.mlp import ACTIVATIONS, MLP, GatedMLP
 from fastssl.nn.norm import LayerNorm, RMSNorm
-from fastssl.nn.plain import EVERY_MODULES_HOOKS, is_plain
+from fastssl.nn.plain import is_plain
 from fastssl.nn.quantized import QuantizedLinear
 from fastssl.nn.rotary import Rotation
 from fastssl.ops.decoder_block.api import decoder_block
@@ -55,7 +55,6 @@ class DecodingBlock:
         attention, mlp = block.attention, block.mlp
         # PyTorch's own dictionaries, since this is asked for each token.
         self._hooks = [hooks for part in block.modules() for hooks in (part._forward_hooks, part._forward_pre_hooks)]
-        self._hooks += EVERY_MODULES_HOOKS
         self._weights = BlockWeights(
             attention_norm=row_norm(block.attention_norm),
             qkv=linear_map(attention.qkv),

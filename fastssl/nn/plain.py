@@ -3,7 +3,7 @@
 from torch import nn
 from torch.nn.modules import module as _module
 
-EVERY_MODULES_HOOKS = (
+_EVERY_MODULES_HOOKS = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
     _module._global_backward_hooks,
@@ -22,7 +22,7 @@ def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
 
 def has_hooks(*modules: nn.Module) -> bool:
     """Return whether somebody has hung a hook on any of these."""
-    return any(EVERY_MODULES_HOOKS) or any(
+    return any(_EVERY_MODULES_HOOKS) or any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in modules
     )

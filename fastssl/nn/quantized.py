@@ -15,8 +15,6 @@ from fastssl.ops.quantized_linear.weight import QuantizedWeight, quantize_weight
 
 Model = TypeVar("Model", bound=nn.Module)
 _FUSED = "gelu"
-_MAPS = frozenset({"qkv", "output", "up", "gate_up", "down"})
-"""Names of the maps of a block, whatever class stands there."""
 
 
 class QuantizedLinear(nn.Module):
@@ -98,8 +96,7 @@ def quantize(model: Model) -> Model:
 
 def _expect_plain(block_name: str, block: Block | CausalBlock) -> None:
     for name, part in block.named_modules():
-        is_map = isinstance(part, nn.Linear) or name.rpartition(".")[2] in _MAPS
-        if is_map and not is_plain(part, nn.Linear):
+        if isinstance(part, nn.Linear) and not is_plain(part, nn.Linear):
             raise ValueError(
                 f"{block_name}.{name} is a {type(part).__name__} with more to it than weight and bias; quantise a "
                 "model without adapters, or with theirs merged into its weights, and without hooks"
@@ -108,10 +105,12 @@ def _expect_plain(block_name: str, block: Block | CausalBlock) -> None:
 
 @torch.no_grad()
 def _quantize_block(block: Block | CausalBlock) -> None:
-    fused = isinstance(block.mlp, MLP) and block.mlp.activation is ACTIVATIONS[_FUSED]
+    mlp = block.mlp
+    fused = isinstance(mlp, MLP) and mlp.activation is ACTIVATIONS[_FUSED] and isinstance(mlp.up, nn.Linear)
+    up = mlp.up if fused else None
     for part in list(block.modules()):
         for name, child in list(part.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(part, name, QuantizedLinear(child, _FUSED if fused and child is block.mlp.up else "none"))
+                setattr(part, name, QuantizedLinear(child, _FUSED if child is up else "none"))
     if fused:
-        block.mlp.activation = nn.Identity()
+        mlp.activation = nn.Identity()

@@ -207,6 +207,27 @@ def test_other_text_to_measure_on_is_another_run(text: Path, tmp_path: Path):
         prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus, training=again)).run()
 
 
+def test_other_text_to_measure_on_is_another_run_in_another_directory_too(text: Path, tmp_path: Path):
+    other = write_text(tmp_path / "other.txt", num_documents=6, seed=1)
+    corpus = CorpusConfig(train_files=(text,), eval_files=(other,))
+    prepare_pretraining(make_config(text, tmp_path / "run", corpus=corpus)).run()
+    write_text(other, num_documents=6, seed=2)
+    again = {"max_steps": 6, "resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-4")}
+    with pytest.raises(RunDirectoryError, match=r"data.eval_corpus is '\w+' there and '\w+' here"):
+        prepare_pretraining(make_config(text, tmp_path / "again", corpus=corpus, training=again)).run()
+
+
+def test_a_run_that_told_less_of_itself_may_go_on(text: Path, tmp_path: Path):
+    """As those of earlier versions, which had no word for some settings."""
+    prepare_pretraining(make_config(text, tmp_path / "run")).run()
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    for name in ("vocabulary", "eval_corpus"):
+        del content["identity"]["data"][name]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    again = {"max_steps": 6, "resume_from_checkpoint": "last"}
+    assert prepare_pretraining(make_config(text, tmp_path / "run", training=again)).run().step == 6
+
+
 @pytest.mark.parametrize(("num_documents", "held_out"), [(3, None), (4, 2), (24, 2)])
 def test_next_sentence_prediction_is_measured_on_two_documents_at_least(tmp_path: Path, num_documents, held_out):
     text = write_text(tmp_path / "text.txt", num_documents=num_documents)
