@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from fastssl.training import Trainer, TrainingConfig, trainer
+from fastssl.training.checkpoint import list_checkpoints
 from fastssl.training.distributed import World, expect_one_process
 from fastssl.training.log import read_metrics
 from tests.training.stand_in import StandInConfig, StandInModel, StandInSource, metrics_only_sinks, weights_of
@@ -92,3 +93,30 @@ def test_a_process_that_waits_in_vain_says_so(monkeypatch):
         ConnectionError, match=r"process 1 waited in vain for the others; .*\(Connection closed by peer\)$"
     ):
         World(rank=1, size=2).barrier()
+
+
+def one_whose_evaluation_fails_on_one_of_two(rank, meeting_file, run):
+    def evaluation(model, *, world, **_):
+        if world.rank == 1:
+            raise ValueError("no example in this corpus")
+        return {"eval_loss": world.sum({"loss": 1.0})["loss"]}
+
+    dist.init_process_group("gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=2)
+    trainer.default_sinks = metrics_only_sinks
+    config = TrainingConfig(output_dir=run, num_threads=1, max_steps=4, eval_steps=2, save_steps=100)
+    Trainer(StandInModel(), config, StandInSource(), evaluation=evaluation).train()
+
+
+def test_an_evaluation_that_fails_in_one_process_ends_it_and_waits_for_nobody(tmp_path):
+    """The others are in the evaluation, and would not come to a save."""
+    arguments = [(rank, str(tmp_path / "meeting"), str(tmp_path / "run")) for rank in range(2)]
+    processes = [SERVER.Process(target=one_whose_evaluation_fails_on_one_of_two, args=each) for each in arguments]
+    for process in processes:
+        process.start()
+    processes[1].join(timeout=60)
+    ended = processes[1].exitcode
+    for process in processes:
+        process.kill()
+        process.join()
+    assert ended == 1
+    assert not list_checkpoints(tmp_path / "run")
