@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,8 +89,9 @@ def main(arguments: list[str]) -> int:
     )
     if remark := shards.remark_on_unknown(tokenizer):
         print(remark)
+    directory = shlex.quote(f"{flags.output_dir}")
     if shards.is_exact:
-        print(f"learn from them: fastssl pretrain --arch gpt --train-files {flags.output_dir} --output-dir runs/x")
+        print(f"learn from them: fastssl pretrain --arch gpt --train-files {directory} --output-dir runs/x")
     else:
-        print(f"look at examples: fastssl data show {flags.output_dir} --mask-strategy word --sentence-objective sop")
+        print(f"look at examples: fastssl data show {directory} --mask-strategy word --sentence-objective sop")
     return 0

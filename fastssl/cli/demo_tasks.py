@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +66,10 @@ def print_next_steps(results: list[DemoResult]) -> None:
     """Print a command for each model that shows it at work on a held-out example."""
     print("\nEach directory is a Hugging Face model with its curves. Try them:")
     for result in results:
-        folder = result.directory.parent
+        folder, model = result.directory.parent, shlex.quote(f"{result.directory}")
         if result.demo.task == "question_answering":
-            print(f"  fastssl evaluate --model {result.directory} --eval-file {folder / 'held-out.json'}")
+            print(f"  fastssl evaluate --model {model} --eval-file {shlex.quote(str(folder / 'held-out.json'))}")
             continue
         row = json.loads(Path(folder / "held-out.jsonl").read_text(encoding="utf-8").splitlines()[0])
         texts = [row[key] for key in ("text", "sentence1", "sentence2") if key in row] or [" ".join(row["words"])]
-        shown = " ".join(json.dumps(text) for text in texts)
-        print(f"  fastssl predict --model {result.directory} {shown}")
+        print(f"  fastssl predict --model {model} {shlex.join(texts)}")

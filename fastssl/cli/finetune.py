@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,14 +62,15 @@ def print_next_steps(directory: Path, run: FinetuningRun, best: Path | None) -> 
     examples = run.config.examples
     if best is not None:
         print(f"\nthe weights of {best.name}, which did best on {examples.eval_file}, are in {directory}")
+    model = shlex.quote(f"{directory}")
     given = '"a text" "and the second one"' if run.parts.has_pairs else '"a text"'
     if run.config.task == "question_answering":
         given = '--document FILE --question "a question"'
-    use = f"fastssl predict --model {directory} {given}"
+    use = f"fastssl predict --model {model} {given}"
     if run.config.task == "embedding":
-        use = f'fastssl search --model {directory} --file LINES "a query"'
+        use = f'fastssl search --model {model} --file LINES "a query"'
     print(
         f"\n{directory} is a Hugging Face directory with curves.png beside the model. To go on from there:\n"
         f"  {use}\n"
-        f"  fastssl evaluate --model {directory} --eval-file {examples.eval_file or 'FILE'}"
+        f"  fastssl evaluate --model {model} --eval-file {shlex.quote(str(examples.eval_file or 'FILE'))}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,4 +105,4 @@ def print_next_steps(directory: Path, run: PretrainingRun) -> None:
     kind = "fastssl" if read_config(directory)["model_type"] == OUR_MODEL_TYPE else "Hugging Face"
     print(f"\n{directory} is a {kind} directory with curves.png beside the model. To go on from there:")
     for command in run.parts.next_commands(directory, run.tokenizer):
-        print(f"  {command}")
+        print(f"  {shlex.join(command)}")

@@ -44,6 +44,8 @@ class TextFlags:
                 f"expected either --tokenizer DIR or --vocab-size N, got {found}; name a tokenizer, or say how large a "
                 "vocabulary to train"
             )
+        if self.tokenizer is None and self.tokenizer_type == "bytes" and self.vocab_size is not None:
+            raise ValueError("--tokenizer-type bytes takes the 256 bytes as tokens: leave out --vocab-size")
         if self.tokenizer is not None:
             return Tokenizer.load(self.tokenizer)
         corpus = Corpus(

@@ -112,10 +112,11 @@ class BertParts:
         memory = training_memory_bytes(model.config, num_tokens=batch.num_tokens, num_predicted=num_masked)
         return ModelCost(parameters=num_parameters(model), flops_per_token=flops, memory_bytes=memory)
 
-    def next_commands(self, directory: Path, tokenizer: Tokenizer) -> list[str]:
+    def next_commands(self, directory: Path, tokenizer: Tokenizer) -> list[list[str]]:
         """Fill masks, look at the model, go on."""
+        model, masked = ["--model", f"{directory}"], f"A text with a {tokenizer.special_names['mask']} in it."
         return [
-            f'fastssl fill-mask --model {directory} "A text with a {tokenizer.special_names["mask"]} in it."',
-            f"fastssl info {directory}",
-            f"fastssl pretrain --model {directory} --train-files MORE.txt --output-dir {directory}-more",
+            ["fastssl", "fill-mask", *model, masked],
+            ["fastssl", "info", f"{directory}"],
+            ["fastssl", "pretrain", *model, "--train-files", "MORE.txt", "--output-dir", f"{directory}-more"],
         ]

@@ -120,14 +120,13 @@ class GptParts:
         memory = training_memory_bytes(model.config, num_tokens=batch.num_tokens, num_predicted=batch.num_tokens)
         return ModelCost(parameters=num_parameters(model), flops_per_token=flops, memory_bytes=memory)
 
-    def next_commands(self, directory: Path, tokenizer: Tokenizer) -> list[str]:
+    def next_commands(self, directory: Path, tokenizer: Tokenizer) -> list[list[str]]:
         """Write text, look at the model, go on."""
-        length = self.config.objective.max_seq_length
-        more = f"{directory} --max-seq-length {length} --train-files MORE.txt --output-dir {directory}-more"
+        model, length = ["--model", f"{directory}"], ["--max-seq-length", f"{self.config.objective.max_seq_length}"]
         return [
-            f'fastssl generate --model {directory} --prompt "The beginning of a text"',
-            f"fastssl info {directory}",
-            f"fastssl pretrain --model {more}",
+            ["fastssl", "generate", *model, "--prompt", "The beginning of a text"],
+            ["fastssl", "info", f"{directory}"],
+            ["fastssl", "pretrain", *model, *length, "--train-files", "MORE.txt", "--output-dir", f"{directory}-more"],
         ]
 
 

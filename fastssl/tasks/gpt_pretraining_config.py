@@ -44,6 +44,10 @@ class CausalVocabularyConfig:
     vocab_size: int | None = None
     """Largest vocabulary of a tokenizer that is trained; None: 8192."""
 
+    def __post_init__(self) -> None:
+        if self.tokenizer is None and self.tokenizer_type == "bytes":
+            check_unused(self, ("vocab_size",), "tokenizer_type=bytes takes the 256 bytes as tokens")
+
     @property
     def largest(self) -> int:
         """The largest vocabulary of a tokenizer that is trained."""
@@ -119,6 +123,10 @@ class GptModelConfig:
             kinds = ("embedding_dropout_prob", "hidden_dropout_prob", "attention_probs_dropout_prob")
             named |= dict.fromkeys(kinds, self.dropout)
         return {name: value for name, value in named.items() if value is not None}
+
+    def positions(self, max_seq_length: int) -> int:
+        """Return the longest sequence that a new model will ever read: as asked for, or those of training."""
+        return self.max_position_embeddings or max_seq_length
 
 
 _NO_SIZES = ("arch", "preset", "model", "dropout")

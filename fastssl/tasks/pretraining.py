@@ -117,8 +117,7 @@ def prepare_pretraining(
     torch.manual_seed(config.training.seed)
     parts = GptParts(config=config) if isinstance(config, GptPretrainingConfig) else BertParts(config=config)
     model = parts.published_model()
-    if model is not None:
-        _check_lengths(config, model)
+    _check_lengths(config, model)
     world = World.join()
     if not world.is_main:
         world.barrier()  # the first process has written tokenizer and shards by then; the others find them complete
@@ -129,7 +128,6 @@ def prepare_pretraining(
         tokenizer = _tokenizer(config, parts, model, output_dir / "data", say)
         if model is None:
             model = parts.new_model(tokenizer)
-            _check_lengths(config, model)
         else:
             parts.fit(model, tokenizer)
         shards = _shards(config, parts, tokenizer, output_dir / "data", say, progress)
@@ -159,8 +157,9 @@ def _check_text_and_batches(config: AnyPretrainingConfig) -> None:
     check_batch_size(**config.batches.sizes, max_seq_length=config.objective.max_seq_length)
 
 
-def _check_lengths(config: AnyPretrainingConfig, model: nn.Module) -> None:
-    positions, length = model.config.max_position_embeddings, config.objective.max_seq_length
+def _check_lengths(config: AnyPretrainingConfig, published: nn.Module | None) -> None:
+    length = config.objective.max_seq_length
+    positions = config.model.positions(length) if published is None else published.config.max_position_embeddings
     if length > positions:
         raise ValueError(
             f"max_seq_length={length} is above the {positions} positions of the model; lower it, or give a new model "

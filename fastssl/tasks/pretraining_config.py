@@ -119,6 +119,10 @@ class ModelConfig:
                 changes[name] = getattr(self, name)
         return changes
 
+    def positions(self, max_seq_length: int) -> int:
+        """Return the longest sequence that a new model will ever read."""
+        return replace(bert_preset(self.size), **self.changes).max_position_embeddings
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:

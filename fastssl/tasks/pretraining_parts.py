@@ -55,5 +55,5 @@ class PretrainingParts(Protocol):
     def cost(self, model: nn.Module, data: BatchSource) -> ModelCost:
         """Return the numbers of a model on data, measured on the data's first batch."""
 
-    def next_commands(self, directory: Path, tokenizer: Tokenizer) -> list[str]:
-        """Return commands that a user may want to call on the finished model."""
+    def next_commands(self, directory: Path, tokenizer: Tokenizer) -> list[list[str]]:
+        """Return commands that a user may want to call on the finished model, each as its words."""

@@ -241,3 +241,5 @@ def test_exact_text_wants_a_tokenizer_that_loses_nothing(tmp_path: Path, test_da
     assert "give --tokenizer-type bpe, characters or bytes, or" in error_of([*flags, "--vocab-size", "99"], capsys)
     tokenizer = str(test_data / "tokenizers" / "bert-base-uncased")
     assert "made for causal language models" in error_of([*flags, "--tokenizer", tokenizer], capsys)
+    of_bytes = [*flags, "--tokenizer-type", "bytes", "--vocab-size", "99"]
+    assert "takes the 256 bytes as tokens: leave out --vocab-size" in error_of(of_bytes, capsys)

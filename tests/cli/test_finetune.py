@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,12 @@ def run(pretrained, tmp_path_factory) -> Path:  # noqa: F811
 def test_finetune_says_how_to_go_on_and_leaves_the_curves(pretrained, tmp_path, capsys):  # noqa: F811
     train = str(write_examples(tmp_path / "train.tsv", header="sentence1\tsentence2\tlabel"))
     arguments = ["--model", str(pretrained), "--train-file", train, "--max-steps", "2", *SIZES]
-    assert main(["finetune", *arguments, "--output-dir", str(tmp_path / "run")]) == 0
+    assert main(["finetune", *arguments, "--output-dir", str(tmp_path / "my run")]) == 0
     told = capsys.readouterr()
-    assert "fastssl predict --model" in told.out and "and the second one" in told.out
-    assert "a new head" in told.err and (tmp_path / "run" / "curves.png").is_file()
+    assert "a new head" in told.err and (tmp_path / "my run" / "curves.png").is_file()
+    predict, evaluate = (shlex.split(line)[1:] for line in told.out.splitlines() if line.startswith("  fastssl "))
+    assert predict[-1] == "and the second one" and main(predict) == 0
+    assert [*evaluate[:3], evaluate[-1]] == ["evaluate", "--model", str(tmp_path / "my run"), "FILE"]
 
 
 def test_evaluate(run, capsys):

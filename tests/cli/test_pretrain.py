@@ -1,6 +1,7 @@
 """The verbs `pretrain` and `demo`, as a person calls them."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,14 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_pretrain_then_fill_mask(text: Path, tmp_path: Path, capsys):
-    run = str(tmp_path / "run")
+    run = str(tmp_path / "my run")
     flags = ["--mask-strategy", "word", "--sentence-objective", "sop", "--max-steps", "3", "--output-dir", run]
     assert main(["pretrain", "--train-files", str(text), *SIZES, *flags]) == 0
-    assert "fill-mask --model" in capsys.readouterr().out
+    proposed = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("  fastssl ")]
+    assert [command[1] for command in proposed] == ["fill-mask", "info", "pretrain"]
+    for command in proposed[:2]:
+        assert main(command[1:]) == 0
+    capsys.readouterr()
     assert main(["fill-mask", "--model", run, "The [MASK] sees a bird.", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)[0]["masks"][0]) == 5
 

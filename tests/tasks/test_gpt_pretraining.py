@@ -271,3 +271,5 @@ def test_one_byte_more_than_nothing_can_be_learnt(tmp_path: Path):
     run = prepare_pretraining(make_config(text, tmp_path / "run", vocabulary=vocabulary))
     assert [int(run.train_data.batch(0, 0).input_ids[i]) for i in (0, 1)] == [256, ord("a")]
     assert np.isfinite(run.run().evaluation["eval_bits_per_byte"])
+    with pytest.raises(ValueError, match="takes the 256 bytes as tokens: leave out vocab_size"):
+        CausalVocabularyConfig(tokenizer_type="bytes", vocab_size=99)

@@ -314,8 +314,10 @@ def test_altered_shards_stop_the_run(text: Path, tmp_path: Path):
 
 def test_sequences_longer_than_the_model_reads_are_refused(text: Path, tmp_path: Path):
     config = make_config(text, tmp_path / "run", objective=ObjectiveConfig(max_seq_length=128))
+    said = []
     with pytest.raises(ValueError, match="max_seq_length=128 is above the 64 positions"):
-        prepare_pretraining(config)
+        prepare_pretraining(config, say=said.append)
+    assert not said and not (tmp_path / "run").exists()  # told before a tokenizer is trained
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(text: Path, tmp_path: Path):
