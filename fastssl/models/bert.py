@@ -22,7 +22,7 @@ from fastssl.nn.encoder import DropoutSeeds, PostNormEncoder, PreNormEncoder, Tr
 from fastssl.nn.heads import MaskedLMHead, Pooler
 from fastssl.nn.init import initialize
 from fastssl.nn.tied_embedding import TiedEmbedding
-from fastssl.ops.philox import resolve_seed
+from fastssl.ops.philox import resolve_step_seed
 
 
 @dataclass(kw_only=True)
@@ -173,8 +173,7 @@ class BertModel(nn.Module):
     ) -> tuple[Tensor, DropoutSeeds]:
         config = self.config
         dropped = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
-        # A copy that does not block: the host must not wait for the GPU at the beginning of each step.
-        step_seed = resolve_seed(seed).to(batch.input_ids.device, non_blocking=True) if dropped else None
+        step_seed = resolve_step_seed(seed, batch.input_ids.device) if dropped else None
         embedded = self.embeddings(batch.input_ids, batch.position_ids, batch.token_type_ids, tied)
         return embedded, DropoutSeeds.derive(step_seed, config.num_hidden_layers)
 

@@ -17,7 +17,7 @@ from fastssl.models.bert_config import BertConfig, ProblemType
 from fastssl.models.bert_with_classifier import BertWithClassifier, expect_classes
 from fastssl.models.door import View
 from fastssl.models.losses import LossSum
-from fastssl.ops.philox import resolve_seed
+from fastssl.ops.philox import resolve_step_seed
 
 
 @dataclass(kw_only=True)
@@ -87,7 +87,7 @@ class BertForSequenceClassification(BertWithClassifier):
             position_ids=position_ids,
             sequence_labels=labels,
         )
-        seed = resolve_seed(seed) if self.training else None
+        seed = resolve_step_seed(seed, batch.input_ids.device) if self.training else None
         if output_hidden_states or output_attentions:
             pooled = self.bert.pooler(batch.first_rows(self.bert.encode(batch, seed, view.trace)))
         else:

@@ -17,7 +17,7 @@ from fastssl.models.bert_config import BertConfig
 from fastssl.models.bert_with_classifier import BertWithClassifier, expect_classes
 from fastssl.models.door import View
 from fastssl.models.losses import LossSum
-from fastssl.ops.philox import resolve_seed
+from fastssl.ops.philox import resolve_step_seed
 
 
 @dataclass(kw_only=True)
@@ -84,7 +84,7 @@ class BertForTokenClassification(BertWithClassifier):
             position_ids=position_ids,
             token_labels=labels,
         )
-        seed = resolve_seed(seed) if self.training else None
+        seed = resolve_step_seed(seed, batch.input_ids.device) if self.training else None
         rows = self.bert.encode(batch, seed, view.trace)
         positions, targets = batch.token_positions, batch.token_labels
         if targets is not None and not view.padded:

@@ -32,7 +32,7 @@ from fastssl.nn.plain import has_hooks, is_plain
 from fastssl.nn.rotary import Rotation, rotation
 from fastssl.nn.tied_embedding import TiedEmbedding
 from fastssl.nn.whole_block import run_whole, runs_whole
-from fastssl.ops.philox import resolve_seed
+from fastssl.ops.philox import resolve_step_seed
 
 NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 
@@ -258,8 +258,7 @@ class GPTModel(nn.Module):
     def _dropout_seeds(self, seed: int | Tensor | None, device: torch.device) -> DropoutSeeds:
         config = self.config
         p = max(config.embedding_dropout_prob, config.hidden_dropout_prob, config.attention_probs_dropout_prob)
-        # A copy that does not block: the host must not wait for the GPU at the beginning of each step.
-        step_seed = resolve_seed(seed).to(device, non_blocking=True) if self.training and p > 0 else None
+        step_seed = resolve_step_seed(seed, device) if self.training and p > 0 else None
         return DropoutSeeds.derive(step_seed, config.num_hidden_layers)
 
     def _run(self, block: Callable, *arguments):

@@ -98,8 +98,18 @@ def resolve_seed(seed: int | Tensor | None, device: torch.device | str = "cpu") 
             raise ValueError(
                 f"seed must be an int or a 0-d int64 tensor, got {seed.dtype} of shape {tuple(seed.shape)}"
             )
-        return seed.reshape(()).to(device)
+        # What comes from the host need not be waited for; what goes there must be.
+        return seed.reshape(()).to(device, non_blocking=seed.device.type == "cpu")
     return torch.full((), _signed64(seed), dtype=torch.int64, device=device)
+
+
+def resolve_step_seed(seed: int | Tensor | None, device: torch.device | str) -> Tensor:
+    """Return the seed of a model's pass, as `resolve_seed`; but None draws it from the host's generator.
+
+    So a model drops the same on every device. A pass that is captured as a CUDA graph is to be given a seed that lies
+    on the device: the copy of one that is drawn cannot be captured.
+    """
+    return resolve_seed(resolve_seed(None) if seed is None else seed, device)
 
 
 def _signed64(value: int) -> int:

@@ -7,6 +7,7 @@ tokens that nobody sees, and with targets that are none.
 No recorded run has verified a captured graph on a GPU yet; what is tested without one is all but the capture.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.data.batch import IGNORED_LABEL, PackedBatch
+from fastssl.ops.philox import resolve_seed
 from fastssl.training.source import Batch
 from fastssl.training.step import Passed, forward_backward
 
@@ -97,7 +99,8 @@ class GraphedPasses:
     """Forward and backward pass of a batch: captured when its shape is met for the second time, replayed from then on.
 
     Gradients are added to those that there are: between two steps they must become zero, not None. The results of a
-    pass are the caller's.
+    pass are the caller's. A model whose `forward` takes a `seed` is given one that lies on the device and is drawn, as
+    the model would draw it, for each pass anew: a graph would keep, or could not copy, what is drawn inside it.
 
     Args:
         model: to be trained.
@@ -109,6 +112,7 @@ class GraphedPasses:
         self, model: nn.Module, dtype: torch.dtype, capture: Callable[[Callable[[], Passed]], Graph[Passed]] = CudaGraph
     ) -> None:
         self._model, self._dtype, self._capture = model, dtype, capture
+        self._takes_seed = "seed" in inspect.signature(model.forward).parameters
         self._shapes: dict[BatchShape, _Shape] = {}
 
     def __call__(self, batch: Batch, denominators: Mapping[str, int]) -> Passed:
@@ -133,7 +137,8 @@ class GraphedPasses:
         return loss.clone(), {name: value.clone() for name, value in metrics.items()}
 
     def _pass_over(self, shape: "_Shape") -> Passed:
-        return forward_backward(self._model, shape.batch, shape.denominators, self._dtype)
+        seed = shape.seed if self._takes_seed else None
+        return forward_backward(self._model, shape.batch, shape.denominators, self._dtype, seed=seed)
 
 
 class _Shape:
@@ -141,13 +146,13 @@ class _Shape:
 
     def __init__(self, shape: BatchShape, batch: PackedBatch, denominators: Mapping[str, int]) -> None:
         self.batch = shape.empty_batch(batch)
-        self.denominators = {
-            kind: torch.ones((), dtype=torch.float32, device=batch.input_ids.device) for kind in denominators
-        }
+        device = batch.input_ids.device
+        self.denominators = {kind: torch.ones((), dtype=torch.float32, device=device) for kind in denominators}
+        self.seed = torch.zeros((), dtype=torch.int64, device=device)
         self.graph: Graph[Passed] | None = None
 
     def load(self, batch: PackedBatch, denominators: Mapping[str, int]) -> None:
-        """Take a batch over, and fill it up; the host waits for nothing."""
+        """Take a batch over, fill it up, and draw its seed; the host waits for nothing."""
         filled, num_tokens = self.batch, batch.num_tokens
         for name in (*_SIZES, *_TARGETS):
             there, given = getattr(filled, name), getattr(batch, name)
@@ -162,6 +167,7 @@ class _Shape:
         fillers.mul_(filled.max_seqlen).add_(num_tokens).clamp_(max=filled.num_tokens)
         for kind, denominator in self.denominators.items():
             denominator.fill_(denominators[kind])
+        self.seed.fill_(int(resolve_seed(None)))
 
 
 def expect_graphs_to_work(device: torch.device, num_processes: int) -> None:

@@ -121,14 +121,24 @@ def forward_backward(
     denominators: Mapping[str, int | Tensor],
     dtype: torch.dtype,
     factor: int = 1,
+    seed: Tensor | None = None,
 ) -> Passed:
     """Add the gradient of a batch's share of the loss, `factor` times, to the parameters.
+
+    Args:
+        model: called with the batch, `loss_denominators`, and `seed` where one is given.
+        batch: on the model's device.
+        denominators: how many predictions of each kind the step has.
+        dtype: float32, or bfloat16 for autocast.
+        factor: of the gradient alone.
+        seed: 0-d int64, of the model's dropout; None: the model draws one.
 
     Returns:
         That share (0-d, detached), and the sums of the model's metrics.
     """
+    given = {} if seed is None else {"seed": seed}
     with autocast(next(model.parameters()).device, dtype):
-        output = model(batch, loss_denominators=denominators)
+        output = model(batch, loss_denominators=denominators, **given)
     (output.loss * factor).backward()
     return output.loss.detach(), dict(output.metrics)
 

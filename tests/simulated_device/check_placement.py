@@ -55,6 +55,41 @@ filled.load(batches[1], denominators)
 assert reads() == 0, "the host has read a number to fill a batch up"
 assert filled.batch.cu_seqlens.tolist()[:3] == [0, 60, 91]
 """
+PASSES = """
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from tests.simulated_device import NAME, load
+from tests.training.test_graphs import Repeated, batch_of
+from tests.training.test_step_on_gpu import models
+from fastssl.training.graphs import GraphedPasses
+
+load()
+
+class Copies(TorchDispatchMode):
+    # Takes down what is copied from the host to the device, which a graph cannot do.
+    found = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        result = operator(*arguments, **(options or {}))
+        if operator in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = arguments[0] if operator is torch.ops.aten._to_copy.default else arguments[1]
+            if source.device.type == "cpu" and result.device.type == NAME:
+                self.found.append(source.shape)
+        return result
+
+class Captured(Repeated):
+    def replay(self):
+        with Copies():
+            return super().replay()
+
+for name in ("bert", "gpt"):
+    passes, losses = GraphedPasses(models()[name].to(NAME).train(), torch.float32, Captured), set()
+    batch = batch_of(name, (64, 30)).to(NAME)
+    for _ in range(4):
+        losses.add(float(passes(batch, {"masked_lm": 14, "causal_lm": 92})[0]))
+    assert len(losses) == 4, "dropout's mask stays"
+assert Captured.made == 2 and not Copies.found, Copies.found
+"""
 UPDATE = """
 import torch
 from tests.simulated_device import NAME, load
@@ -81,7 +116,7 @@ def test_tests_hold_on_another_device():
     assert found.returncode == 0, found.stdout[-4000:]
 
 
-@pytest.mark.parametrize("code", [STEP, GRAPH, UPDATE], ids=["step", "filling a batch up", "update"])
-def test_the_host_reads_nothing(code):
+@pytest.mark.parametrize("code", [STEP, GRAPH, PASSES, UPDATE], ids=["step", "filling a batch up", "passes", "update"])
+def test_a_step_can_be_sent_off_and_captured(code):
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-4000:]
