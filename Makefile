@@ -35,9 +35,14 @@ cuda-check: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
-# On a machine with a CUDA GPU: its tests, its ceilings, every operator and a training step beside their peers.
-gpu: setup
-	$(BIN)/python -m benchmarks.gpu
+# On a machine with a CUDA GPU: its tests, its ceilings, every operator and a training step beside their peers. By the
+# Python that has a PyTorch for it already, where there is one, in place; otherwise by the environment of `setup`.
+gpu:
+	if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then \
+		$(PYTHON) setup.py --quiet build_ext --inplace && $(PYTHON) -m benchmarks.gpu; \
+	else \
+		$(MAKE) setup && $(BIN)/python -m benchmarks.gpu; \
+	fi
 
 lint: setup
 	$(BIN)/ruff check .

@@ -21,18 +21,33 @@ class OwnProcess:
 
     Args:
         build: returns the launch, there; must be picklable, such as a `functools.partial` of a module's function.
+        wait: until it is built; otherwise `self.wait` is to be called before the first launch.
 
     Raises:
         RuntimeError: with the other process's traceback, where it could not build or launch.
     """
 
-    def __init__(self, build: Callable[[], Launch]) -> None:
+    def __init__(self, build: Callable[[], Launch], *, wait: bool = True) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(build, theirs), daemon=True)
         process.start()
         theirs.close()
+        self._process = process
         self._end = weakref.finalize(self, _end, self._connection, process)
+        if wait:
+            self.wait()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the launch is built; one that is not within so many seconds is ended.
+
+        Raises:
+            RuntimeError: where it could not be built, or not in time.
+        """
+        if seconds is not None and not self._connection.poll(max(seconds, 0.0)):
+            self._process.kill()
+            self._end()
+            raise RuntimeError(f"a contender was not ready within {seconds:.0f} s")
         self._receive()
 
     def __call__(self) -> float:

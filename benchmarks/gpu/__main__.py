@@ -1,20 +1,22 @@
 """Test and measure fastssl on this machine's CUDA GPU, section by section, and write benchmarks/results/MACHINE."""
 
+import argparse
 import difflib
-import subprocess
+import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
 from benchmarks.comparison import Row
-from benchmarks.environment import ROOT, commit, now
+from benchmarks.environment import commit, now
+from benchmarks.gpu import trial
 from benchmarks.gpu.device_tests import run_sanitized, run_tests
 from benchmarks.gpu.environment import GpuEnvironment, cuda_ops_loaded, describe
 from benchmarks.gpu.state import SectionState, path_of
+from benchmarks.gpu.within import run_within
 from benchmarks.recording import write_results
 from benchmarks.session import PARTIAL_RESULTS, RECORDED_RESULTS
 from fastssl import extension
@@ -23,16 +25,17 @@ SHARES = {
     "tests": 130,
     "ceilings": 20,
     "attention": 160,
-    "layer_norm": 90,
+    "layer_norm": 70,
     "bias_gelu": 25,
     "linear_cross_entropy": 60,
-    "training_step": 150,
+    "training_step": 190,
     "sanitizer": 40,
 }
 """Section -> its share of the time, in their order. What one leaves is shared by the later ones."""
 TESTS = {"tests": run_tests, "sanitizer": run_sanitized}
 GRACE_SECONDS = 15
 """Given to the case that is running when a section's time is up, before the process is ended."""
+TIME_UP = "its time was up"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,8 @@ class Options:
 
     only: tuple[str, ...] = ()
     """Sections to run anew, such as attention; the results of the others stay as they are. All when left out."""
-    seconds: float = 600.0
-    """Time for everything, shared among the sections."""
+    seconds: float = 450.0
+    """Time for everything, shared among the sections: with the build before it, ten minutes."""
     output_dir: Path | None = None
     """Where results go. Default: benchmarks/results/MACHINE."""
     rehearse: bool = False
@@ -51,14 +54,19 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the sections and return 0; 1 where a test failed or a section has no result; 2 where nothing can run."""
-    options = tyro.cli(Options, prog="python -m benchmarks.gpu", description=__doc__, args=arguments)
+    began = time.monotonic()
+    options = _options(arguments)
     if error := _obstacle(options):
         print(f"benchmarks.gpu: error: {error}", file=sys.stderr)
         return 2
     folder = _folder(options)
     print(_build_text(), flush=True)
-    ends = time.monotonic() + options.seconds
+    ends = began + options.seconds
     sections = [name for name in SHARES if not options.only or name in options.only]
+    if not options.rehearse:
+        # Once for all sections and all processes of the tests.
+        os.environ[trial.VERDICT] = verdict = trial.why_not("hopper")
+        print(verdict or "attention by 'hopper' ends well", flush=True)
     for number, name in enumerate(sections):
         share = SHARES[name] / sum(SHARES[later] for later in sections[number:])
         _run(name, folder, max((ends - time.monotonic()) * share, 1.0), options.rehearse)
@@ -75,6 +83,17 @@ def report(folder: Path, rehearse: bool) -> None:
     write_results(rows, describe(ceilings, rehearse), folder)
     with (folder / "summary.md").open("a") as summary:
         summary.write(_sections_text(states))
+
+
+def _options(arguments: list[str] | None) -> Options:
+    # argparse, since the Python that has a machine's PyTorch for CUDA often has little else.
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--only", nargs="*", default=[], metavar="SECTION", help=f"to run anew: {', '.join(SHARES)}")
+    parser.add_argument("--seconds", type=float, default=Options.seconds, help="for everything (default: %(default)g)")
+    parser.add_argument("--output-dir", type=Path, help="for results (default: benchmarks/results/MACHINE)")
+    parser.add_argument("--rehearse", action="store_true", help="walk through on the CPU, in tiny sizes")
+    given = vars(parser.parse_args(arguments))
+    return Options(**given | {"only": tuple(given["only"])})
 
 
 def _obstacle(options: Options) -> str:
@@ -120,11 +139,12 @@ def _run(name: str, folder: Path, seconds: float, rehearse: bool) -> None:
             return
         state = SectionState.load(folder, name) or SectionState(name=name)
         print(f"{name}: the process ended: {reason}", flush=True)
-        if not _blame(state, reason):
-            state.failures["the section"] = reason
-            state.save(folder)
-            return
+        blamed = reason != TIME_UP and _blame(state, reason)
+        if not blamed:
+            _cut_short(state, reason)
         state.save(folder)
+        if not blamed:
+            return
 
 
 def _process(name: str, folder: Path, seconds: float, rehearse: bool) -> str:
@@ -134,11 +154,18 @@ def _process(name: str, folder: Path, seconds: float, rehearse: bool) -> str:
     """
     command = [sys.executable, "-m", "benchmarks.gpu.section", name, str(folder), str(seconds)]
     command.append("cpu" if rehearse else "cuda")
-    try:
-        done = subprocess.run(command, cwd=ROOT, timeout=seconds + GRACE_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return "its time was up"
-    return "" if done.returncode == 0 else f"exit status {done.returncode}"
+    status = run_within(command, seconds + GRACE_SECONDS)
+    if status is None:
+        return TIME_UP
+    return "" if status == 0 else f"exit status {status}"
+
+
+def _cut_short(state: SectionState, reason: str) -> None:
+    """Take down that nothing more comes: not of the case that ran, and not of those behind it."""
+    case = state.running[0] if state.running else "the section"
+    state.failures[case] = reason
+    state.unreached = [other for other in state.unreached if other != case]
+    state.running = None
 
 
 def _blame(state: SectionState, reason: str) -> bool:

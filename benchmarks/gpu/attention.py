@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gpu.limits import product_of
 from benchmarks.gpu.problem import GPU_BACKENDS, Direction, Problem, Run
-from benchmarks.gpu.trial import why_not
+from benchmarks.gpu.trial import left_out, why_not
 from benchmarks.peers import gpu_libraries, sdpa, torch_eager
 from fastssl.ops.attention import hopper
 from fastssl.ops.attention.api import attention
@@ -18,7 +18,8 @@ from fastssl.ops.attention.cases import AttentionCase, offsets
 DTYPE = torch.bfloat16
 TOKENS, WIDTH_OF_MODEL = 16384, 2048
 """Of the long cases, as the FlashAttention papers measure: the batch shrinks as the length grows."""
-LONG = (2048, 4096, 8192, 16384)
+LONG = (8192, 2048, 16384, 4096)
+"""Lengths, those that tell most first."""
 CHECKED_LENGTH = 1024
 """At which long cases are held to float64: one sequence, with a tail shorter than any block."""
 MIXED = tuple(range(32, 513, 32)) * 4
@@ -91,7 +92,7 @@ def problem(case: AttentionCase, direction: Direction, run: Run, checked: bool =
         limit=product_of(device, DTYPE, 64 if run.rehearse else 4096),
         comparable=case.dropout_p == 0,
         checked=small,
-        remark="" if checked else _stock_choice(case, draw(0)),
+        remark="" if checked else _remark(case, draw(0), run),
     )
 
 
@@ -118,9 +119,9 @@ def _backends(run: Run, longest: int | None) -> tuple[str, ...]:
 
 def _long_cases() -> dict[str, AttentionCase]:
     found = {}
-    for width in (64, 128):
-        heads = WIDTH_OF_MODEL // width
-        for length in LONG:
+    for length in LONG:
+        for width in (64, 128):
+            heads = WIDTH_OF_MODEL // width
             for causal in (False, True):
                 name = f"{TOKENS // length} x {length} x {heads} x {width}{', causal' if causal else ''}"
                 lengths = (length,) * (TOKENS // length)
@@ -161,6 +162,11 @@ def _on_padded(attention: Callable[..., Tensor], lengths: tuple[int, ...], devic
 
     assert len(places) == total == int(offsets(lengths)[-1])
     return packed
+
+
+def _remark(case: AttentionCase, inputs: Mapping[str, Tensor], run: Run) -> str:
+    facts = [_stock_choice(case, inputs), "" if run.rehearse else left_out("hopper")]
+    return "; ".join(fact for fact in facts if fact)
 
 
 def _stock_choice(case: AttentionCase, inputs: Mapping[str, Tensor]) -> str:

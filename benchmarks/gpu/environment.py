@@ -57,7 +57,7 @@ class GpuEnvironment:
         built = "with" if self.native else "without"
         return (
             f"Compute capability {self.capability}, {size}; {built} our compiled CUDA operators. Measured before the "
-            f"rows: {', '.join(facts) or 'nothing yet'}. Inputs rotate, so that the L2 cache is cold."
+            f"rows: {', '.join(facts) or 'nothing yet'}. The L2 cache is cold: other memory is read before each launch."
         )
 
     def as_dict(self) -> dict[str, object]:

@@ -1,7 +1,9 @@
 """One case on a device: our backends and the peers on the same inputs, admitted one by one, then timed in turn."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -67,9 +69,11 @@ class Run:
     excluded: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(case, contender) -> why it is left out, such as that it brought the process down."""
     note: Callable[[str, str], None] = lambda case, contender: None
-    """Told of each (case, contender) before it runs for the first time."""
+    """Told of each (case, contender) before it runs for the first time, and of (case, "") before they are timed."""
+    ends: float = math.inf
+    """By `time.monotonic`: when the section's time is up."""
 
-    @property
+    @cached_property
     def clock(self) -> Clock:
         """The device's clock."""
         return clock_of(self.device)
@@ -88,6 +92,7 @@ def measure(suite: str, case: str, problem: Problem, run: Run) -> Row:
     own = [name for name in admitted if name.startswith("own ")]
     if not own:
         raise RuntimeError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
+    run.note(case, "")
     sets = _sets(problem, run)
     launches = {name: _launch(function, problem, sets, run) for name, function in admitted.items()}
     seconds = interleave({**launches, LIMIT: problem.limit.launch(run.clock)}, run.effort)

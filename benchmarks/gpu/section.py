@@ -32,6 +32,7 @@ def run_section(name: str, folder: Path, seconds: float, run: Run) -> SectionSta
     ends = time.monotonic() + seconds
     state = SectionState.load(folder, name) or SectionState(name=name)
     state.commit, state.date, state.unreached = commit(), now(), []
+    run.ends = ends
     run.excluded = {(case, contender): reason for case, contender, reason in state.excluded}
 
     def note(case: str, contender: str) -> None:
@@ -52,12 +53,12 @@ def run_section(name: str, folder: Path, seconds: float, run: Run) -> SectionSta
 
 def _measure_cases(state: SectionState, folder: Path, ends: float, run: Run) -> None:
     done = {row.case for row in state.rows} | set(state.failures)
-    for case, build in _cases(state.name, run).items():
-        if case in done:
-            continue
-        if time.monotonic() > ends:
-            state.unreached.append(case)
-            continue
+    cases = {case: build for case, build in _cases(state.name, run).items() if case not in done}
+    state.unreached = list(cases)  # a process that ends before them leaves their names
+    least = getattr(importlib.import_module(f"benchmarks.gpu.{state.name}"), "LEAST_SECONDS", 0.0)
+    for case, build in cases.items():
+        if time.monotonic() + (0.0 if run.rehearse else least) > ends:
+            break
         run.note(case, "")
         try:
             state.rows.append(build())
@@ -69,6 +70,7 @@ def _measure_cases(state: SectionState, folder: Path, ends: float, run: Run) -> 
             if run.device.type == "cuda":
                 state.save(folder)
                 torch.cuda.synchronize()
+        state.unreached.remove(case)
         state.save(folder)
         if run.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,11 +1,11 @@
 """A whole training step of BERT-base and of GPT-2 in bf16 over fp32 weights, beside Hugging Face and torch.compile.
 
-Every contender lives in a process of its own. A launch is several steps in a row, so that the host may run ahead as it
-does in training, and its seconds are those of one step.
+Every contender lives in a process of its own, and all are made ready at the same time. A launch is several steps in a
+row, so that the host may run ahead as it does in training, and its seconds are those of one step.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -18,7 +18,7 @@ from benchmarks.comparison import LIMIT, OURS, Row
 from benchmarks.gpu.backends import preferring
 from benchmarks.gpu.limits import product_of
 from benchmarks.gpu.problem import FALLBACK, Run, reason_of
-from benchmarks.gpu.trial import why_not
+from benchmarks.gpu.trial import left_out, why_not
 from benchmarks.models import batches, gpt_pretraining_step, pretraining_step
 from benchmarks.models.training_step import (
     TrainingStep,
@@ -39,16 +39,20 @@ from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.models.presets import preset
 from fastssl.training.graphed_update import GraphedUpdate
-from fastssl.training.graphs import GraphedPasses
+from fastssl.training.graphs import CudaGraph, Graph, GraphedPasses
 from fastssl.training.precision import autocast
+from fastssl.training.step import Passed, forward_backward
 
 MASK_RATE, BATCHES, CHECKED_SEQUENCES = 0.3, 4, 2
 CHECKED_GPT_SHAPE = (2, 64)
 MIXED = tuple(range(32, 513, 32)) * 4
 DTYPE = torch.bfloat16
 LEARNING_RATE = 1e-4
+CHECKED_STEPS, GRADIENT_ERROR, CHANGE_ERROR = 4, 0.1, 0.3
 STEPS_A_LAUNCH = 4
-EFFORT = Effort(seconds=20.0, min_rounds=3, max_rounds=12, warmup_rounds=2)
+EFFORT = Effort(seconds=12.0, min_rounds=3, max_rounds=12, warmup_rounds=1)
+LEAST_SECONDS = 60.0
+"""Without so many left no case begins: for the contenders' imports, Triton's compiler, and the timing."""
 TINY = BertConfig(
     vocab_size=2000,
     hidden_size=32,
@@ -147,9 +151,10 @@ def measure_step(task: Task, run: Run, case: str) -> Row:
     packed = task.batches()
     steps = 1 if run.rehearse else STEPS_A_LAUNCH
     ours = [FALLBACK] if run.rehearse or why_not("hopper") else [FALLBACK, "hopper"]
+    builders: dict[str, Callable[[Path, str, int], Launch]]
     builders = {f"own {name}": partial(step_of_fastssl, task.model, task.assert_same_step, name) for name in ours}
     if not run.rehearse:
-        builders["own graphs"] = partial(step_of_graphs, task.model)
+        builders["own graphs"] = partial(step_of_graphs, task.model, CudaGraph)
     builders["HF eager"] = partial(step_of_hugging_face, task.load_peer, task.peer_inputs, False)
     if not run.rehearse:
         builders["HF compiled"] = partial(step_of_hugging_face, task.load_peer, task.peer_inputs, True)
@@ -158,21 +163,22 @@ def measure_step(task: Task, run: Run, case: str) -> Row:
     with saved(task.model(task.config)) as directory:
         torch.save(packed, directory / BATCHES_FILE)
         torch.save(task.checked(packed[0]), directory / CHECKED_FILE)
-        for name, builder in builders.items():
-            refused[name] = run.excluded.get((case, name), "")
-            if refused[name]:
-                continue
-            run.note(case, name)
-            build = partial(builder, directory, run.device.type, steps)
-            try:
-                launches[name] = build() if run.rehearse else OwnProcess(build)
-                launches[name]()
-            except Exception as error:
-                # One contender's failure must not cost the others their turn.
-                launches.pop(name, None)
-                refused[name] = reason_of(error)
+        taking_part = {name: builder for name, builder in builders.items() if (case, name) not in run.excluded}
+        refused |= {name: run.excluded[case, name] for name in builders if name not in taking_part}
+        for name, builder in taking_part.items():
+            build = partial(warmed, builder, directory, run.device.type, steps)
+            launches[name] = build() if run.rehearse else OwnProcess(build, wait=False)
+        for name, launch in list(launches.items()):
+            if isinstance(launch, OwnProcess):
+                try:
+                    launch.wait(run.ends - EFFORT.seconds - time.monotonic())
+                except RuntimeError as error:
+                    # One contender's failure must not cost the others their turn.
+                    del launches[name]
+                    refused[name] = reason_of(error)
     own = [name for name in launches if name.startswith("own ")]
-    reasons = [f"{name} left out: {reason}" for name, reason in refused.items() if reason]
+    reasons = [f"{name} left out: {reason}" for name, reason in refused.items()]
+    reasons += [] if run.rehearse else [fact for fact in [left_out("hopper")] if fact]
     if not own:
         raise RuntimeError("; ".join(reasons))
     limit = product_of(run.device, DTYPE, 64 if run.rehearse else 8192)
@@ -190,6 +196,13 @@ def measure_step(task: Task, run: Run, case: str) -> Row:
         limit_name=limit.name,
         remark="; ".join([f"fastssl is {best.removeprefix('own ')}, {rate:,.0f} tokens/s", *reasons]),
     )
+
+
+def warmed(builder: Callable[[Path, str, int], Launch], directory: Path, device: str, steps: int) -> Launch:
+    """Return a launch that has run once, and has compiled what it compiles."""
+    launch = builder(directory, device, steps)
+    launch()
+    return launch
 
 
 def step_of_fastssl(
@@ -214,12 +227,16 @@ def step_of_fastssl(
     return _in_a_row(TrainingStep(model, loss, in_turn(on_device), our_adamw(model), max_grad_norm=None), steps, target)
 
 
-def step_of_graphs(model_class: type[nn.Module], directory: Path, device: str, steps: int) -> Launch:
-    """Return our step as two CUDA graphs: the passes, and the update with AdamW."""
+def step_of_graphs(
+    model_class: type[nn.Module], capture: Callable[[Callable], Graph], directory: Path, device: str, steps: int
+) -> Launch:
+    """Return our step as two graphs, the passes, and the update with AdamW, after both were held to the operators'."""
     target = torch.device(device)
     model = model_class.from_pretrained(directory).to(target).train()
-    passes, update = GraphedPasses(model, DTYPE), GraphedUpdate(our_adamw(model), max_grad_norm=0.0)
     on_device = [batch.to(target) for batch in torch.load(directory / BATCHES_FILE, weights_only=False)]
+    assert_graphs_do_the_same(model_class, capture, directory, on_device[0])
+    passes = GraphedPasses(model, DTYPE, capture)
+    update = GraphedUpdate(our_adamw(model), max_grad_norm=0.0, capture=capture)
     batch_of, numbers = in_turn(on_device), count()
 
     def step() -> None:
@@ -228,6 +245,52 @@ def step_of_graphs(model_class: type[nn.Module], directory: Path, device: str, s
         update([loss], LEARNING_RATE)
 
     return _in_a_row(step, steps, target)
+
+
+def assert_graphs_do_the_same(
+    model_class: type[nn.Module], capture: Callable[[Callable], Graph], directory: Path, batch: PackedBatch
+) -> None:
+    """Raise AssertionError where steps as graphs are not those that the operators take one by one.
+
+    The gradient of each step, from the same seed and so with the same dropout, and what several steps make of the
+    weights; in bf16 and under AdamW, which takes a small gradient's sign for a step, neither is the same to the bit.
+    """
+    found = []
+    for graphed in (False, True):
+        model = model_class.from_pretrained(directory).to(batch.input_ids.device).train()
+        before = _flat(parameter.detach() for parameter in model.parameters())
+        passes: Callable[..., Passed] = partial(forward_backward, model, dtype=DTYPE)
+        if graphed:
+            passes = GraphedPasses(model, DTYPE, capture)
+        update = GraphedUpdate(our_adamw(model), max_grad_norm=0.0, capture=capture if graphed else Uncaptured)
+        gradients = []
+        for number in range(CHECKED_STEPS):
+            torch.manual_seed(number)
+            loss, _ = passes(batch, batch.target_counts())
+            gradients.append(_flat(p.grad for p in model.parameters() if p.grad is not None))
+            update([loss], LEARNING_RATE)
+        found.append((gradients, _flat(parameter.detach() for parameter in model.parameters()) - before))
+    (expected, change), (gradients, own_change) = found
+    for number, (own, other) in enumerate(zip(gradients, expected, strict=True)):
+        _assert_near(own, other, GRADIENT_ERROR, f"the gradient of step {number}")
+    _assert_near(own_change, change, CHANGE_ERROR, "what the steps make of the weights")
+
+
+class Uncaptured:
+    """What takes a graph's place where operators are sent one by one."""
+
+    def __init__(self, function: Callable) -> None:
+        self.replay = function
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.float().flatten() for tensor in tensors])
+
+
+def _assert_near(own: Tensor, other: Tensor, allowed: float, what: str) -> None:
+    assert own.shape == other.shape, f"{what}: {own.numel()} numbers, not {other.numel()}"
+    error = float((own - other).norm() / other.norm())
+    assert error <= allowed, f"{what} differs by {error:.3f} of its norm; allowed are {allowed}"
 
 
 def step_of_hugging_face(

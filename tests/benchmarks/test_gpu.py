@@ -1,6 +1,7 @@
 """`python -m benchmarks.gpu`, rehearsed on the CPU: every section, what a bad contender costs, what is kept."""
 
 import json
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -11,16 +12,20 @@ import torch
 
 from benchmarks.comparison import LIMIT, OURS, Row
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import layer_norm, tile_search
+from benchmarks.gpu import device_tests, layer_norm, tile_search, training_step, trial
 from benchmarks.gpu.backends import preferring
 from benchmarks.gpu.clock import HostClock, rotating
 from benchmarks.gpu.device_tests import run_sanitized
 from benchmarks.gpu.problem import Run, measure
 from benchmarks.gpu.section import REHEARSAL_EFFORT, run_section
 from benchmarks.gpu.state import SectionState
+from benchmarks.gpu.within import run_within
+from benchmarks.timing import Launch
 from fastssl.ops.attention.cases import AttentionCase
 from fastssl.ops.layer_norm import api, stock
 from fastssl.ops.tile_search import using
+from fastssl.training import graphs
+from tests.training.test_graphs import Repeated
 
 
 @pytest.fixture
@@ -134,6 +139,104 @@ def test_a_contender_that_ends_the_process_is_left_out_of_the_next(tmp_path: Pat
     state = SectionState.load(tmp_path, "attention")
     assert state.excluded == [("a case", "own triton", "ended its process: exit status -11")]
     assert state.running is None and not state.failures
+
+
+def test_a_section_whose_time_is_up_says_what_it_lacks_and_blames_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def process(name: str, folder: Path, seconds: float, rehearse: bool) -> str:
+        unreached = ["a slow case", "a case behind it"]
+        SectionState(name=name, running=("a slow case", "own triton"), unreached=unreached).save(folder)
+        return command.TIME_UP
+
+    monkeypatch.setattr(command, "_process", process)
+    assert command.main(["--rehearse", "--output-dir", str(tmp_path), "--only", "attention"]) == 1
+    state = SectionState.load(tmp_path, "attention")
+    assert state.failures == {"a slow case": command.TIME_UP} and state.unreached == ["a case behind it"]
+    assert not state.excluded and state.running is None
+    summary = (tmp_path / "summary.md").read_text()
+    assert "a slow case: no result: its time was up" in summary
+    assert "not reached in the time given: a case behind it" in summary
+
+
+def test_who_is_tried_last_is_not_blamed_for_what_happens_while_all_are_timed(run: Run):
+    noted = []
+    run.note = lambda case, contender: noted.append((case, contender))
+    measure("layer_norm", "a case", next(iter(layer_norm.cases(run).values()))(), run)
+    assert ("a case", "own triton") in noted and noted[-1] == ("a case", "")
+
+
+def test_what_a_command_started_ends_with_it(tmp_path: Path):
+    """Also what a process that is killed has started, which would keep a GPU's memory."""
+    pid = tmp_path / "pid"
+    start = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', '{SLEEP}'])"
+    code = f"{start}; open({str(pid)!r}, 'w').write(str(p.pid)); {SLEEP}"
+    assert run_within([sys.executable, "-c", code], 5.0) is None
+    deadline = time.monotonic() + 10.0
+    while _runs(int(pid.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(int(pid.read_text()))
+    assert run_within([sys.executable, "-c", "raise SystemExit(3)"], 60.0) == 3
+
+
+SLEEP = "import time; time.sleep(100)"
+
+
+def _runs(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_tests_that_are_cut_short_leave_the_results_of_those_that_ended(tmp_path: Path, monkeypatch):
+    file = tmp_path / "test_slow.py"
+    file.write_text(f"def test_quick(): pass\ndef test_wrong(): assert False\ndef test_slow(): {SLEEP}\n")
+    monkeypatch.setattr(device_tests, "REHEARSED", (str(file), "-p", "no:xdist"))
+    facts = device_tests.run_tests(tmp_path, 12.0, rehearse=True)
+    assert facts["cut short"] == "after 12 s"
+    assert (facts["tests"], facts["failures"]) == (2, 1) and facts["failed"] == ["test_slow::test_wrong"]
+    assert "test_quick PASSED" in (tmp_path / "tests.log").read_text()
+
+
+def test_files_with_tests_of_a_gpu_are_found():
+    files = device_tests.files_of_gpu_tests()
+    assert {"tests/ops/test_attention_cuda.py", "tests/training/test_graphs.py"} <= set(files)
+    assert len(files) < 30 and "tests/ops/test_attention.py" not in files
+
+
+def test_a_trial_is_made_once_for_all_processes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(trial.VERDICT, "it hangs")
+    trial.why_not.cache_clear()
+    assert trial.why_not("hopper") == "it hangs"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert trial.left_out("hopper") == "own hopper left out: it hangs"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert trial.left_out("hopper") == ""
+    trial.why_not.cache_clear()
+
+
+class Frozen(Repeated):
+    """A graph that does the first thing for ever: what a mistake in what it reads would come to."""
+
+    def replay(self):
+        if self._results is None:
+            super().replay()
+        return self._results
+
+
+def test_graphs_are_held_to_the_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    task = training_step.masked_lm(training_step.TINY, (24, 9), 2)
+    task.model(task.config).save_pretrained(tmp_path)
+    torch.save(task.batches(), tmp_path / training_step.BATCHES_FILE)
+
+    def build(capture) -> Launch:
+        return training_step.step_of_graphs(task.model, capture, tmp_path, "cpu", 3)
+
+    assert build(Repeated)() > 0
+    with pytest.raises(AssertionError, match="differs by"):
+        build(Frozen)
+    monkeypatch.setattr(graphs, "resolve_seed", lambda seed: torch.tensor(7))
+    with pytest.raises(AssertionError, match="the gradient of step 0 differs by"):
+        build(Repeated)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

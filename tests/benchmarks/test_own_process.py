@@ -1,4 +1,5 @@
 import os
+import time
 from functools import partial
 
 import pytest
@@ -32,6 +33,22 @@ def test_the_launch_runs_elsewhere_with_as_many_threads():
             assert (process == os.getpid(), threads) == (False, num_threads)
     finally:
         torch.set_num_threads(before)
+
+
+def slow() -> Launch:
+    time.sleep(60.0)
+    return lambda: 0.0
+
+
+def test_several_are_built_at_once_and_one_that_takes_too_long_is_ended():
+    first, second = (OwnProcess(build, wait=False) for build in (process_and_threads, slow))
+    first.wait(60.0)
+    assert first() > 0
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="was not ready within 0 s"):
+        second.wait(0.1)
+    assert time.monotonic() - began < 10
+    assert not second._process.is_alive()
 
 
 def test_what_fails_there_is_told_here():
