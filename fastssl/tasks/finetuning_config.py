@@ -44,8 +44,8 @@ class StartConfig:
     fresh_head: bool = False
     """Start a new head, where the model has one that was trained for other labels."""
     problem_type: ProblemType | None = None
-    """What labels are; None tells it from the file: lists are several classes at once, decimal numbers regression but
-    for 0.0, 1.0, ..., which count classes."""
+    """What labels are; None tells it from the file: lists are several classes at once (names, or a 0 or 1 for each
+    class), decimal numbers regression but for 0.0, 1.0, ..., which count classes."""
     dropout: float | None = None
     """Dropout of hidden states, attention and head; None keeps the model's."""
 

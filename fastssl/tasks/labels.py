@@ -34,21 +34,26 @@ class LabelSet:
     def of(cls, labels: Sequence[Any], place: Place, problem_type: ProblemType | None = None) -> LabelSet:
         """Return the labels of a training file: names in alphabetical order, numbers in theirs.
 
+        Classes that are given by vectors of zeros and ones have no names but LABEL_0, LABEL_1 and so on.
+
         Args:
-            labels: as the file spells them: text, numbers, or lists of them (several classes at once).
+            labels: as the file spells them: text, numbers, or lists of them (several classes at once), which may also
+                be vectors of zeros and ones, one number a class, as Hugging Face has several classes at once.
             place: says where a row stands.
             problem_type: None tells it from the labels: lists mean several classes at once; numbers of which one has a
                 decimal point mean regression, unless they count classes (0.0, 1.0, ...); all else is one class a text.
 
         Raises:
-            ValueError: for a row without label, a label that is no number in regression or among decimal numbers, or
-                one class only.
+            ValueError: for a row without label, a label that is no number in regression or among decimal numbers, a
+                list that names a class twice, or one class only.
         """
         kind = problem_type or _kind_of(labels, place)
         if kind == "regression":
             for row, label in enumerate(labels):
                 _number(label, place, row)
             return cls(names=default_label_names(1), problem_type=kind)
+        if kind == "multi_label_classification" and (num_classes := num_positions(labels, place)):
+            return cls(names=default_label_names(num_classes), problem_type=kind)
         found = {name for row, label in enumerate(labels) for name in _names(label, kind, place, row)}
         names = tuple(sorted(found, key=_order))
         if len(names) < 2:
@@ -60,13 +65,21 @@ class LabelSet:
     def encode(self, labels: Sequence[Any], place: Place) -> Tensor:
         """Return (B) int64 classes, (B, C) float of zeros and ones, or (B) float values.
 
-        A head whose labels have no names of their own (LABEL_0, LABEL_1, ...) takes their numbers.
+        A head whose labels have no names of their own (LABEL_0, LABEL_1, ...) takes their numbers; a head of several
+        classes at once takes vectors of zeros and ones too, in the order of its names.
 
         Raises:
-            ValueError: for a label that the head does not know, or that is none.
+            ValueError: for a label that the head does not know, or that is none, or vectors of another length.
         """
         if self.problem_type == "regression":
             return torch.tensor([_number(label, place, row) for row, label in enumerate(labels)])
+        if self.problem_type == "multi_label_classification" and (num_classes := num_positions(labels, place)):
+            if num_classes != len(self.names):
+                raise ValueError(
+                    f"{place(0)}: the label is a vector of zeros and ones for {num_classes} classes, but the model "
+                    f"knows {len(self.names)}: {listed(self.names)}"
+                )
+            return torch.tensor([[float(value) for value in label] for label in labels])
         numbers = self.numbers()
         rows = [
             [self._number_of(name, numbers, place, row) for name in _names(label, self.problem_type, place, row)]
@@ -114,6 +127,28 @@ def spelled(label: Any) -> str:
     return whole[1] if whole else text
 
 
+def num_positions(labels: Sequence[Any], place: Place) -> int | None:
+    """Return how many classes labels tell of by position, as vectors of zeros and ones; None where they name them.
+
+    They are vectors if all of them are lists of one length, at least two, of nothing but the numbers 0 and 1, or false
+    and true.
+
+    Raises:
+        ValueError: where all are the same zero and one, which might as well be the names of two classes.
+    """
+    lists = all(isinstance(label, list) for label in labels)
+    if not lists or len({len(label) for label in labels}) != 1 or len(labels[0]) < 2:
+        return None
+    if not all(isinstance(value, int | float) and value in (0, 1) for label in labels for value in label):
+        return None
+    if len(labels[0]) == 2 and labels[0][0] != labels[0][1] and all(label == labels[0] for label in labels):
+        raise ValueError(
+            f"{place(0)}: the label {labels[0]} is either a vector of zeros and ones or names the classes 0 and 1, and "
+            "no other line tells which, as all are the same; name the classes that hold, as text"
+        )
+    return len(labels[0])
+
+
 def listed(names: Sequence[str]) -> str:
     """Return names for a message, the first of them where they are many."""
     return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
@@ -155,10 +190,16 @@ def _names(label: Any, kind: ProblemType, place: Place, row: int) -> list[str]:
     several = kind == "multi_label_classification"
     if isinstance(label, list) and not several:
         raise ValueError(f"{place(row)}: expected one label, got the list {label}")
-    names = [spelled(name) for name in (label if isinstance(label, list) else [label])]
-    missing = label is None or (isinstance(label, float) and not math.isfinite(label))
+    values = label if isinstance(label, list) else [label]
+    names = [spelled(value) for value in values]
+    missing = any(value is None or (isinstance(value, float) and not math.isfinite(value)) for value in values)
     if missing or not all(names):
         raise ValueError(f"{place(row)}: there is no label")
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"{place(row)}: the label {label} names a class twice; name each class that holds once, or give vectors of "
+            "zeros and ones, of one length in all lines"
+        )
     return names
 
 
@@ -170,7 +211,8 @@ def _number(label: Any, place: Place, row: int) -> float:
 
 
 def _as_number(label: Any) -> float | None:
-    if isinstance(label, bool) or not isinstance(label, str | int | float):
+    # Python reads 1_5 as 15; in a file it is a slip.
+    if isinstance(label, bool) or not isinstance(label, str | int | float) or "_" in str(label):
         return None
     try:
         value = float(label)

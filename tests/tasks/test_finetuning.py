@@ -1,5 +1,6 @@
 """Fine-tuning as a whole: from labelled files to a model, resumed, frozen, refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,6 +243,37 @@ def test_a_head_goes_on_with_its_labels_and_others_need_a_word(pretrained, files
         tmp_path / "one", files, tmp_path / "three", train_file=other, eval_file=None, start={"fresh_head": True}
     )
     assert prepare_finetuning(fresh).parts.model.config.labels == ("negative", "yes")
+
+
+def test_a_head_for_values_names_how_whole_numbers_are_read_as_such(pretrained, tmp_path):
+    train = tmp_path / "train.tsv"
+    train.write_text("text\tlabel\n" + "".join(f"the {GOOD[i]}\t{i % 3}\n" for i in range(3)), encoding="utf-8")
+    regression = {"training": {"max_steps": 1}, "start": {"problem_type": "regression"}}
+    files = ExamplesConfig(train_file=train)
+    prepare_finetuning(make_config(pretrained, files, tmp_path / "one", **regression)).run()
+    with pytest.raises(ValueError, match=r"gives one value, .* as classes: 0, 1, 2; give --problem-type regression if"):
+        prepare_finetuning(make_config(tmp_path / "one", files, tmp_path / "two"))
+    on = prepare_finetuning(make_config(tmp_path / "one", files, tmp_path / "two", **regression)).parts
+    assert torch.equal(on.model.classifier.weight, weights(tmp_path / "one")["classifier.weight"])
+
+
+def test_vectors_of_zeros_and_ones_train_and_measure_classes_by_position(pretrained, tmp_path):
+    def write(name: str, labels: list) -> Path:
+        lines = [json.dumps({"text": f"the {word}", "labels": one}) for word, one in zip(GOOD, labels, strict=False)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return tmp_path / name
+
+    vectors = write("vectors.jsonl", [[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    named = write("named.jsonl", [["a", "b"], ["b"], ["c"]])
+    steps = {"training": {"max_steps": 1}}
+    for train, names in ((vectors, ("LABEL_0", "LABEL_1", "LABEL_2")), (named, ("a", "b", "c"))):
+        files = ExamplesConfig(train_file=train, eval_file=vectors)
+        run = prepare_finetuning(make_config(pretrained, files, tmp_path / names[0], **steps))
+        assert run.parts.model.config.label_names == names and run.run().step == 1
+        assert run.parts.evaluation.labels.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    on = prepare_finetuning(make_config(tmp_path / "a", ExamplesConfig(train_file=vectors), tmp_path / "on")).parts
+    assert on.model.config.label_names == ("a", "b", "c")
+    assert torch.equal(on.model.classifier.weight, weights(tmp_path / "a")["classifier.weight"])
 
 
 def test_empty_texts_are_left_out_and_counted(pretrained, files, tmp_path):

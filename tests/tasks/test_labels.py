@@ -33,6 +33,29 @@ def test_decimal_numbers_mean_regression_and_lists_mean_several():
     assert several.encode([["c", "a"], []], place).tolist() == [[1, 0, 1], [0, 0, 0]]
 
 
+@pytest.mark.parametrize("numbers", [(0, 1), (0.0, 1.0), (False, True)])
+def test_vectors_of_zeros_and_ones_tell_of_classes_by_position(numbers):
+    rows = [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    vectors = [[numbers[value] for value in row] for row in rows]
+    found = LabelSet.of(vectors, place)
+    assert found == LabelSet(names=("LABEL_0", "LABEL_1", "LABEL_2"), problem_type="multi_label_classification")
+    assert found.encode(vectors, place).tolist() == rows
+    named = LabelSet.of([["b", "c"], ["a"]], place)
+    assert named.encode(vectors, place).tolist() == rows and named.encode(vectors, place).is_floating_point()
+    with pytest.raises(ValueError, match=r"line 2: the label is a vector .* for 2 classes, but the model knows 3"):
+        named.encode([[1, 1]], place)
+
+
+def test_lists_of_numbers_that_are_no_vectors_name_classes():
+    assert LabelSet.of([[0], [1]], place).names == ("0", "1")
+    assert LabelSet.of([[0, 1], [2, 3]], place).names == ("0", "1", "2", "3")
+    found = LabelSet.of([[0, 1], [1]], place)
+    assert found.names == ("0", "1") and found.encode([["0", "1"]], place).tolist() == [[1, 1]]
+    assert LabelSet.of([[0, 1], [1, 0]], place).encode([[0, 1], [1, 0]], place).tolist() == [[0, 1], [1, 0]]
+    with pytest.raises(ValueError, match=r"line 2: the label \[0, 1\] is either a vector .* or names the classes"):
+        found.encode([[0, 1], [0, 1]], place)
+
+
 def test_counted_classes_may_carry_a_decimal_point_in_every_format():
     for labels in (["1.0", "0.0", "1"], [1.0, 0.0, 1]):
         found = LabelSet.of(labels, place)
@@ -79,6 +102,10 @@ def test_balanced_weights_have_the_mean_one():
         ([0, float("nan"), 1, "a"], None, "line 3: there is no label"),
         (["1.5", "x"], "regression", "line 3: regression needs a number as label, got 'x'"),
         ([1.5, float("nan")], "regression", "line 3: regression needs a number"),
+        (["1.5", "1_5"], "regression", "line 3: regression needs a number as label, got '1_5'"),
+        ([["a"], ["b", None]], None, "line 3: there is no label"),
+        ([["a", "b"], ["b", "b"]], None, r"line 3: the label \['b', 'b'\] names a class twice"),
+        ([[1, 0, 0], [1, 1]], None, r"line 2: the label \[1, 0, 0\] names a class twice; .* of one length in all"),
         ([["a"], ["b"]], "single_label_classification", "line 2: expected one label, got the list"),
     ],
 )

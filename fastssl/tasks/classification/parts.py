@@ -17,7 +17,7 @@ from fastssl.tasks.example_batches import ExampleBatches
 from fastssl.tasks.fine_tuned import checked_length
 from fastssl.tasks.finetuning_config import FinetuningConfig
 from fastssl.tasks.labelled_texts import LabelledTexts, read_labelled_texts
-from fastssl.tasks.labels import LabelSet, spelled
+from fastssl.tasks.labels import LabelSet, listed, num_positions, spelled
 from fastssl.tasks.task_parts import Start, TaskParts, check_metric, find_start, make_model
 
 
@@ -92,12 +92,20 @@ def _label_set(train: LabelledTexts, config: FinetuningConfig, start: Start) -> 
         return found, False
     own = LabelSet(names=start.config.label_names, problem_type=found.problem_type)
     regression = found.problem_type == "regression"
-    known = regression or set(found.names) <= set(own.names) | set(map(spelled, own.names)) | _numbers_of(own)
+    by_position = found.problem_type == "multi_label_classification" and num_positions(train.labels, place)
+    spellings = set(own.names) | set(map(spelled, own.names)) | _numbers_of(own)
+    known = regression or by_position == len(own.names) or set(found.names) <= spellings
     if known and regression == (len(own.names) == 1):
         return own, True
+    if len(own.names) == 1 and not regression:
+        raise ValueError(
+            f"the head of {start.directory} gives one value, but the labels of {train.table.path} are read as classes: "
+            f"{listed(found.names)}; give --problem-type regression if they are values, or --fresh-head to start a new "
+            "head"
+        )
     raise ValueError(
         f"the head of {start.directory} tells {', '.join(own.names)} apart, but {train.table.path} has the labels "
-        f"{', '.join(found.names[:20])}; give --fresh-head to start a new one"
+        f"{listed(found.names)}; give --fresh-head to start a new one"
     )
 
 
@@ -111,8 +119,7 @@ def _remark(label_set: LabelSet, keeps_head: bool) -> str:
     if label_set.problem_type == "regression":
         return f"regression, {head}"
     kind = "several of" if label_set.problem_type == "multi_label_classification" else "one of"
-    names = ", ".join(label_set.names[:20]) + (", ..." if len(label_set.names) > 20 else "")
-    return f"{kind} {len(label_set.names)} classes ({names}), {head}"
+    return f"{kind} {len(label_set.names)} classes ({listed(label_set.names)}), {head}"
 
 
 def _encoded(examples: LabelledTexts, start: Start, length: int, say: Callable[[str], None]) -> EncodedTexts:
