@@ -206,6 +206,37 @@ def test_it_learns_and_a_finished_task_is_not_run_again(pretrained, tmp_path, mo
     assert run_glue(replace(other, overwrite=True), say=silent).results[0].num_train == 200
 
 
+def test_a_finished_task_is_of_the_settings_that_chose_its_weights(pretrained, tmp_path):  # noqa: F811
+    write_task(tmp_path / "glue", "MRPC")
+    training = {"max_steps": 2}
+    config = make_config(tmp_path / "glue", pretrained, tmp_path / "out", training=training)
+    first = run_glue(config, say=silent)
+
+    def again(**changes):
+        return run_glue(replace(config, training=replace(config.training, **changes)), say=silent)
+
+    for changes, message in (
+        ({"metric_for_best_model": "loss"}, "metric_for_best_model is 'f1' there and 'loss' here"),
+        ({"greater_is_better": False}, "greater_is_better is True there and False here"),
+        ({"early_stopping_patience": 1}, "early_stopping_patience is None there and 1 here"),
+        ({"eval_steps": 1}, "eval_steps is None there and 1 here"),
+    ):
+        with pytest.raises(RunDirectoryError, match=message):
+            again(**changes)
+    assert again(metric_for_best_model="f1", greater_is_better=True, eval_strategy="epoch").results == first.results
+    noted = tmp_path / "out" / "mrpc" / "glue_result.json"
+    content = json.loads(noted.read_text())
+    del content["settings"]["eval_steps"]
+    noted.write_text(json.dumps(content))
+    assert run_glue(config, say=silent).results == first.results
+
+
+def test_a_length_of_zero_is_refused_and_not_taken_for_none(pretrained, tmp_path):  # noqa: F811
+    write_task(tmp_path / "glue", "RTE")
+    with pytest.raises(ValueError, match="max_seq_length must be between 4 and"):
+        run_glue(make_config(tmp_path / "glue", pretrained, tmp_path / "out", max_seq_length=0), say=silent)
+
+
 def test_a_stopped_task_goes_on(pretrained, tmp_path, monkeypatch):  # noqa: F811
     write_task(tmp_path / "glue", "RTE")
     config = make_config(tmp_path / "glue", pretrained, tmp_path / "out", training={"max_steps": 6, "save_steps": 3})

@@ -134,6 +134,16 @@ def test_runs_files_and_going_on(pretrained, files, tmp_path):  # noqa: F811
     assert more.runs[:8] == found.runs and len(more.runs) == 10
 
 
+def test_runs_measured_by_different_figures_are_not_mixed(pretrained, files, tmp_path):  # noqa: F811
+    budget, last = {"num_seeds": 1}, {"resume_from_checkpoint": "last"}
+    found = experiment(pretrained, files, tmp_path, "4", budget=budget).run()
+    assert found.metric == "accuracy"
+    with pytest.raises(RunDirectoryError, match=r"measured by accuracy, and here it is loss; give --metric-for-best-m"):
+        experiment(pretrained, files, tmp_path, "4", training=last | {"metric_for_best_model": "loss"}, budget=budget)
+    named = last | {"metric_for_best_model": "eval_accuracy"}
+    assert experiment(pretrained, files, tmp_path, "4", training=named, budget=budget).run().runs == found.runs
+
+
 def test_a_signal_leaves_what_was_finished(pretrained, files, tmp_path, monkeypatch):  # noqa: F811
     runs = experiment(pretrained, files, tmp_path / "out", "4", "8")
     train = runs._train

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -111,7 +112,8 @@ class LabelBudgetExperiment:
     Raises:
         ValueError: for a task whose examples are not in `ExampleBatches`, a budget below the number of classes or
             above the number of examples, and as `prepare_finetuning`.
-        RunDirectoryError: where the output directory holds runs, and they are others or are not to be resumed.
+        RunDirectoryError: where the output directory holds runs, and they are others, were measured by another figure,
+            or are not to be resumed.
     """
 
     def __init__(self, config: CompareInitConfig, *, say: Callable[[str], None]) -> None:
@@ -136,6 +138,7 @@ class LabelBudgetExperiment:
         say(f"budgets of {', '.join(f'{size:,}' for size in self.budgets)} out of {len(data.examples):,} examples")
         self.metric = (config.training.metric_for_best_model or parts.main_metric).removeprefix("eval_")
         """Name of the held-out score."""
+        self._check_metric()
 
     def run(self) -> LabelBudgets:
         """Do what is not done yet, smallest budgets first, noting each run on disk as it ends; draw the figure."""
@@ -231,21 +234,31 @@ class LabelBudgetExperiment:
         )
 
     def _read_finished(self) -> dict[tuple[StartName, int, int], BudgetRun]:
-        path = self._directory / SUMMARY_FILE
-        if not path.is_file():
+        if not (self._directory / SUMMARY_FILE).is_file():
             return {}
         if self.config.training.resume_from_checkpoint is None:
             raise RunDirectoryError(
                 f"{self._directory} already holds runs over label budgets; go on with --resume-from-checkpoint last, "
                 "which does only those that are missing, or choose another output_dir"
             )
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = self._read_summary()
         if differing := differences(content["identity"], self._identity):
             raise RunDirectoryError(
                 f"{self._directory} holds other runs: {tell_differences(differing)}. Choose another output_dir"
             )
         runs = [BudgetRun(**run) for run in content["runs"]]
         return {(run.start, run.num_labels, run.seed): run for run in runs}
+
+    def _check_metric(self) -> None:
+        """Refuse to go on by another figure: the runs that are done have noted theirs alone."""
+        if self.finished and (noted := self._read_summary()["metric"]) != self.metric:
+            raise RunDirectoryError(
+                f"{self._directory} holds runs that were measured by {noted}, and here it is {self.metric}; give "
+                f"--metric-for-best-model {noted}, or choose another output_dir"
+            )
+
+    def _read_summary(self) -> dict[str, Any]:
+        return json.loads((self._directory / SUMMARY_FILE).read_text(encoding="utf-8"))
 
     def _save(self) -> None:
         found = LabelBudgets(metric=self.metric, runs=tuple(self.finished.values()))

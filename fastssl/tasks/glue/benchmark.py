@@ -37,6 +37,7 @@ FIGURE_FILE, TABLE_FILE, SUMMARY_FILE = "glue.png", "glue.csv", "glue.json"
 SUBMISSION_FOLDER = "submission"
 _RESULT_FILE = "glue_result.json"
 _USUAL_LENGTH = 128
+_SELECTION_FIELDS = ("metric_for_best_model", "early_stopping_patience", "eval_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,20 +247,26 @@ class _GlueRun:
 
     def _train(self) -> int:
         config = self._config
-        # Of two figures the first decides, F1 or Pearson's correlation.
-        metric = config.training.metric_for_best_model or self._task.measured[0][1]
         finetuning = FinetuningConfig(
             task="classification",
             examples=ExamplesConfig(
                 train_file=self._train_file,
                 eval_file=next(iter(self._held_out.values())),
-                max_seq_length=config.max_seq_length or _usual_length(config.start.model),
+                max_seq_length=(
+                    _usual_length(config.start.model) if config.max_seq_length is None else config.max_seq_length
+                ),
             ),
             start=replace(config.start, fresh_head=True, problem_type=self._task.problem_type),
             tuning=config.tuning,
-            training=replace(config.training, output_dir=str(self._directory), metric_for_best_model=metric),
+            training=self._training(),
         )
         return prepare_finetuning(finetuning, say=self._say).run().exit_code
+
+    def _training(self) -> GlueTrainingConfig:
+        """Return the settings of the task's training; of two figures the first decides, F1 or Pearson's correlation."""
+        training = self._config.training
+        metric = training.metric_for_best_model or self._task.measured[0][1]
+        return replace(training, output_dir=str(self._directory), metric_for_best_model=metric)
 
     def _predict_tests(self, classifier: Classifier) -> None:
         for split, name in self._task.tests:
@@ -273,7 +280,7 @@ class _GlueRun:
 
     def _settings(self) -> dict[str, object]:
         """Return what decides the result, as JSON values."""
-        config = self._config
+        config, training = self._config, self._training()
         names = ("train", *self._task.splits)
         settings = {
             **{f"{name}.tsv": sha256_of_file(self._folder / f"{name}.tsv") for name in names},
@@ -281,7 +288,10 @@ class _GlueRun:
             "max_seq_length": config.max_seq_length,
             **asdict(config.start),
             **asdict(config.tuning),
-            **identity_of(config.training),
+            **identity_of(training),
+            # A run may go on with others of these, but they say which of its weights are measured.
+            **{name: getattr(training, name) for name in _SELECTION_FIELDS},
+            "greater_is_better": training.best_is_greater,
         }
         return json.loads(json.dumps(settings, default=str))
 
@@ -290,7 +300,9 @@ class _GlueRun:
         if not path.is_file():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
-        if differing := differences(content["settings"], self._settings()):
+        # An earlier version may not have noted all of them.
+        settings = {name: value for name, value in self._settings().items() if name in content["settings"]}
+        if differing := differences(content["settings"], settings):
             raise RunDirectoryError(
                 f"{self._directory} holds {self._task.name} with other settings: {tell_differences(differing)}. Repeat "
                 "them, give --overwrite to run it again, or choose another output_dir"
