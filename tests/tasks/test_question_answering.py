@@ -168,6 +168,25 @@ def test_the_best_threshold_on_the_held_out_questions_is_kept(body, tmp_path):
     assert answerer.evaluate(read_squad(dev))["f1"] == pytest.approx(best["eval_best_f1"])
 
 
+def test_weights_are_chosen_by_the_score_of_the_threshold_that_they_are_to_have(body, tmp_path):
+    train, dev = (write_questions(tmp_path / f"{i}.json", 60, seed=i, unanswerable=0.5) for i in range(2))
+    config = make_config(body, train, tmp_path / "run", dev, training={"max_steps": 12, "eval_steps": 2})
+    prepare_finetuning(config).run()
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_f1" in row]
+    by_own, by_first = (max(rows, key=lambda row: row[name]) for name in ("eval_best_f1", "eval_f1"))
+    assert by_first["eval_best_f1"] < by_own["eval_best_f1"]
+    kept = QuestionAnswerer.load(tmp_path / "run").evaluate(read_squad(dev))["f1"]
+    assert kept == pytest.approx(by_own["eval_best_f1"])
+    one_kind = write_questions(tmp_path / "dev.json", 10, seed=1)
+    for questions, options, metric in (
+        (dev, {}, "best_f1"),
+        (one_kind, {}, "f1"),
+        (dev, {"options": {"no_answer": "never"}}, "f1"),
+    ):
+        config = make_config(body, train, tmp_path / "other", questions, **options)
+        assert prepare_finetuning(config).parts.main_metric == metric
+
+
 def test_questions_of_one_kind_settle_no_threshold(body, tmp_path):
     train = write_questions(tmp_path / "train.json", 30, unanswerable=0.5)
     for share in (0.0, 1.0):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,9 +114,9 @@ class AnswerEvaluation:
         return {"loss": mean_loss(self.windows, self.spans, logits)} | answer_scores(scored, threshold)
 
 
-def can_settle_threshold(figures: Mapping[str, float]) -> bool:
-    """Whether figures tell from which difference on "no answer" is best given: of questions with and without one."""
-    return "best_f1_threshold" in figures and "has_answer_f1" in figures
+def can_settle_threshold(names: Container[str]) -> bool:
+    """Whether figures of these names tell from which difference on "no answer" is best given: both kinds are asked."""
+    return "best_f1" in names and "has_answer_f1" in names
 
 
 def mean_loss(windows: QuestionWindows, spans: Tensor, logits: np.ndarray) -> float:

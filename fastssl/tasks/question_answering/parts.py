@@ -40,7 +40,7 @@ def question_answering_parts(config: FinetuningConfig, say: Callable[[str], None
     length = window_length(examples.max_seq_length, start.config.max_position_embeddings)
     options.windows.sizes(length)
     model = _make_model(start, config, allows_no_answer, say)
-    evaluation = None
+    evaluation, main_metric, settle = None, "f1", None
     if held_out is not None:
         evaluation = make_evaluation(
             held_out,
@@ -51,7 +51,11 @@ def question_answering_parts(config: FinetuningConfig, say: Callable[[str], None
             threshold=model.config.no_answer_threshold,
             say=say,
         )
-        check_metric(config.training.metric_for_best_model, evaluation.metric_names())
+        metrics = evaluation.metric_names()
+        check_metric(config.training.metric_for_best_model, metrics)
+        if can_settle_threshold(metrics):
+            # Of the weights whose own threshold makes them the best, not of those that the first one suits.
+            main_metric, settle = "best_f1", partial(_settle_threshold, model, evaluation, say)
     windows = cut_windows(
         start.tokenizer,
         [question.text for question in questions],
@@ -76,8 +80,8 @@ def question_answering_parts(config: FinetuningConfig, say: Callable[[str], None
             batch_size=config.tuning.per_device_train_batch_size,
         ),
         evaluation=evaluation,
-        main_metric="f1",
-        settle=partial(_settle_threshold, model, evaluation, say) if evaluation and allows_no_answer else None,
+        main_metric=main_metric,
+        settle=settle,
     )
 
 
@@ -124,7 +128,7 @@ def _settle_threshold(
 ) -> None:
     """Have the model say "no answer" from where that gives the best F1 on the held-out questions, if it gains by it."""
     figures = evaluation.figures(answer_logits(model, evaluation.windows))
-    if can_settle_threshold(figures) and figures["best_f1"] > figures["f1"]:
+    if figures["best_f1"] > figures["f1"]:
         threshold = figures["best_f1_threshold"]
         model.bert.config = replace(model.config, no_answer_threshold=threshold)
         say(
