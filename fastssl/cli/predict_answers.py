@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -71,8 +72,16 @@ def _check(flags: PredictFlags) -> None:
 
 
 def _of_file(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield the identifier of each question of a file, itself, and its document."""
+    """Yield the identifier of each question of a file, itself, and its document.
+
+    Raises:
+        ValueError: before the first one, where a question or a document has no text.
+    """
     file = read_squad(path)
+    for question in file.questions:
+        for name, text in (("question", question.text), ("document", file.documents[question.document])):
+            if not text.strip():
+                raise ValueError(f"{question.place}: the {name} is empty; take the question out of the file")
     yield from ((question.id, question.text, file.documents[question.document]) for question in file.questions)
 
 
@@ -89,6 +98,9 @@ def _of_document(path: Path, questions: Sequence[str]) -> Iterator[tuple[None, s
 
 def _as_json(name: str | None, answer: Answer, row: AnswerProbabilities | None) -> dict[str, object]:
     found = asdict(answer) if name is None else {"id": name, **asdict(answer)}
+    if answer.no_answer_difference is not None and math.isinf(answer.no_answer_difference):
+        # The document has no token that could be an answer; JSON has no infinity.
+        found["no_answer_difference"] = None
     if row is not None:
         found["probabilities"] = {"tokens": row.tokens, "start": row.start.tolist(), "end": row.end.tolist()}
     return found

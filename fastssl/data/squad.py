@@ -125,7 +125,12 @@ def _question(entry: Any, document: int, place: str) -> Question:
     in_columns = isinstance(found, dict)
     if in_columns:
         texts, starts = _value(found, "text", list, place), _value(found, "answer_start", list, place)
-        found = [{"text": one, "answer_start": start} for one, start in zip(texts, starts, strict=False)]
+        if len(texts) != len(starts):
+            raise ValueError(
+                f"{place}: 'text' has {len(texts)} answers and 'answer_start' {len(starts)}; expected a number, or "
+                "null, for each answer"
+            )
+        found = [{"text": one, "answer_start": start} for one, start in zip(texts, starts, strict=True)]
     elif "answers" in entry:
         found = _value(entry, "answers", list, place)
     answers = (_answer(one, f"{place}.answers[{number}]") for number, one in enumerate(found))

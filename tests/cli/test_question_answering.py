@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastssl.cli.main import main
-from tests.tasks.question_files import write_questions
+from tests.tasks.question_files import change, write_questions
 from tests.tasks.test_question_answering import body  # noqa: F401
 
 DOCUMENT = "the old house red n1 n2 and\nby river .\n"
@@ -116,6 +116,26 @@ def test_predict_a_file_and_the_questions_of_standard_input(run, capsys, monkeyp
     assert main([*asked(run), "--json"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(one["question"], one["text"]) for one in found] == [("where is red ?", "n1 n2"), ("where red ?", "n1 n2")]
+
+
+@pytest.mark.parametrize(("part", "name"), [("question", "question"), ("context", "document")])
+def test_an_empty_text_is_named_before_the_first_answer_of_a_file(run, tmp_path, capsys, part, name):
+    file = change(write_questions(tmp_path / "some.json", 3), {}, {}, {part: " "})
+    assert main(["predict", "--model", str(run), "--file", str(file), "--json"]) == 1
+    told = capsys.readouterr()
+    place = f"{file}: data[0].paragraphs[2].qas[0]"
+    assert told.out == "" and f"{place}: the {name} is empty; take the question out of the file" in told.err
+
+
+@pytest.mark.parametrize("threshold", [(), ("--no-answer-threshold", "0")])
+def test_a_document_without_any_token_has_no_answer_in_valid_json(run, tmp_path, capsys, threshold):
+    (tmp_path / "a.txt").write_text("\x01\x02 \u200b\n", encoding="utf-8")
+    arguments = ["predict", "--model", str(run), "--document", str(tmp_path / "a.txt"), "--question", "where ?"]
+    assert main([*arguments, *threshold, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["text"] == "" and found["candidates"] == [] and found["no_answer_difference"] is None
+    assert main([*arguments, *threshold, "--show-probabilities"]) == 0
+    assert "(no answer)" in capsys.readouterr().out
 
 
 def test_info_counts_the_two_vectors(run, capsys):

@@ -58,6 +58,14 @@ def test_lines_as_hugging_face_has_them(tmp_path):
         read_squad(write(tmp_path / "b.jsonl", '{"question": "Who?"}\n'))
 
 
+@pytest.mark.parametrize(("texts", "starts"), [(["gravity"], []), (["gravity", "rain"], [15]), ([], [15])])
+def test_every_answer_in_columns_has_its_start(tmp_path, texts, starts):
+    row = {"context": CONTEXT, "question": "Under?", "answers": {"text": texts, "answer_start": starts}}
+    message = f"a.jsonl, line 1: 'text' has {len(texts)} answers and 'answer_start' {len(starts)}; expected a number"
+    with pytest.raises(ValueError, match=message):
+        read_squad(write(tmp_path / "a.jsonl", json.dumps(row) + "\n"))
+
+
 def test_white_space_around_an_answer_is_not_its_own_and_empty_ones_are_none(tmp_path):
     found = read_squad(write(tmp_path / "a.json", squad(question(1, (" gravity ", 14), (" ", 0), ("", 3)))))
     assert found.questions[0].answers == (GoldAnswer(text="gravity", start=15),)

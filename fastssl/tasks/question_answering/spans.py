@@ -56,7 +56,8 @@ class Answer:
     probability: float
     """Of this answer, or of there being none."""
     no_answer_difference: float | None
-    """Score of "no answer" less that of the best span, to be held against a threshold; None where it is not allowed."""
+    """Score of "no answer" less that of the best span, to be held against a threshold; inf for a document without any
+    token; None where "no answer" is not allowed."""
     candidates: tuple[Span, ...]
     """The best spans, likeliest first, whether or not an answer is given."""
 
