@@ -23,7 +23,7 @@ class EmbedFlags:
     """Embed texts, one a line: a .npy file with one row of float32 for each line, empty lines included.
 
     The model is a directory of sentence-transformers, whose pooling, normalisation and length hold unless said
-    otherwise, or any BERT directory, whose token vectors are averaged.
+    otherwise, and its prompt and truncate_dim, or any BERT directory, whose token vectors are averaged.
 
     Examples:
       fastssl embed --model all-MiniLM-L6-v2/ sentences.txt --output sentences.npy

@@ -40,7 +40,8 @@ class BertEmbeddingOutput:
 
 
 class BertForSentenceEmbedding(BertWithHead):
-    """``pooling(h)``: one vector for each sequence, divided by its length where the embedding's config says so.
+    """``pooling(h)``: one vector for each sequence, divided by its length, and then truncated, where the embedding's
+    config says so.
 
     The loss of P pairs (a_i, b_i), with texts b_(P+1) ... b_C that belong to none of them (hard negatives), is
 
@@ -75,7 +76,7 @@ class BertForSentenceEmbedding(BertWithHead):
     @property
     def width(self) -> int:
         """W, number of columns of the embeddings."""
-        return len(self.embedding.pooling) * self.config.hidden_size
+        return self.embedding.width(self.config.hidden_size)
 
     def forward(
         self,
@@ -156,10 +157,12 @@ def sentence_vectors(
 ) -> Tensor:
     """Return one vector for each sequence, (B, W) fp32.
 
+    Normalised before it is truncated, as in sentence-transformers: what is left has a length below 1.
+
     Args:
         body: the encoder.
         batch: packed tokens.
-        embedding: pooling and normalisation.
+        embedding: pooling, normalisation and truncation.
         seed: of dropout, in training mode.
     """
     if embedding.pooling == ("cls",):
@@ -167,7 +170,8 @@ def sentence_vectors(
     else:
         hidden_states = body.encode(batch, seed)
         pooled = torch.cat([POOLINGS[name](hidden_states, batch.cu_seqlens) for name in embedding.pooling], dim=-1)
-    return F.normalize(pooled.float(), dim=-1) if embedding.normalize else pooled.float()
+    vectors = F.normalize(pooled.float(), dim=-1) if embedding.normalize else pooled.float()
+    return vectors[:, : embedding.truncate_dim]
 
 
 def in_batch_loss(embeddings: Tensor, num_pairs: int, temperature: float) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,8 @@ class EmbeddingConfig:
     """Whether text is put into lower case before the tokenizer sees it."""
     prompt: str = ""
     """What is put in front of every text."""
+    truncate_dim: int | None = None
+    """How many numbers of the vector are kept, the first ones, once it is pooled and normalised; None keeps all."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.pooling if name not in POOLINGS]
@@ -44,6 +46,13 @@ class EmbeddingConfig:
             raise ValueError(f"pooling must be some of {', '.join(POOLINGS)}, got {found}")
         if self.max_length < 3:
             raise ValueError(f"max_length must be at least 3 ([CLS], a token, [SEP]), got {self.max_length}")
+        if self.truncate_dim is not None and not (isinstance(self.truncate_dim, int) and self.truncate_dim >= 1):
+            raise ValueError(f"truncate_dim must be a whole number of at least 1, got {self.truncate_dim!r}")
+
+    def width(self, hidden_size: int) -> int:
+        """Return how many numbers the vector of a sentence has, of a model whose token vectors have `hidden_size`."""
+        pooled = len(self.pooling) * hidden_size
+        return pooled if self.truncate_dim is None else min(pooled, self.truncate_dim)
 
     def prepared(self, text: str) -> str:
         """Return a text as the tokenizer is to see it."""
@@ -58,8 +67,8 @@ def read_embedding_config(directory: str | Path) -> tuple[Path, EmbeddingConfig]
 
     Raises:
         FileNotFoundError: where a file is missing.
-        ValueError: for a damaged file, a module that is not one of the three, or a pooling that is not in `POOLINGS` or
-            leaves the prompt out.
+        ValueError: for a damaged file, a module that is not one of the three, a pooling that is not in `POOLINGS` or
+            leaves the prompt out, or a `truncate_dim` that is no number of columns.
     """
     directory = Path(directory)
     modules = directory / "modules.json"
@@ -69,12 +78,14 @@ def read_embedding_config(directory: str | Path) -> tuple[Path, EmbeddingConfig]
     model_directory = directory / found["Transformer"]
     transformer = _read_optional(model_directory / "sentence_bert_config.json")
     pooling = _read(directory / found["Pooling"] / "config.json")
+    whole = _read_optional(directory / "config_sentence_transformers.json")
     config = EmbeddingConfig(
         pooling=_pooling(pooling, directory),
         normalize="Normalize" in found,
         max_length=_max_length(model_directory, transformer),
         lowercase=bool(transformer.get("do_lower_case")),
-        prompt=_prompt(_read_optional(directory / "config_sentence_transformers.json"), directory),
+        prompt=_prompt(whole, directory),
+        truncate_dim=whole.get("truncate_dim"),
     )
     if config.prompt and pooling.get("include_prompt") is False:
         raise ValueError(
@@ -107,10 +118,11 @@ def write_embedding_config(directory: str | Path, config: EmbeddingConfig, *, hi
         # Switches know one order alone; another needs the later spelling.
         pooling = {"pooling_mode": config.pooling}
     prompts = {"prompts": {"default": config.prompt}, "default_prompt_name": "default"} if config.prompt else {}
+    truncation = {} if config.truncate_dim is None else {"truncate_dim": config.truncate_dim}
     make_directory(directory / paths["Pooling"])
     for name, content in (
         ("sentence_bert_config.json", {"max_seq_length": config.max_length, "do_lower_case": config.lowercase}),
-        ("config_sentence_transformers.json", {"similarity_fn_name": "cosine", **prompts}),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "cosine", **prompts, **truncation}),
         ("1_Pooling/config.json", {"word_embedding_dimension": hidden_size, **pooling}),
         ("modules.json", modules),
     ):

@@ -69,23 +69,35 @@ def groups_by_length(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.
 
 
 def encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_seq_length: int
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
+    max_seq_length: int,
+    reads_special: bool = False,
 ) -> EncodedTexts:
     """Encode texts, or pairs, which are cut token by token from the end of the longer one until they fit.
-
-    What looks like a special token in a text is read as ordinary characters.
 
     Args:
         tokenizer: of the model.
         texts: at least one.
         pairs: as many second texts, or None.
         max_seq_length: most tokens of an example, special ones included.
+        reads_special: whether "[SEP]" in a text is that token; else it is read as ordinary characters.
+
+    Raises:
+        ValueError: for a length that leaves no room for text.
     """
     special, room = tokenizer.special, max_seq_length - (2 if pairs is None else 3)
     if room < 1:
         raise ValueError(f"max_seq_length must leave room for text beside the special tokens, got {max_seq_length}")
-    firsts = [ids for ids, _ in tokenizer.encode_batch(texts)]
-    seconds = None if pairs is None else [ids for ids, _ in tokenizer.encode_batch(pairs)]
+
+    def encode(of: Sequence[str]) -> list[np.ndarray]:
+        if reads_special:
+            return [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_many(of)]
+        return [ids for ids, _ in tokenizer.encode_batch(of)]
+
+    firsts, seconds = encode(texts), None if pairs is None else encode(pairs)
     start, end = np.array([special.cls], dtype=np.int32), np.array([special.sep], dtype=np.int32)
     pieces, lengths, first_lengths, num_truncated = [], [], [], 0
     for number, first in enumerate(firsts):

@@ -109,10 +109,20 @@ def test_all_but_the_pooler_is_trained(tokenizer):
 
 @pytest.mark.parametrize("pooling", [("mean",), ("cls",), ("max", "mean"), ("mean", "cls")])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_sentence_transformers_loads_the_directory_with_equal_embeddings(pooling, normalize, tokenizer, tmp_path):
+@pytest.mark.parametrize("truncate_dim", [None, 20, 1000])
+def test_sentence_transformers_loads_the_directory_with_equal_embeddings(
+    pooling, normalize, truncate_dim, tokenizer, tmp_path
+):
     from sentence_transformers import SentenceTransformer
 
-    embedding = EmbeddingConfig(pooling=pooling, normalize=normalize, max_length=9, lowercase=True, prompt="the cat: ")
+    embedding = EmbeddingConfig(
+        pooling=pooling,
+        normalize=normalize,
+        max_length=9,
+        lowercase=True,
+        prompt="the cat: ",
+        truncate_dim=truncate_dim,
+    )
     make_model(tokenizer, embedding).save_pretrained(tmp_path)
     tokenizer.save(tmp_path, model_max_length=9)
     theirs = SentenceTransformer(str(tmp_path), device="cpu")
@@ -120,6 +130,7 @@ def test_sentence_transformers_loads_the_directory_with_equal_embeddings(pooling
     ours = SentenceEmbedder.load(tmp_path)
     assert read_embedding_config(tmp_path) == (tmp_path, embedding)
     np.testing.assert_allclose(ours(TEXTS), theirs.encode(TEXTS, show_progress_bar=False), atol=1e-5)
+    assert ours.width == theirs.get_embedding_dimension() == ours([]).shape[1]
 
 
 def test_a_directory_comes_back_whole_and_hugging_face_reads_its_body(tokenizer, tmp_path):

@@ -97,7 +97,8 @@ def test_predictions_of_each_kind(tokenizer):
         assert prediction.pair is not None
     value = Classifier(make_model(tokenizer, labels=("LABEL_0",)), tokenizer)(["cat"])[0]
     assert isinstance(value.label, float) and value.probabilities is None
-    assert Classifier(make_model(tokenizer), tokenizer)([]) == []
+    classifier = Classifier(make_model(tokenizer), tokenizer)
+    assert classifier([]) == [] and classifier.logits([]).shape == (0, classifier.model.config.num_labels)
 
 
 def test_predictions_equal_a_hugging_face_pipelines(tokenizer, tmp_path):

@@ -87,11 +87,11 @@ def test_what_todays_sentence_transformers_writes(tiny: Path, tmp_path: Path):
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     modules = [Transformer(str(tiny), max_seq_length=12), Pooling(32, pooling_mode=("cls", "mean", "max"))]
-    peer = SentenceTransformer(modules=modules, device="cpu", prompts={"q": "moon: "}, default_prompt_name="q")
-    peer.save(str(tmp_path))
+    options = {"prompts": {"q": "moon: "}, "default_prompt_name": "q", "truncate_dim": 40}
+    SentenceTransformer(modules=modules, device="cpu", **options).save(str(tmp_path))
     embedder = SentenceEmbedder.load(tmp_path)
-    assert embedder.config == EmbeddingConfig(pooling=("cls", "mean", "max"), max_length=12, prompt="moon: ")
-    assert embedder.width == 96
+    expected = EmbeddingConfig(pooling=("cls", "mean", "max"), max_length=12, prompt="moon: ", truncate_dim=40)
+    assert embedder.config == expected and embedder.width == 40
     np.testing.assert_allclose(embedder(TEXTS), theirs(tmp_path, TEXTS), atol=1e-5)
 
 
@@ -194,6 +194,10 @@ def test_wrong_directories_are_explained(tiny: Path, tmp_path: Path):
         SentenceEmbedder.load(left_out)
     (left_out / "config_sentence_transformers.json").unlink()
     SentenceEmbedder.load(left_out)  # there is nothing to leave out
+    for wrong in (0, "16"):
+        (left_out / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": wrong}))
+        with pytest.raises(ValueError, match=f"truncate_dim must be a whole number of at least 1, got {wrong!r}"):
+            SentenceEmbedder.load(left_out)
     last = sentence_transformers_directory(
         tmp_path / "last", tiny, ["Transformer", "Pooling"], {"pooling_mode_lasttoken": True}
     )

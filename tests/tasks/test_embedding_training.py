@@ -1,5 +1,6 @@
 """Training sentence embeddings: from pairs and from sentences to a directory that serves, resumed and refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,34 @@ def test_the_result_is_sentence_transformers(pretrained, files, tmp_path):  # no
     np.testing.assert_allclose(ours, theirs.encode(texts, show_progress_bar=False), atol=1e-5)
 
 
+def test_texts_that_spell_special_tokens_are_read_as_they_are_in_use(pretrained, files, tmp_path):  # noqa: F811
+    random = np.random.default_rng(0)
+    for file in (files.train_file, files.eval_file):
+        header, *lines = file.read_text(encoding="utf-8").splitlines()
+        lines = [f"{random.choice(['[MASK]', '[SEP] the', 'film'])} {line}" for line in lines]
+        file.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    config = embedding_config(pretrained, files, tmp_path / "run", training={"max_steps": 2}, max_seq_length=12)
+    run = prepare_finetuning(config)
+    measured, embedder = run.run().evaluation, SentenceEmbedder.load(tmp_path / "run")
+    found = embedder.evaluate(read_labelled_texts(files.eval_file, ColumnConfig()))
+    assert {f"eval_{name}": value for name, value in found.items()} == pytest.approx(measured, abs=1e-5)
+    assert (run.parts.train_data.examples.tokens == embedder.tokenizer.special.mask).any()
+
+
+def test_a_truncated_vector_is_what_is_trained_measured_and_saved(pretrained, files, tmp_path):  # noqa: F811
+    options = {"training": {"max_steps": 2}, "max_seq_length": 12}
+    prepare_finetuning(embedding_config(pretrained, files, tmp_path / "one", **options)).run()
+    path = tmp_path / "one" / "config_sentence_transformers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncate_dim": 6}))
+    said = []
+    run = prepare_finetuning(embedding_config(tmp_path / "one", files, tmp_path / "two", **options), say=said.append)
+    assert said[0].endswith("one vector of 6 numbers by mean pooling")
+    measured, embedder = run.run().evaluation, SentenceEmbedder.load(tmp_path / "two")
+    assert embedder.width == 6
+    found = embedder.evaluate(read_labelled_texts(files.eval_file, ColumnConfig()))
+    assert {f"eval_{name}": value for name, value in found.items()} == pytest.approx(measured, abs=1e-5)
+
+
 def test_training_goes_on_from_such_a_directory_with_its_pooling(pretrained, files, tmp_path):  # noqa: F811
     options = {"training": {"max_steps": 2}, "max_seq_length": 12}
     first = embedding_config(pretrained, files, tmp_path / "one", contrastive={"pooling": ("cls",)}, **options)
@@ -166,6 +195,7 @@ def test_resumed_it_ends_in_the_same_weights(pretrained, files, tmp_path):  # no
             "'accuracy' is not measured here; expected one of spea",
         ),
         ({"max_seq_length": 400}, "between 4 and the model's 40 positions, got 400"),
+        ({"max_seq_length": 0}, "between 4 and the model's 40 positions, got 0"),
         ({"contrastive": {"negative_column": "wrong"}}, "no column 'wrong'"),
         ({"columns": ColumnConfig(label_column="score")}, None),
         ({"columns": ColumnConfig(label_column="rating")}, r"dev.tsv has no column 'rating' \(label_column\)"),

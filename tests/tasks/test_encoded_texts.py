@@ -61,6 +61,14 @@ def test_special_tokens_in_a_text_are_ordinary_characters(tokenizers):
     assert ids.count(special.sep) == 1 and special.mask not in ids
 
 
+def test_special_tokens_in_a_text_count_where_that_is_asked_for(tokenizers):
+    ours, theirs = tokenizers
+    texts = ["a [SEP] b [MASK]", "", "a cat [MASK] a dog likes"]
+    encoded = encode_texts(ours, texts, max_seq_length=6, reads_special=True)
+    expected = theirs(texts, truncation=True, max_length=6)["input_ids"]
+    assert encoded.tokens.tolist() == [token for row in expected for token in row] and encoded.tokens.dtype == np.int32
+
+
 def test_a_length_without_room_is_refused(tokenizers):
     with pytest.raises(ValueError, match="room for text"):
         encode_texts(tokenizers[0], TEXTS, PAIRS, max_seq_length=3)

@@ -227,6 +227,8 @@ class Classifier:
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
         """Return the head's numbers, (number of texts, C) fp32; warns and refuses as a call does."""
         texts, pairs = _texts_and_pairs(texts, pairs)
+        if not texts:
+            return torch.empty(0, self.model.config.num_labels)
         self._warn_of_another_kind(pairs is not None, stacklevel=3)
         return classify(self.model, encode_texts(self.tokenizer, texts, pairs, max_seq_length=self.max_seq_length))
 

@@ -105,7 +105,7 @@ class SentenceEmbedder:
     @property
     def width(self) -> int:
         """Number of columns of the embeddings."""
-        return len(self.config.pooling) * self.model.config.hidden_size
+        return self.config.width(self.model.config.hidden_size)
 
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """Return the embeddings of all texts, (n, `width`) float32, in their order.

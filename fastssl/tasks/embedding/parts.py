@@ -30,7 +30,8 @@ def embedding_parts(config: FinetuningConfig, say: Callable[[str], None]) -> Tas
         held_out = read_labelled_texts(examples.eval_file, examples.columns, needs_labels=needs_labels)
         scores = similarities(held_out)
     start, embedding = _find_start(config, [text for column in train.columns for text in column], say)
-    length = checked_length(examples.max_seq_length or embedding.max_length, start.config.max_position_embeddings)
+    wanted = embedding.max_length if examples.max_seq_length is None else examples.max_seq_length
+    length = checked_length(wanted, start.config.max_position_embeddings)
     model = _make_model(start, replace(embedding, max_length=length), config.contrastive.temperature)
     if config.start.dropout is not None:
         model.set_dropout(config.start.dropout)
@@ -125,7 +126,8 @@ def _encoded(
 ) -> EncodedTexts:
     embedding = model.embedding
     prepared = [embedding.prepared(text) for text in texts]
-    encoded = encode_texts(start.tokenizer, prepared, max_seq_length=embedding.max_length)
+    # As `SentenceEmbedder` and sentence-transformers read texts.
+    encoded = encode_texts(start.tokenizer, prepared, max_seq_length=embedding.max_length, reads_special=True)
     cut = f", {encoded.num_truncated:,} of them cut to {embedding.max_length}" if encoded.num_truncated else ""
     say(f"{source}: {len(encoded):,} texts of {encoded.lengths.mean():.1f} tokens on average{cut}")
     return encoded
