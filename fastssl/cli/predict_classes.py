@@ -46,7 +46,8 @@ def _examples(flags: PredictFlags) -> Iterator[tuple[str, str | None]]:
     if flags.texts and flags.texts != (str(STANDARD_INPUT),):
         yield flags.texts[0], flags.texts[1] if len(flags.texts) == 2 else None
     elif flags.file is not None:
-        found = read_labelled_texts(flags.file, flags.columns, needs_labels=False)
+        # Each line has its result, so that the two files can be laid side by side.
+        found = read_labelled_texts(flags.file, flags.columns, needs_labels=False, keep_empty=True)
         if found.num_empty:
             warnings.warn(f"{found.remark_on_empty}; what the model makes of them means nothing", stacklevel=1)
         yield from zip(found.texts, found.pairs or itertools.repeat(None), strict=False)

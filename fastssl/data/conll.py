@@ -14,7 +14,7 @@ _DOCUMENT_START = "-DOCSTART-"
 _WORD_ID, _OTHER_ID = re.compile(r"\d+"), re.compile(r"\d+[-.]\d+")
 _GLOBAL_COLUMNS = re.compile(r"#\s*global\.columns\s*=\s*(.*)")
 _COMMENT = re.compile(r"#\s+(id\s|\S+\s*=)")
-_WORD_TITLES = {"word", "words", "token", "tokens", "form"}
+_WORD_TITLES = {"word", "words", "token", "tokens", "form", "text", "sentence"}
 _TAG_TITLES = {"tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "pos", "pos_tag", "upos"}
 Lines = list[tuple[int, str]]
 

@@ -32,7 +32,11 @@ class Table:
 
 
 def read_table(
-    path: str | Path, *, header: Sequence[str] | None = None, on_ragged: Callable[[str], None] | None = None
+    path: str | Path,
+    *,
+    header: Sequence[str] | None = None,
+    on_ragged: Callable[[str], None] | None = None,
+    keep_empty: bool = False,
 ) -> Table:
     r"""Read a .tsv, .csv or .jsonl file, also with .gz or .zst behind it.
 
@@ -44,6 +48,8 @@ def read_table(
         header: names of the columns of a .tsv or .csv file that has none; its first line is then the first row.
         on_ragged: takes a description of each row that has fewer or more fields than the header, which is then left
             out; None makes it an error.
+        keep_empty: whether rows without any text count, so that there is one for each line: in a .tsv or .csv file of
+            one column a blank line, but for those at the end, and in a .tsv file of several nothing but tabs.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -55,9 +61,9 @@ def read_table(
         raise FileNotFoundError(f"{path} is not a file; expected a table, .tsv, .csv or .jsonl")
     match ending_of(path):
         case ".tsv" | ".txt" | ".tab":
-            table = _from_rows(path, _tab_separated(path), header, on_ragged)
+            table = _from_rows(path, _tab_separated(path, keep_empty), header, on_ragged, keep_empty)
         case ".csv":
-            table = _from_rows(path, _comma_separated(path), header, on_ragged)
+            table = _from_rows(path, _comma_separated(path), header, on_ragged, keep_empty)
         case ".jsonl" | ".ndjson":
             table = read_objects(path)
         case _:
@@ -88,11 +94,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             raise ValueError(f"{path}, line {number}: not UTF-8 ({error}); save the file as UTF-8") from error
 
 
-def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    return ((number, line.split("\t")) for number, line in numbered_lines(path) if line.strip())
+def _tab_separated(path: Path, keep_empty: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each line behind its number, none for a blank line."""
+    for number, line in numbered_lines(path):
+        holds_fields = line.strip() or (keep_empty and "\t" in line)
+        yield number, line.split("\t") if holds_fields else []
 
 
 def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each row behind the number of its first line, none for a blank line."""
     csv.field_size_limit(_CSV_FIELD_LIMIT)
     reader = csv.reader((line + "\n" for _, line in numbered_lines(path)), strict=True)
     while True:
@@ -103,8 +113,7 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
             raise ValueError(f"{path}, line {begins}: {error}; is a quotation mark missing?") from error
         if row is None:
             return
-        if row:
-            yield begins, row
+        yield begins, row
 
 
 def _from_rows(
@@ -112,9 +121,10 @@ def _from_rows(
     rows: Iterator[tuple[int, list[str]]],
     header: Sequence[str] | None,
     on_ragged: Callable[[str], None] | None,
+    keep_empty: bool,
 ) -> Table:
     if header is None:
-        _, header = next(rows, (0, []))
+        header = next((row for _, row in rows if row), [])
     names = [name.strip() for name in header]
     if len(set(names)) < len(names):
         raise ValueError(
@@ -122,7 +132,15 @@ def _from_rows(
         )
     values: list[list[str]] = []
     lines: list[int] = []
+    blank: list[int] = []
     for number, row in rows:
+        if not row:
+            blank.append(number)
+            continue
+        if keep_empty and len(names) == 1:
+            values += [[""]] * len(blank)
+            lines += blank
+        blank.clear()
         if len(row) != len(names):
             message = f"{path}, line {number}: {len(row)} fields, but the header has {len(names)} ({', '.join(names)})"
             if on_ragged is None:

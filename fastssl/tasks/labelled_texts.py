@@ -81,20 +81,23 @@ class LabelledTexts:
         return LabelledTexts(table=table, texts=pick(self.texts), pairs=pick(self.pairs), labels=pick(self.labels))
 
 
-def read_labelled_texts(path: str | Path, columns: ColumnConfig, *, needs_labels: bool = True) -> LabelledTexts:
+def read_labelled_texts(
+    path: str | Path, columns: ColumnConfig, *, needs_labels: bool = True, keep_empty: bool = False
+) -> LabelledTexts:
     """Read a table of texts or pairs; see `fastssl.data.table.read_table` for the formats.
 
     Args:
         path: the file.
         columns: the names of its columns, as far as they are given; the others are found by well-known names.
         needs_labels: whether a file without labels is an error.
+        keep_empty: whether rows without any text count, as in `read_table`.
 
     Raises:
         FileNotFoundError: for a missing file.
         ValueError: for a column that is not there (those that are there are listed), a damaged file, or a text that is
             none.
     """
-    table = read_table(path)
+    table = read_table(path, keep_empty=keep_empty)
     text, pair = _text_columns(table, columns)
     label = _label_column(table, columns.label_column, needed=needs_labels)
     return LabelledTexts(

@@ -86,6 +86,22 @@ def test_predict_a_file_and_standard_input_in_order(run, capsys, monkeypatch):
     assert [json.loads(line)["pair"] for line in capsys.readouterr().out.splitlines()] == ["good", "bad"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.tsv", "text\ngood\n\nbad\n", ["good", "", "bad"]),
+        ("a.csv", "text\ngood\n\nbad\n", ["good", "", "bad"]),
+        ("a.tsv", "text1\ttext2\ngood\tbad\n\t\nbad\tgood\n", ["good", "", "bad"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the model was fine-tuned on single texts")
+def test_every_line_of_a_file_has_its_prediction(run, tmp_path, capsys, name, content, texts):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.warns(UserWarning, match=f"{name}: 1 of 3 examples have no text"):
+        assert main(["predict", "--model", str(run), "--file", str(tmp_path / name), "--json"]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == texts
+
+
 def test_predict_reads_standard_input_for_a_dash_and_drops_a_byte_order_mark(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", standard_input("very good\r\n".encode("utf-8-sig")))
     assert main(["predict", "--model", str(run), "-", "--json"]) == 0

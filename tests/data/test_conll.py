@@ -57,6 +57,8 @@ def test_columns_that_a_first_line_names(tmp_path):
         ("# just a comment\n#EU O\nrejects O\n\n# text = EU\n# O\n", ("1", "2"), [["#EU", "rejects"], ["#"]]),
         ("# O\nEU O\n", ("1", "2"), [["#", "EU"]]),
         ("word\ttag\nword\tO\n", ("word", "tag"), [["word"]]),
+        ("Text\tLabel\ntext\tO\n", ("Text", "Label"), [["text"]]),
+        ("sentence pos\nsentence NN\n", ("sentence", "pos"), [["sentence"]]),
         ("a\u00a0b O\n", ("1", "2"), [["a\u00a0b"]]),
         ("\x01\tO\n\tO\n", ("1", "2"), [["\x01", ""]]),
         ("one\ntwo\n\nthree\n", ("1",), [["one", "two"], ["three"]]),

@@ -28,6 +28,23 @@ def test_three_formats_one_table(tmp_path, name, content):
     assert read_table(packed).columns == ROWS
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "lines", "lines_otherwise"),
+    [
+        ("a.tsv", "text\na\n\n \nb\n\n\n", {"text": ["a", "", "", "b"]}, [2, 3, 4, 5], [2, 5]),
+        ("a.csv", '\ntext\n\na\n\n""\n\n', {"text": ["", "a", "", ""]}, [3, 4, 5, 6], [4, 6]),
+        ("a.tsv", "\nx\ty\n\t\n\n \na\tb\n\t\n", {"x": ["", "a", ""], "y": ["", "b", ""]}, [3, 6, 7], [6]),
+        ("a.csv", "x,y\n,\n\na,b\n", {"x": ["", "a"], "y": ["", "b"]}, [2, 4], [2, 4]),
+    ],
+)
+def test_rows_without_text_are_kept_where_each_line_counts(tmp_path, name, content, columns, lines, lines_otherwise):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    table = read_table(path, keep_empty=True)
+    assert (table.columns, table.lines) == (columns, lines)
+    assert read_table(path).lines == lines_otherwise
+
+
 def test_csv_fields_may_span_lines_and_rows_know_where_they_begin(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('text,label\n"one\ntwo",a\nthree,b\n', encoding="utf-8")

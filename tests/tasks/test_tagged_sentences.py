@@ -45,7 +45,7 @@ def test_columns(tmp_path, name, content, options, column, tags):
 
 
 def test_texts_are_not_words(tmp_path):
-    with pytest.raises(ValueError, match=r"a.tsv, column '1': expected a word a line, .*--task classification"):
+    with pytest.raises(ValueError, match=r"a.tsv, column 'sentence': expected a word a line, .*--task classification"):
         read(tmp_path / "a.tsv", "sentence\tlabel\nthis is good\t1\nthis was bad\t0\nbad\t0\nso so\t0\n")
     # Some words have a blank in them.
     assert read(tmp_path / "b.tsv", "1 000\tNUM\nNew York\tPROPN\na\tDET\nb\tDET\n").num_words == 4
