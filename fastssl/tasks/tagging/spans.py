@@ -35,8 +35,9 @@ def spans_of(tags: Sequence[str]) -> list[Span]:
 
     A word goes on with the span of the word before it if it is tagged inside or end (I-X, E-X), and the word before it
     begin or inside (B-X, I-X) of the same X. Every other word that is not tagged O begins a span: also I-X behind O,
-    as IOB1 has it, and also where a strict reading of the scheme finds no span. These are the spans that seqeval finds
-    in its default mode, and the conlleval script of the CoNLL shared tasks before it.
+    as IOB1 has it, and also where a strict reading of the scheme finds no span. Of IOB2, IOB1 and IOBES these are the
+    spans that seqeval finds in its default mode, and the conlleval script of the CoNLL shared tasks before it; the
+    default mode does not know the letters of BILOU.
 
     Source: Tjong Kim Sang and Buchholz 2000 (cs/0009008) §4; Ramshaw and Marcus 1995 (cmp-lg/9505040) §4.1.
     """
