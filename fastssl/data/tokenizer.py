@@ -343,6 +343,16 @@ class Tokenizer:
         return self._backend.token_to_id(token)
 
     @cached_property
+    def named_bytes(self) -> dict[int, int]:
+        """The byte that each token stands for whose name spells one, as Llama's ``<0xE6>``; mostly there are none."""
+        ids = {self._backend.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+        # Names alone do not tell: a decoder may leave them as they are.
+        letter = self._backend.token_to_id("<0x41>")
+        if letter is None or self._backend.decode([letter]) != "A":
+            return {}
+        return {token: byte for token, byte in ids.items() if token is not None}
+
+    @cached_property
     def adds_bos(self) -> bool:
         """Whether the tokenizer itself, as others use it, puts a first token in front of a text, as Llama's does."""
         bos = self.special_names.get("bos")

@@ -3,12 +3,15 @@
 import io
 import itertools
 import json
+import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, normalizers
 
 from fastssl.cli.main import main
 from fastssl.data.batch import PackedBatch
@@ -44,6 +47,74 @@ def directory(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def generator(directory) -> TextGenerator:
     return TextGenerator.load(directory)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Tokenizer:
+    """As Llama 2's: a space in front, words by "▁", and bytes by name where a character has no token."""
+    vocabulary = {name: i for i, name in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))])}
+    for token in (*"▁aeht.", "▁t", "▁th", "▁the"):
+        vocabulary[token] = len(vocabulary)
+    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e")]
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return Tokenizer(backend)
+
+
+def streamed(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> str:
+    stream = TextStream(tokenizer, prompt)
+    return "".join(map(stream.add, tokens)) + stream.finish()
+
+
+def test_characters_of_named_bytes_come_whole(llama):
+    ids = llama.encode("a 日本😀 the")
+    stream = TextStream(llama, ids[:2])
+    pieces = [*map(stream.add, ids[2:]), stream.finish()]
+    assert [piece for piece in pieces if piece] == [" ", "日", "本", "😀", " the"]
+    rng = random.Random(0)
+    for _ in range(300):
+        text = "".join(rng.choice("aé日😀\ufffd \n本") for _ in range(rng.randrange(1, 14)))
+        ids, front = llama.encode(text), llama.encode(text[: rng.randrange(len(text) + 1)])
+        if ids[: len(front)] == front:
+            assert streamed(llama, front, ids[len(front) :]) == llama.decode(ids)[len(llama.decode(front)) :]
+
+
+def test_named_bytes_that_are_no_character_leave_the_others(llama):
+    """A text that ends inside a character, as it may at max_new_tokens, keeps what stands in front of it."""
+    ids = llama.encode("the 日本")
+    assert streamed(llama, ids[:1], ids[1:-1]) == " 日\ufffd"
+    assert streamed(llama, ids[:1], [*ids[1:-1], *llama.encode("the")]) == " 日\ufffd the"
+    assert streamed(llama, ids[:-2], [*ids[-2:], *ids[-3:]]) == "本本"
+
+
+def test_stop_strings_of_named_bytes_and_at_the_beginning(llama):
+    prompt, tokens = llama.encode("a 日本"), llama.encode("the 😀😀")
+    stops = StopStrings([" the"])
+    assert stops.ends(llama, tokens[:1], prompt)
+    assert not stops.ends(llama, tokens[:1])  # which is where decoders drop the space
+    stops = StopStrings(["😀", "本"])
+    ended = [n for n in range(1, len(tokens) + 1) if stops.ends(llama, tokens[:n], prompt)]
+    assert ended[0] == len(llama.encode("the 😀"))
+    assert not stops.ends(llama, tokens[:1], prompt)
+
+
+def test_a_stop_string_with_a_space_ends_a_text_that_begins_with_it(llama, monkeypatch):
+    config = GPTConfig(
+        vocab_size=llama.vocab_size, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    generator = TextGenerator(GPTForCausalLM(config), llama)
+    logits = torch.zeros(1, llama.vocab_size)
+    logits[0, llama.token_to_id("▁the")] = 1
+    monkeypatch.setattr(generator.model, "next_token_logits", lambda batch, cache=None: logits)
+    for stop, options in ((" the", {}), (" the the", {"num_beams": 2})):
+        written = generator(["a"], stop=[stop], max_new_tokens=4, **options)[0]
+        assert (written.text, written.num_tokens, written.finish_reason) == ("", stop.count("the"), "stopped")
+    assert list(generator.write("a", stop=[" the"])) == []
+    assert generator.write_on([llama.encode("a")], stop=[" the"], max_new_tokens=4) == [""]
 
 
 def test_pieces_join_to_the_text_and_no_character_comes_in_parts(tokenizer):

@@ -130,7 +130,7 @@ class TextGenerator:
         if config.num_samples > 1:
             raise ValueError(f"one text is written at a time here, got num_samples={config.num_samples}; call instead")
         ids = self.encode(prompt)
-        steps = stream(self.model, [ids], config, stop=self._stopper(stops))
+        steps = stream(self.model, [ids], config, stop=self._stopper(stops, [ids]))
         return self._write(prompt, ids, steps, stops)
 
     def write_on(self, prompts: Sequence[Sequence[int]], *, stop: Sequence[str] = (), **options) -> list[str]:
@@ -151,7 +151,8 @@ class TextGenerator:
         texts = [""] * len(prompts)
         for begin in range(0, len(order), self.prompts_at_once):
             numbers = order[begin : begin + self.prompts_at_once]
-            written = generate(self.model, [prompts[n] for n in numbers], config, stop=self._stopper(stops))
+            together = [prompts[n] for n in numbers]
+            written = generate(self.model, together, config, stop=self._stopper(stops, together))
             for number, one in zip(numbers, written, strict=True):
                 texts[number] = stops.cut(self._text(prompts[number], one))
         return texts
@@ -179,7 +180,7 @@ class TextGenerator:
     ) -> list[GeneratedText]:
         """Return the texts of a window of prompts, the first of which has the number `first` among all."""
         ids = [checked_prompt(n, self.encode(text), self.model.config) for n, text in enumerate(prompts, start=first)]
-        written = generate(self.model, ids, config, stop=self._stopper(stops))
+        written = generate(self.model, ids, config, stop=self._stopper(stops, ids))
         return [_generated(prompts[one.prompt], one, stops.cut(self._text(ids[one.prompt], one))) for one in written]
 
     def _text(self, prompt: list[int], written: GeneratedTokens) -> str:
@@ -204,8 +205,10 @@ class TextGenerator:
     def _shown(self, written: GeneratedTokens) -> list[int]:
         return written.tokens[:-1] if written.finish_reason == "end_token" else written.tokens
 
-    def _stopper(self, stops: StopStrings):
-        return (lambda written: stops.ends(self.tokenizer, written.tokens)) if stops.strings else None
+    def _stopper(self, stops: StopStrings, prompts: Sequence[list[int]]):
+        if not stops.strings:
+            return None
+        return lambda written: stops.ends(self.tokenizer, written.tokens, prompts[written.prompt])
 
 
 def _generated(prompt: str, written: GeneratedTokens, text: str) -> GeneratedText:
