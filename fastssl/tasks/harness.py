@@ -30,6 +30,8 @@ from fastssl.tasks.generation.text_generator import TextGenerator
 
 _log = logging.getLogger(__name__)
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_DEVICE_UNSAID = "cuda:0"
+"""What the harness's command line gives every model where no ``--device`` was said."""
 _GENERATION = ("repetition_penalty", "num_beams", "length_penalty", "seed", *_SAMPLING)
 
 
@@ -48,7 +50,8 @@ class FastsslLM(LM):
         add_bos_token: put the model's first token in front of texts; None: where its tokenizer does so.
         prefix_token_id: what stands in front of an empty context; None: the model's first token, or its end.
         batch_size, max_batch_size: given by the harness and not needed here.
-        device: "cpu", "cuda" and so on; None: a GPU where there is one.
+        device: "cpu", "cuda", "cuda:1" and so on; None and "cuda:0", which the harness means where nothing was said: a
+            GPU where there is one, and for "int8" the CPU.
     """
 
     def __init__(
@@ -67,10 +70,13 @@ class FastsslLM(LM):
     ) -> None:
         super().__init__()
         names = {"float32": "fp32", "auto": "fp32", "bfloat16": "bf16"}
-        self._generator = TextGenerator.load(pretrained, dtype=names.get(dtype, dtype), device=device or "auto")
+        place = "auto" if device in (None, _DEVICE_UNSAID) else device
+        self._generator = TextGenerator.load(pretrained, dtype=names.get(dtype, dtype), device=place)
         self._model, self._tokenizer = self._generator.model, self._generator.tokenizer
         config = self._model.config
         self._device = next(self._model.parameters()).device
+        if device == _DEVICE_UNSAID and self._device.type != "cuda":
+            _log.warning("computing on the %s, not on %s", self._device.type.upper(), device)
         self._directory = str(pretrained)
         self.tokens_per_batch, self.max_gen_toks = tokens_per_batch, max_gen_toks
         positions = config.max_position_embeddings

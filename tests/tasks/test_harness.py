@@ -132,3 +132,17 @@ def test_the_harness_own_command_line_knows_us(capsys):
     with pytest.raises(SystemExit) as end:
         main(["lm-eval", "--help"])
     assert end.value.code == 0 and "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_the_command_line_needs_no_device(directory, tmp_path, monkeypatch, caplog, dtype):
+    """The harness then says "cuda:0", wherever it runs."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "animals.yaml").write_text(json.dumps(task(tmp_path)))
+    flags = ["--model_args", f"pretrained={directory},dtype={dtype}", "--include_path", str(tmp_path)]
+    assert main(["lm-eval", "--model", "fastssl", *flags, "--tasks", "animals"]) == 0
+    if dtype == "int8" or not torch.cuda.is_available():
+        assert "computing on the CPU, not on cuda:0" in caplog.text
+    with pytest.raises(ValueError, match="device='cuda:99', but PyTorch"):
+        FastsslLM(str(directory), device="cuda:99")
