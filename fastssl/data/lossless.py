@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from fastssl.data.text_pieces import text_pieces
 
@@ -15,6 +15,10 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
 """Stands for a character that the text of a character tokenizer lacked."""
 _NUM_BYTES = 256
+_QWEN2_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""What Qwen2's tokenizer takes as one piece of text, within which bytes are joined."""
 
 
 def byte_pair_tokenizer(
@@ -23,19 +27,27 @@ def byte_pair_tokenizer(
     *,
     special_tokens: Sequence[str] = (END_OF_TEXT,),
     add_prefix_space: bool = False,
+    cuts_as_qwen2: bool = False,
 ) -> tokenizers.Tokenizer:
-    """Assemble GPT-2's tokenizer around a vocabulary of byte pairs.
+    """Assemble GPT-2's tokenizer, or Qwen2's, around a vocabulary of byte pairs.
 
     Args:
         vocabulary: token, spelt in GPT-2's characters for bytes, -> id.
         merges: pairs of tokens, first the ones to be joined first.
         special_tokens: of the vocabulary; those that it lacks are put behind it.
         add_prefix_space: Put a space before a text that begins with none, which decoding keeps.
+        cuts_as_qwen2: Compose characters (NFC), and cut text into pieces by Qwen2's pattern: each digit is one.
 
-    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.2, and its encoder.py.
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.2, and its encoder.py;
+    Qwen2's pattern is that of its published tokenizer.json.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE(dict(vocabulary), list(merges)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    level = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=not cuts_as_qwen2)
+    tokenizer.pre_tokenizer = level
+    if cuts_as_qwen2:
+        tokenizer.normalizer = normalizers.NFC()
+        pieces = pre_tokenizers.Split(Regex(_QWEN2_PIECES), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, level])
     return _byte_level(tokenizer, special_tokens)
 
 

@@ -69,13 +69,14 @@ class Tokenizer:
             backend: Copied; its padding and truncation are switched off in the copy.
             special_names: Spelling of "pad", "unk", "cls", "sep", "mask", "bos" and "eos"; what is left out is looked
                 for under BERT's, RoBERTa's and GPT-2's names. Which of them there must be depends on what the tokenizer
-                is for: ``special`` and ``bounds`` say so.
+                is for: ``special`` and ``bounds`` say so, also of one that is named and not there.
         """
         self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
         # Published tokenizer files often carry the padding of some application, which would end up in the corpus.
         self._backend.no_padding()
         self._backend.no_truncation()
-        found = {kind: self._find_special(kind, special_names or {}) for kind in KNOWN_NAMES}
+        self._named = dict(special_names or {})
+        found = {kind: self._find_special(kind, self._named) for kind in KNOWN_NAMES}
         self.special_names = {kind: name for kind, name in found.items() if name is not None}
         self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -85,12 +86,13 @@ class Tokenizer:
 
         A directory is read from its ``tokenizer.json``, else from its ``vocab.txt``, else from GPT-2's two files
         (``vocab.json`` and ``merges.txt``, or ``encoder.json`` and ``vocab.bpe``), with the options of its
-        ``tokenizer_config.json``. A ``vocab.txt`` without options folds case exactly if no token has an upper-case
-        letter.
+        ``tokenizer_config.json``, and the tokens that this or ``added_tokens.json`` adds to such a vocabulary. A
+        ``vocab.txt`` without options folds case exactly if no token has an upper-case letter.
 
         Raises:
             FileNotFoundError: There is no such file, or the directory holds none of these files.
-            ValueError: A file is damaged, or a ``vocab.txt`` lacks a special token.
+            ValueError: A file is damaged, a ``vocab.txt`` lacks a special token, added tokens leave a gap behind the
+                vocabulary, or GPT-2's two files are of a tokenizer that cuts text in its own way.
         """
         backend, special_names = tokenizer_files.read(Path(path))
         return cls(backend, special_names=special_names)
@@ -372,7 +374,7 @@ class Tokenizer:
         return plain
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"definition": self._backend.to_str(), "special_names": self.special_names}
+        return {"definition": self._backend.to_str(), "special_names": {**self.special_names, **self._named}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(tokenizers.Tokenizer.from_str(state["definition"]), special_names=state["special_names"])
@@ -384,6 +386,11 @@ class Tokenizer:
     def _ids_of(self, tokens: type, otherwise: str) -> dict[str, int]:
         kinds = [field.name for field in fields(tokens)]
         if missing := next((kind for kind in kinds if kind not in self.special_names), None):
+            if missing in self._named:
+                raise ValueError(
+                    f"the {missing} token is said to be {self._named[missing]!r}, which the vocabulary lacks; add it "
+                    f'there, or name another as "{missing}_token" in tokenizer_config.json'
+                )
             raise ValueError(
                 f"the tokenizer has no {missing} token: expected one of {', '.join(KNOWN_NAMES[missing])} in its "
                 f'vocabulary; name it as "{missing}_token" in tokenizer_config.json, or {otherwise}'

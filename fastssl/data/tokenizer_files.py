@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 
 from fastssl.data import lossless, wordpiece
 from fastssl.data.files import make_directory
@@ -25,6 +25,9 @@ KNOWN_NAMES = {
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "encoder.json")
 _MERGES_BESIDE = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 """The two names of GPT-2's pair of files: Hugging Face's and its own."""
+_ADDED_FILE = "added_tokens.json"
+_CUTS_AS_GPT2 = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "CodeGenTokenizer")
+_CUTS_AS_QWEN2 = "Qwen2Tokenizer"
 
 
 def read(path: Path) -> tuple[Tokenizer, dict[str, str]]:
@@ -35,16 +38,16 @@ def read(path: Path) -> tuple[Tokenizer, dict[str, str]]:
 
     Raises:
         FileNotFoundError: There is no such file, or the directory holds none of them.
-        ValueError: A file is damaged.
+        ValueError: A file is damaged, or GPT-2's two files are of a tokenizer that cuts text in its own way.
     """
     file = path if path.is_file() else _tokenizer_file(path)
     options = _read_options(file.parent)
     names = {kind: _spelling(options[f"{kind}_token"]) for kind in KNOWN_NAMES if options.get(f"{kind}_token")}
-    if file.name in _MERGES_BESIDE:
-        return _from_byte_pairs(file, options, names), names
-    if file.suffix == ".json":
+    if file.suffix == ".json" and file.name not in _MERGES_BESIDE:
         return _from_json(file), names
-    return _from_vocabulary(file, options, names), names
+    made = (_from_byte_pairs if file.name in _MERGES_BESIDE else _from_vocabulary)(file, options, names)
+    _add_tokens(made, file, options, names)
+    return made, names
 
 
 def write(
@@ -114,6 +117,12 @@ def _from_json(file: Path) -> Tokenizer:
 
 
 def _from_byte_pairs(file: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> Tokenizer:
+    kind = str(config.get("tokenizer_class") or _CUTS_AS_GPT2[0]).removesuffix("Fast")
+    if kind not in (*_CUTS_AS_GPT2, _CUTS_AS_QWEN2):
+        raise ValueError(
+            f"{file.parent} holds a {kind}, whose {file.name} alone does not say how it cuts text; save it with a "
+            "tokenizer.json, as transformers.AutoTokenizer.from_pretrained(...).save_pretrained(...) does"
+        )
     merges_file = file.with_name(_MERGES_BESIDE[file.name])
     if not merges_file.is_file():
         raise FileNotFoundError(f"{merges_file} is missing, which {file.name} needs; fetch the tokenizer again")
@@ -124,7 +133,8 @@ def _from_byte_pairs(file: Path, config: Mapping[str, Any], names: Mapping[str, 
             vocabulary,
             merges,
             special_tokens=sorted(known & vocabulary.keys(), key=vocabulary.__getitem__),
-            add_prefix_space=config.get("add_prefix_space", False),
+            add_prefix_space=config.get("add_prefix_space") or False,
+            cuts_as_qwen2=kind == _CUTS_AS_QWEN2,
         )
     except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{file} or {merges_file.name} is damaged: {error}; fetch the tokenizer again") from error
@@ -152,6 +162,31 @@ def _from_vocabulary(file: Path, config: Mapping[str, Any], names: Mapping[str, 
         split_chinese=config.get("tokenize_chinese_chars", True),
         special_tokens=specials,
     )
+
+
+def _add_tokens(tokenizer: Tokenizer, file: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Put the tokens behind a vocabulary that stand in other files, at the ids that they have there."""
+    source, listed = file.with_name("tokenizer_config.json"), config.get("added_tokens_decoder")
+    if listed is None:
+        source = file.with_name(_ADDED_FILE)
+        # Older files say no more than the id.
+        ids = _read_json(source) if source.is_file() else {}
+        special = {*names.values(), *map(_spelling, config.get("additional_special_tokens") or ())}
+        listed = {i: {"content": token, "special": token in special} for token, i in ids.items()}
+    try:
+        added = [(int(i), dict(token)) for i, token in listed.items()]
+        added = [(i, AddedToken(**{"normalized": not token.get("special"), **token})) for i, token in sorted(added)]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source} is damaged: expected added tokens, but {error}; fetch or save the tokenizer again"
+        ) from error
+    for i, token in added:
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+        if (found := tokenizer.token_to_id(token.content)) != i:
+            raise ValueError(
+                f"{source} gives {token.content!r} the id {i}, but behind {file.name} it has {found}: ids of added "
+                "tokens follow the vocabulary without a gap; save the tokenizer with a tokenizer.json"
+            )
 
 
 def _class_options(state: Mapping[str, Any]) -> dict[str, Any]:

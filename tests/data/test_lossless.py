@@ -1,5 +1,7 @@
 """Tokenizers for causal models: every text comes back, and transformers reads them."""
 
+import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -128,3 +130,65 @@ def test_damaged_byte_pair_files(tmp_path: Path, files: dict[str, str], error: t
         (tmp_path / name).write_text(content)
     with pytest.raises(error, match=message):
         Tokenizer.load(tmp_path)
+
+
+def published_byte_pairs(directory: Path, test_data: Path, config: dict, added: dict[str, int] | None = None) -> None:
+    """Write GPT-2's pairs as a directory without tokenizer.json holds them."""
+    for theirs, ours in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
+        shutil.copy(test_data / "tokenizers" / "gpt2" / ours, directory / theirs)
+    (directory / "config.json").write_text('{"model_type": "gpt2"}')
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    if added is not None:
+        (directory / "added_tokens.json").write_text(json.dumps(added))
+
+
+ADDED = {"50257": {"content": "[PAD]", "special": True}, "50258": {"content": "an added one", "special": False}}
+
+
+@pytest.mark.parametrize(
+    ("config", "added"),
+    [
+        ({"tokenizer_class": "GPT2Tokenizer", "pad_token": "[PAD]"}, {"an added one": 50258, "[PAD]": 50257}),
+        ({"tokenizer_class": "GPT2Tokenizer", "eos_token": "[PAD]", "added_tokens_decoder": ADDED}, None),
+        ({"tokenizer_class": "Qwen2Tokenizer", "eos_token": "[PAD]", "added_tokens_decoder": ADDED}, None),
+    ],
+    ids=["added_tokens.json", "tokenizer_config.json", "Qwen2"],
+)
+def test_byte_pair_files_beside_others_give_the_published_ids(config, added, test_data: Path, tmp_path: Path):
+    published_byte_pairs(tmp_path, test_data, config, added)
+    tokenizer, published = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert type(published).__name__ == config["tokenizer_class"]
+    assert tokenizer.vocab_size == len(published) == 50259
+    kind = "pad" if "pad_token" in config else "eos"
+    assert tokenizer.token_to_id(tokenizer.special_names[kind]) == 50257
+    for text in ("[PAD] Take an added one.", "year 12345 i'LL don'T cafe\u0301\n\n  x", STRANGE, TEXT):
+        assert tokenizer.encode(text) == published(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("config", "added", "message"),
+    [
+        ({}, {"[PAD]": 50300}, r"'\[PAD\]' the id 50300, but behind vocab\.json it has 50257: .*save"),
+        ({}, {"hello": 50257}, r"'hello' the id 50257, but behind vocab\.json it has 31373"),
+        ({}, {"[PAD]": None}, r"added_tokens\.json is damaged: expected added tokens"),
+        ({"added_tokens_decoder": [1]}, None, r"tokenizer_config\.json is damaged: expected added tokens"),
+        (
+            {"tokenizer_class": "WhisperTokenizer"},
+            None,
+            r"holds a WhisperTokenizer, whose vocab\.json alone does",
+        ),
+    ],
+)
+def test_byte_pair_files_that_cannot_be_completed(config, added, message, test_data: Path, tmp_path: Path):
+    published_byte_pairs(tmp_path, test_data, config, added)
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_special_token_that_is_not_there_is_named_when_it_is_needed(test_data: Path, tmp_path: Path):
+    """Published directories name padding tokens that their models have no row for, and that nobody needs."""
+    published_byte_pairs(tmp_path, test_data, {"eos_token": "<|im_end|>", "pad_token": "[PAD]"})
+    tokenizer = Tokenizer.load(tmp_path)
+    for one in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        with pytest.raises(ValueError, match=r"the eos token is said to be '<\|im_end\|>', which the vocabulary lacks"):
+            _ = one.bounds

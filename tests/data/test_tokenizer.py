@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,18 @@ def test_json_and_vocabulary_file_agree(bert: Tokenizer, test_data: Path, lines:
 
 def test_minilm_directory(bert: Tokenizer, minilm_directory: Path):
     assert [Tokenizer.load(minilm_directory).encode(text) for text in MIXED] == [bert.encode(text) for text in MIXED]
+
+
+def test_tokens_added_beside_a_vocabulary_file(test_data: Path, tmp_path: Path):
+    shutil.copy(test_data / "tokenizers" / "bert-base-uncased" / "vocab.txt", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "additional_special_tokens": ["[ENT]"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "added_tokens.json").write_text('{"newWord": 30523, "[ENT]": 30522}')
+    tokenizer, published = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.vocab_size == len(published) == 30524
+    for text in ("A [ENT] newword newWord [MASK]", "unaffected"):
+        assert tokenizer.encode(text) == published(text, add_special_tokens=False)["input_ids"]
 
 
 def test_bare_vocabulary_tells_its_case(tmp_path: Path):
