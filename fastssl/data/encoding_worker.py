@@ -13,7 +13,7 @@ import numpy as np
 from fastssl.data.corpus import SENTENCES, TextForm
 from fastssl.data.sentences import split_sentences
 from fastssl.data.shard_format import token_dtype
-from fastssl.data.text_pieces import text_pieces
+from fastssl.data.text_pieces import pieces_between_spaces, text_pieces
 from fastssl.data.tokenizer import Tokenizer
 
 _CHARACTERS_AT_ONCE = 1 << 20
@@ -56,7 +56,7 @@ def _encode_exactly(documents: list[str], tokenizer: Tokenizer, *, parallel: boo
     dtype = token_dtype(tokenizer.vocab_size)
     tokens, word_starts = [np.zeros(0, dtype)], [np.zeros(0, bool)]
     lengths = np.zeros(len(documents), dtype=np.int64)
-    for pieces in _numbered_pieces(documents):
+    for pieces in _numbered_pieces(documents, tokenizer):
         encoded = tokenizer.encode_batch([piece for _, piece in pieces], parallel=parallel)
         for (number, _), (ids, starts) in zip(pieces, encoded, strict=True):
             tokens.append(ids.astype(dtype))
@@ -70,14 +70,16 @@ def _encode_exactly(documents: list[str], tokenizer: Tokenizer, *, parallel: boo
     )
 
 
-def _numbered_pieces(documents: list[str]) -> Iterator[list[tuple[int, str]]]:
+def _numbered_pieces(documents: list[str], tokenizer: Tokenizer) -> Iterator[list[tuple[int, str]]]:
     """Yield pieces behind the numbers of their documents, not too many at once.
 
-    The library's encodings take some hundred bytes per token, so a long document must not be encoded in one go.
+    The library's encodings take some hundred bytes per token, so a long document must not be encoded in one go; it is
+    nevertheless where the tokenizer gives the pieces other tokens than the document.
     """
+    cut = {"nothing": text_pieces, "space": pieces_between_spaces}.get(tokenizer.put_in_front, lambda text: (text,))
     pieces, num_characters = [], 0
     for number, document in enumerate(documents):
-        for piece in text_pieces(document):
+        for piece in cut(document):
             pieces.append((number, piece))
             num_characters += len(piece)
             if num_characters >= _CHARACTERS_AT_ONCE:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -343,6 +343,15 @@ class Tokenizer:
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token, or None if the vocabulary lacks it."""
         return self._backend.token_to_id(token)
+
+    @cached_property
+    def put_in_front(self) -> Literal["nothing", "space", "other"]:
+        """What the tokenizer puts in front of every text: a "space" (also where it drops spaces), as Llama 2's."""
+        texts = ("a b", "a", "b", " b")
+        both, first, second, spaced = (self._plain.encode(text, add_special_tokens=False).ids for text in texts)
+        if both == first + second:
+            return "space"
+        return "nothing" if both == first + spaced else "other"
 
     @cached_property
     def named_bytes(self) -> dict[int, int]:
