@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastssl import GPTForCausalLM, Tokenizer
 from fastssl.data.causal import CausalObjectiveConfig
+from fastssl.data.corpus import EXACT
 from fastssl.data.encode import encode_files
+from fastssl.data.lossless import byte_characters, byte_pair_tokenizer
 from fastssl.tasks.gpt_pretraining import count_bytes
 from fastssl.tasks.gpt_pretraining_config import (
     CausalCorpusConfig,
@@ -96,6 +98,16 @@ def test_an_unknown_character_is_a_byte(tmp_path: Path):
     vocabulary = CausalVocabularyConfig(tokenizer_type="characters", vocab_size=3)
     run = prepare_pretraining(make_config(text, tmp_path / "run", vocabulary=vocabulary))
     assert count_bytes(run.held_out, run.tokenizer) == run.held_out.num_tokens == 36
+
+
+def test_a_space_put_in_front_is_no_byte_of_the_text(tmp_path: Path):
+    backend = byte_pair_tokenizer({c: i for i, c in enumerate(byte_characters())}, [], add_prefix_space=True)
+    texts = ["hi", "é", "two words"] * 20
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    shards = encode_files([tmp_path / "texts.jsonl"], Tokenizer(backend), tmp_path / "s", form=EXACT, progress=False)
+    assert shards.num_tokens == sum(len(f" {text}".encode()) for text in texts)
+    assert count_bytes(shards, Tokenizer(backend)) == sum(len(text.encode()) for text in texts)
+    assert count_bytes(shards, Tokenizer.of_bytes()) == shards.num_tokens
 
 
 def test_many_documents_are_held_out_whole(text: Path, tmp_path: Path):
