@@ -13,6 +13,8 @@ import zstandard
 _CHUNK_BYTES = 1 << 20
 _COMPRESSED_CHUNK_BYTES = 1 << 14
 _GZIP = 16
+_ZSTD_WINDOW_BYTES = 1 << 31
+"""The longest that the zstd program writes, with --long=31; the library alone stops at 128 MiB."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _MAGIC = {
@@ -76,7 +78,8 @@ def _contents(path: Path, on_read: Callable[[int], None]) -> Iterator[bytes]:
         case ".gz":
             return _decompressed(path, lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | _GZIP), "gzip", on_read)
         case ".zst":
-            return _decompressed(path, lambda: zstandard.ZstdDecompressor().decompressobj(), "zstd", on_read)
+            zstd = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+            return _decompressed(path, zstd.decompressobj, "zstd", on_read)
         case _:
             return _raw(path, on_read, _CHUNK_BYTES)
 

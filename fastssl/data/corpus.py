@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastssl.data.bytes_of_file import BinaryFileError, read_lines
 
@@ -199,6 +200,10 @@ def _json_documents(path: Path, lines: Iterator[str], text_field: str) -> Iterat
             raise ValueError(
                 f"{path}:{number}: not a JSON record ({error.msg} at column {error.colno}); expected one object a line"
             ) from error
+        except (ValueError, RecursionError) as error:  # numbers too long, and lists too deep
+            raise ValueError(
+                f"{path}:{number}: cannot be read as JSON ({error}); leave that out of the record"
+            ) from error
         if not isinstance(record, dict):
             raise ValueError(
                 f"{path}:{number}: expected a JSON object with {text_field!r}, found a {type(record).__name__}; "
@@ -242,8 +247,22 @@ def _parquet_documents(path: Path, text_field: str, on_read: Callable[[int], Non
                 "name the column of the text with `--text-field`"
             )
         size_bytes, num_rows, row = path.stat().st_size, max(1, file.metadata.num_rows), 0
-        for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+        for batch in _batches(path, file.iter_batches(batch_size=1024, columns=[text_field])):
             for text in batch.column(0).to_pylist():
                 row += 1
                 yield _text_of({text_field: text}, text_field, f"{path}, row {row}")
             on_read(size_bytes * row // num_rows - size_bytes * (row - batch.num_rows) // num_rows)
+
+
+def _batches(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
+    """Iterate over a Parquet file's batches, and name the place of damage inside it."""
+    num_rows = 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, ValueError) as error:  # pyarrow's, which do not say where
+            raise ValueError(f"{path} is damaged behind row {num_rows} ({error}); fetch or write it again") from error
+        if batch is None:
+            return
+        yield batch
+        num_rows += batch.num_rows

@@ -162,7 +162,7 @@ def read_objects(path: Path) -> Table:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(value, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(value).__name__}")

@@ -161,6 +161,8 @@ BAD_CONTENT = [
     ("a.jsonl", b'{"text": "a"}\n{"title": "b"}', r"a\.jsonl:2: no field 'text'; it has 'title'; .*--text-field"),
     ("a.jsonl", b'{"text": 5}', r"a\.jsonl:1: the field 'text' must be text, but is int"),
     ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a\.jsonl:3: not a JSON record"),
+    ("a.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, r"a\.jsonl:2: cannot be read as JSON \(maximum recursion depth"),
+    ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", r"a\.jsonl:1: cannot be read as JSON \(Exceeds the limit"),
     ("a.json", b'[{"text": "a"}]', r"a\.json:1: expected a JSON object with 'text', found a list"),
     ("a.txt.gz", gzipped(b"line\n" * 1000)[:-12], "is truncated: its gzip data ends early"),
     ("a.txt.gz", b"plain text", "is damaged: no valid gzip data"),
@@ -198,6 +200,25 @@ def test_paths_that_are_no_files(tmp_path: Path):
         list(read_documents(tmp_path / "absent.txt"))
     with pytest.raises(IsADirectoryError, match="is a directory: expected a file"):
         list(read_documents(tmp_path))
+
+
+@pytest.mark.parametrize("log_bytes", [28, 31])
+def test_long_windows_of_zstd(tmp_path: Path, log_bytes: int):
+    """As of ``zstd --long=31``: a frame whose header says how far back it may look, with one block."""
+    text = b"a line\n"
+    frame = b"\x28\xb5\x2f\xfd\0" + bytes([(log_bytes - 10) << 3]) + (len(text) << 3 | 1).to_bytes(3, "little") + text
+    assert list(read_documents(write(tmp_path / "a.txt.zst", frame))) == ["a line"]
+
+
+def test_damage_inside_a_parquet_file_is_placed(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    texts = [f"{number} " * 50 for number in range(4096)]
+    parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=1024, compression="snappy")
+    begin = parquet.ParquetFile(path).metadata.row_group(2).column(0).dictionary_page_offset
+    content = path.read_bytes()
+    write(path, content[: begin + 40] + b"\xff" * 200 + content[begin + 240 :])
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged behind row 2048 \(.*\); fetch or write it again"):
+        list(read_documents(path))
 
 
 def test_parquet_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

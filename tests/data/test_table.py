@@ -80,6 +80,7 @@ def test_json_values_keep_their_kind_and_missing_keys_are_none(tmp_path):
         ("a.jsonl", b"", "no rows"),
         ("a.jsonl", b'{"text": 1}\n[1]\n', "line 2: expected a JSON object, got list"),
         ("a.jsonl", b"{text}\n", "line 1: not JSON"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1: not JSON \(maximum recursion depth"),
         ("a.tsv", b"text\tlabel\n\xff\t1\n", "line 2: not UTF-8"),
         ("a.xlsx", b"text", r"unknown ending; expected .tsv, .csv or .jsonl"),
         ("a.csv", b"PK\x03\x04...", "ZIP archive"),
