@@ -335,6 +335,10 @@ def test_mistakes_are_told_before_a_model_is_asked(directory, tmp_path):
         ask(directory, tmp_path, (task,))
     with pytest.raises(ValueError, match="label_words gives a word for 'no', which is the answer of no row"):
         ask(directory, tmp_path, (task,), layout=layout, columns=TaskColumnConfig(label_words=("no=0", "1=yes")))
+    lines = write_lines(tmp_path / "lines.jsonl", [{"text": "q", "label": label} for label in ("a\n", "a\nb")])
+    with pytest.raises(ValueError, match=r"lines\.jsonl, line 2: the answer 'a\\nb' holds a line end"):
+        ask(directory, tmp_path, (lines,), scoring="generation")
+    ask(directory, tmp_path, (lines,), scoring="likelihood")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "t5"}')
     config = InContextConfig(

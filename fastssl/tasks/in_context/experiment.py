@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -161,6 +161,8 @@ def _prepare(config: InContextConfig, number: int, path: Path) -> _Asked:
     if task.instruction is None and not config.layout.instruction:
         raise ValueError(f"{path}: the column 'instruction' must be the same in all rows; give one as instruction")
     scoring = config.scoring if config.scoring != "auto" else "generation" if task.choices is None else "likelihood"
+    if scoring == "generation":
+        _expect_single_lines(task, rows)
     return _Asked(
         task=task,
         layout=Layout.of(config.layout, number, task.examples, task.instruction or ""),
@@ -169,6 +171,16 @@ def _prepare(config: InContextConfig, number: int, path: Path) -> _Asked:
         rows=tuple(rows.tolist()),
         scoring=scoring,
     )
+
+
+def _expect_single_lines(task: InContextTask, rows: Iterable[int]) -> None:
+    for row in rows:
+        answer = task.examples[row].completion
+        if "\n" in answer.rstrip():
+            raise ValueError(
+                f"{task.places[row]}: the answer {answer!r:.60} holds a line end, where generated answers are over; "
+                "score by likelihood, with choices, or leave the row out"
+            )
 
 
 class _Subject:
