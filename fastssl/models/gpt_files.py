@@ -149,7 +149,10 @@ def config_from_dict(values: dict, *, source: str) -> GPTConfig:
             del chosen[option]
     if name != "gpt2":
         chosen |= {**_rotary_options(values, source), **dict.fromkeys(_DROPOUTS[:2], 0.0)}
-    chosen |= {key: value for key, value in values.get(_OUR_KEY, {}).items() if key in _DROPOUTS}
+    ours = values.get(_OUR_KEY) or {}
+    if not isinstance(ours, dict):
+        raise ValueError(f"{source}: config.json has {_OUR_KEY}={ours!r}, expected an object of options")
+    chosen |= {key: value for key, value in ours.items() if key in _DROPOUTS}
     for token in ("bos_token_id", "eos_token_id"):
         chosen[token] = _known(chosen.get(token, getattr(GPTConfig, token)), chosen.get("vocab_size"))
     return _made(chosen, source)

@@ -214,10 +214,11 @@ def read_tensors(directory: str | Path) -> dict[str, Tensor]:
 def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        files = sorted({str(file) for file in weight_map.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged: no weight_map in it ({error!r}); fetch or save it again") from error
     tensors = {}
-    for file in sorted(set(weight_map.values())):
+    for file in files:
         if not (index.parent / file).is_file():
             raise FileNotFoundError(f"{index.parent / file} is missing, but {index.name} lists tensors in it")
         tensors.update(read(index.parent / file))

@@ -144,6 +144,7 @@ def test_a_config_of_our_own_keeps_itself(tmp_path):
         ({"n_embd": 48}, "shapes that do not fit"),
         ({"n_layer": 2}, r"it has unknown transformer\.h\.2\."),
         ({"n_layer": 4}, r"it lacks transformer\.h\.3\."),
+        ({"fastssl": [1]}, r"config\.json has fastssl=\[1\], expected an object of options"),
     ],
 )
 def test_bad_directories(tmp_path, changes, message):
@@ -152,6 +153,13 @@ def test_bad_directories(tmp_path, changes, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
         GPTForCausalLM.from_pretrained(tmp_path / "theirs")
+
+
+def test_options_of_ours_may_be_null(tmp_path):
+    _, ours = both(tmp_path, "gpt2")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fastssl": None}))
+    assert GPTForCausalLM.from_pretrained(tmp_path / "theirs").config == ours.config
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -159,6 +159,15 @@ def test_every_kind_of_weight_file(saved, kind, shards):
             BertForPreTraining.from_pretrained(directory)
 
 
+@pytest.mark.parametrize("content", ['{"weight_map": ["a"]}', '{"weight_map": null}', "{}", "[]", "{"])
+def test_a_damaged_index_of_shards_is_named(saved, content):
+    _, directory, _ = saved
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is damaged: no weight_map in it"):
+        BertForPreTraining.from_pretrained(directory)
+
+
 class Code:
     def __reduce__(self):
         return print, ("this must not run",)
