@@ -112,6 +112,7 @@ def test_the_sum_of_squares(capability, with_threads):
     ("changed", "message"),
     [
         ({"gradients": [torch.zeros(2)]}, r"of shape \(3,\), got torch.float32 of shape \(2,\)"),
+        ({"gradients": [torch.zeros(3, device="meta")]}, "gradient of parameter 0 must be on cpu, got meta"),
         ({"exp_avgs": []}, "one entry a parameter"),
         ({"step": 0}, "step >= 1"),
         ({"lr": -1.0}, "'lr': -1.0"),
@@ -123,3 +124,73 @@ def test_errors(changed, message):
     arguments = {name: [torch.zeros(3)] for name in ("parameters", "gradients", "exp_avgs", "exp_avg_sqs")}
     with pytest.raises(ValueError, match=message):
         adamw_(**arguments | {"step": 1, "lr": 0.1} | changed)
+
+
+LAYOUTS = {
+    "as the parameter": lambda t: t,
+    "expanded": lambda t: t[:1, :1].expand(t.shape),
+    "transposed": lambda t: t.T.contiguous().T,
+    "every other": lambda t: torch.stack((t, t + 9), dim=2)[:, :, 0],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("backend", ["auto", "stock"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_strides_of_a_gradient_change_nothing(backend, layout, dtype):
+    draw = lambda: torch.rand(6, 4, generator=torch.Generator().manual_seed(2)).to(dtype)  # noqa: E731
+    gradient = LAYOUTS[layout](draw())
+    results = []
+    for given, name in ((gradient, backend), (gradient.clone(memory_format=torch.contiguous_format), "reference")):
+        state = [draw() for _ in range(3)]
+        adamw_([state[0]], [given], [state[1]], [state[2]], **NUMBERS | {"gradient_factor": 1.0}, backend=name)
+        results += state
+    for found, expected in zip(results[:3], results[3:], strict=True):
+        torch.testing.assert_close(found, expected, atol=0.02 if dtype == torch.bfloat16 else 1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("strided", range(3))
+def test_parameters_and_averages_of_any_strides_are_left_to_the_definition(strided, dtype):
+    generator = torch.Generator().manual_seed(2)
+    packed = [torch.rand(6, 4, generator=generator).to(dtype) for _ in range(4)]
+    results = []
+    for layout in (False, True):
+        state = [t.T.contiguous().T if layout and place == strided else t.clone() for place, t in enumerate(packed)]
+        gradient = state.pop()
+        adamw_([state[0]], [gradient], [state[1]], [state[2]], **NUMBERS, backend="auto" if layout else "reference")
+        results.append(state)
+        if layout:
+            with pytest.raises(ValueError, match="a parameter or an average is not contiguous"):
+                adamw_([state[0]], [gradient], [state[1]], [state[2]], **NUMBERS, backend="stock")
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backward_over_parameters_that_a_step_has_changed_is_refused(backend):
+    inputs = EDGE_CASES["rows"].inputs(torch.float32)
+    parameters = [parameter.requires_grad_() for parameter in inputs["parameters"]]
+    losses = [parameter.square().sum() for parameter in parameters]
+    adamw_(**inputs, **NUMBERS, backend=backend)
+    for loss in losses:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.ones(2, dtype=torch.bool), r"touched of parameter 1 must be torch.bool of shape \(3,\)"),
+        (torch.ones(3), "touched of parameter 1 must be torch.bool"),
+        (torch.ones(6, dtype=torch.bool)[::2], "touched of parameter 1 must be contiguous"),
+        (torch.ones(3, dtype=torch.bool, device="meta"), "on cpu, one a row, got torch.bool .* on meta"),
+    ],
+)
+def test_wrong_touched_rows_are_refused_before_anything_is_updated(rows, message, backend):
+    parameters = [torch.ones(3, 2), torch.ones(3, 2)]
+    gradients = [torch.ones(3, 2), torch.ones(3, 2).to_sparse(1).coalesce()]
+    averages = [[torch.zeros(3, 2) for _ in range(2)] for _ in range(2)]
+    with pytest.raises(ValueError, match=message):
+        adamw_(parameters, gradients, *averages, **NUMBERS, touched=[None, rows], backend=backend)
+    assert all(parameter.eq(1).all() for parameter in parameters)

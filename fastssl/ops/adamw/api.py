@@ -98,8 +98,8 @@ def _check(parameters, gradients, exp_avgs, exp_avg_sqs, touched) -> None:
     lengths = [len(group) for group in (parameters, gradients, exp_avgs, exp_avg_sqs, touched)]
     if len(set(lengths)) > 1:
         raise ValueError(f"adamw_: all lists must have one entry a parameter, got {lengths}")
-    for index, (parameter, gradient, *averages) in enumerate(
-        zip(parameters, gradients, exp_avgs, exp_avg_sqs, strict=True)
+    for index, (parameter, gradient, *averages, rows) in enumerate(
+        zip(parameters, gradients, exp_avgs, exp_avg_sqs, touched, strict=True)
     ):
         shape, dtype = parameter.shape, parameter.dtype
         for tensor in (gradient, *averages):
@@ -108,7 +108,23 @@ def _check(parameters, gradients, exp_avgs, exp_avg_sqs, touched) -> None:
                     f"adamw_: gradient and averages of parameter {index} must be {dtype} of shape "
                     f"{tuple(shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
+        if gradient.device != parameter.device:
+            raise ValueError(
+                f"adamw_: the gradient of parameter {index} must be on {parameter.device}, got {gradient.device}"
+            )
         if gradient.is_sparse and not (gradient.sparse_dim() == 1 and gradient.is_coalesced()):
             raise ValueError(
                 f"adamw_: the sparse gradient of parameter {index} must be coalesced rows: call .coalesce() on it"
             )
+        if gradient.is_sparse and rows is not None:
+            _check_touched(index, parameter, rows)
+
+
+def _check_touched(index: int, parameter: Tensor, rows: Tensor) -> None:
+    if rows.dtype != torch.bool or rows.shape != parameter.shape[:1] or rows.device != parameter.device:
+        raise ValueError(
+            f"adamw_: touched of parameter {index} must be torch.bool of shape ({len(parameter)},) on "
+            f"{parameter.device}, one a row, got {rows.dtype} of shape {tuple(rows.shape)} on {rows.device}"
+        )
+    if not rows.is_contiguous():
+        raise ValueError(f"adamw_: touched of parameter {index} must be contiguous: call .contiguous() on it, once")

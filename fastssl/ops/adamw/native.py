@@ -1,6 +1,7 @@
 """`adamw_` by the compiled CPU kernels: every number is read once and written once, on every instruction set."""
 
 import torch
+from torch.autograd.graph import increment_version
 
 from fastssl.ops.backend import Supports
 
@@ -35,3 +36,4 @@ def update(parameters, gradients, exp_avgs, exp_avg_sqs, touched, **numbers) -> 
             parameter, gradient.indices()[0].contiguous(), gradient.values().contiguous(), exp_avgs[index],
             exp_avg_sqs[index], rows, **numbers,
         )  # fmt: skip
+    increment_version((*parameters, *exp_avgs, *exp_avg_sqs))
