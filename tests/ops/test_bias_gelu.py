@@ -142,6 +142,15 @@ def test_opcheck():
 
 
 @pytest.mark.native
+def test_one_tensor_in_both_places_compiles():
+    x = torch.randn(8, requires_grad=True)
+    found = torch.compile(lambda x: bias_gelu(x, x), fullgraph=True, backend="aot_eager")(x)
+    expected = bias_gelu(x, x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x) for y in (found, expected)))
+
+
+@pytest.mark.native
 def test_compile_with_dynamic_shapes():
     compiled = torch.compile(bias_gelu, fullgraph=True, dynamic=True, backend="aot_eager")
     for rows in (4, 9):

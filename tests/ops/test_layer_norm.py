@@ -303,6 +303,8 @@ def test_one_tensor_in_several_places_compiles():
     torch.testing.assert_close(found, expected)
     for a, b in zip(*(torch.autograd.grad(y.square().sum(), (x, weight)) for y in (found, expected)), strict=True):
         torch.testing.assert_close(a, b)
+    whole = torch.compile(lambda x: layer_norm(x, x, x, eps=EPS), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(whole(weight), layer_norm(weight, weight, weight, eps=EPS))
 
 
 def test_autocast_leaves_dtypes_alone():

@@ -117,8 +117,8 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
-    def backward(ctx, grad_out, grad_lse):
-        q, k, v, out, lse, kept_bits, bias, *others = ctx.saved_tensors
+    def backward(ctx, saved, grad_out, grad_lse):
+        q, k, v, out, lse, kept_bits, bias, *others = saved()
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         *grads, grad_bias = BACKENDS[ctx.name].backward(
             grad_out, grad_lse, q, k, v, out, lse, kept_bits, bias, *others, *ctx.numbers, ctx.needs_input_grad[4]

@@ -43,6 +43,8 @@ def bias_gelu(x: Tensor, bias: Tensor, *, approximate: str = "none", backend: st
     _check(x, bias, approximate)
     name = choose("bias_gelu", backend, BACKENDS, x.device, x.dtype, {"bias_dtype": bias.dtype})
     if name in FUSED and is_recorded(x, bias):
+        if torch.compiler.is_compiling():  # its autograd.Function takes no tensor twice; a view is another tensor
+            bias = bias.view_as(bias)
         return _FusedBiasGelu.apply(name, x, bias, approximate)
     return BACKENDS[name].forward(x, bias, approximate=approximate)
 
@@ -56,8 +58,8 @@ class _FusedBiasGelu(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
-    def backward(ctx, grad_y):
-        x, bias = ctx.saved_tensors
+    def backward(ctx, saved, grad_y):
+        x, bias = saved()
         grad_x, grad_bias = BACKENDS[ctx.backend].backward(grad_y, x, bias, approximate=ctx.approximate)
         return None, grad_x, grad_bias.to(bias.dtype), None
 

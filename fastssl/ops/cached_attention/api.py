@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fastssl.ops.backend import choose
 from fastssl.ops.cached_attention import native, reference, stock
+from fastssl.ops.recording import asks_for_gradient
 
 BACKENDS = {"native": native, "stock": stock, "reference": reference}
 
@@ -131,7 +132,7 @@ def _check_dtypes(q, k, v, k_cache, v_cache, lengths) -> None:
     for name, tensor in named.items():
         if tensor.device != device:
             raise ValueError(f"cached_attention: {name} must be on {device} like q, got {tensor.device}")
-        if records and tensor.requires_grad:
+        if records and asks_for_gradient(tensor):
             raise ValueError(
                 f"cached_attention: it has no gradient, and {name} asks for one; call it under torch.no_grad() or "
                 "torch.inference_mode()"

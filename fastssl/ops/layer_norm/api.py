@@ -69,12 +69,10 @@ def layer_norm(
         y, total = BACKENDS[name].forward(x, weight, bias, residual, **options)
         return (y, total) if return_sum else y
     if torch.compiler.is_compiling():  # its autograd.Function takes no tensor twice; a view is another tensor
-        bias, residual = (None if tensor is None else tensor.view_as(tensor) for tensor in (bias, residual))
-    if not return_sum:
-        return _FusedLayerNorm.apply(name, x, weight, bias, residual, eps, dropout_p, seed, False)
-    if residual is None and seed is None:
-        return _FusedLayerNorm.apply(name, x, weight, bias, None, eps, 0.0, None, False), x
-    return _FusedLayerNorm.apply(name, x, weight, bias, residual, eps, dropout_p, seed, True)
+        weight, bias, residual = (None if t is None else t.view_as(t) for t in (weight, bias, residual))
+    is_x = residual is None and seed is None
+    y, total, _ = _FusedLayerNorm.apply(name, x, weight, bias, residual, eps, dropout_p, seed, return_sum and not is_x)
+    return (y, x if is_x else total) if return_sum else y
 
 
 class _FusedLayerNorm(torch.autograd.Function):
@@ -85,12 +83,13 @@ class _FusedLayerNorm(torch.autograd.Function):
         ctx.backend, ctx.dropout_p, ctx.x_dtype = backend, dropout_p, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.set_materialize_grads(False)
-        return (y, total) if return_sum else y
+        # rstd is returned, for nobody's use, so that an output is among what is saved.
+        return y, total if return_sum else None, rstd
 
     @staticmethod
     @differentiable_once
-    def backward(ctx, grad_y, grad_total=None):
-        total, weight, mean, rstd, seed = ctx.saved_tensors
+    def backward(ctx, saved, grad_y, grad_total, _):
+        total, weight, mean, rstd, seed = saved()
         if grad_y is None and ctx.x_dtype != total.dtype:
             grad_y = total.new_zeros(total.shape, dtype=ctx.x_dtype)
         grad_x, grad_residual, grad_weight, grad_bias = BACKENDS[ctx.backend].backward(

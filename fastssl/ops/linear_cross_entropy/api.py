@@ -141,12 +141,12 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
-    def backward(ctx, grad_loss, *_):
+    def backward(ctx, saved, grad_loss, *_):
         gradients, ctx.gradients = ctx.gradients, None
         wanted = ctx.needs_input_grad[:3]
         backend = BACKENDS[ctx.backend]
         if gradients is None:  # "none", or a second backward over a retained graph
-            hidden, weight, bias, targets = ctx.saved_tensors
+            hidden, weight, bias, targets = saved()
             row_grads = grad_loss if ctx.share is None else grad_loss * ctx.share
             row_grads = row_grads.expand(targets.shape).contiguous()
             gradients = backend.forward_with_gradients(hidden, weight, targets, bias, row_grads, *ctx.options, *wanted)[

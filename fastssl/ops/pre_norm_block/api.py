@@ -105,8 +105,8 @@ class _FusedBlock(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
-    def backward(ctx, grad_out, grad_stream):
-        stream, *tensors = ctx.saved_tensors
+    def backward(ctx, saved, grad_out, grad_stream):
+        stream, *tensors = saved()
         saved, parameters = tensors[: ctx.num_saved], tensors[ctx.num_saved :]
         grad_out = torch.zeros_like(stream) if grad_out is None else grad_out
         grad_addend, grad_residual, grads = native.backward(

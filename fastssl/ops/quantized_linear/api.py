@@ -6,6 +6,7 @@ from torch import Tensor
 from fastssl.ops.backend import choose
 from fastssl.ops.quantized_linear import native, reference, stock
 from fastssl.ops.quantized_linear.weight import QuantizedWeight
+from fastssl.ops.recording import asks_for_gradient
 
 BACKENDS = {"native": native, "stock": stock, "reference": reference}
 ACTIVATIONS = ("none", "gelu")
@@ -67,7 +68,7 @@ def _check(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, activation: 
     for name, tensor in (("weight", weight.packed), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"quantized_linear: {name} must be on {x.device} like x, got {tensor.device}")
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    if torch.is_grad_enabled() and any(tensor is not None and asks_for_gradient(tensor) for tensor in (x, bias)):
         raise ValueError(
             "quantized_linear: it has no gradient, and x or bias asks for one; call it under torch.no_grad(), or train "
             "the model before quantising it"

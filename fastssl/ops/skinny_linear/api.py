@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fastssl.ops.backend import choose
 from fastssl.ops.quantized_linear.weight import QuantizedWeight
+from fastssl.ops.recording import asks_for_gradient
 from fastssl.ops.skinny_linear import native, reference, stock
 from fastssl.ops.skinny_linear.norm import KINDS, RowNorm
 
@@ -118,14 +119,14 @@ def _check_tensors(x: Tensor, tensors: dict[str, Tensor | None]) -> None:
     if not x.is_floating_point():
         raise ValueError(f"skinny_linear: x must be floating point, got {x.dtype}")
     records = torch.is_grad_enabled()
-    if records and x.requires_grad:
+    if records and asks_for_gradient(x):
         tensors = {"x": x, **tensors}
     for name, tensor in tensors.items():
         if tensor is None:
             continue
         if tensor.device != x.device:
             raise ValueError(f"skinny_linear: {name} must be on {x.device} like x, got {tensor.device}")
-        if records and tensor.requires_grad:
+        if records and asks_for_gradient(tensor):
             raise ValueError(
                 f"skinny_linear: it has no gradient, and {name} asks for one; call it under torch.no_grad() or "
                 "torch.inference_mode()"
