@@ -38,10 +38,14 @@ inline std::optional<torch::stable::Tensor> packed(const std::optional<torch::st
   return packed(*tensor);
 }
 
-// A parameter, packed and in float32.
+// A floating parameter, packed and in float32.
 inline torch::stable::Tensor parameter(const torch::stable::Tensor& tensor) {
-  const auto wide = torch::headeronly::ScalarType::Float;
-  return packed(tensor.scalar_type() == wide ? tensor : torch::stable::to(tensor, wide));
+  using torch::headeronly::ScalarType;
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::Float) return packed(tensor);
+  STD_TORCH_CHECK(type == ScalarType::Double || type == ScalarType::BFloat16 || type == ScalarType::Half,
+                  "a parameter must be floating point");
+  return packed(torch::stable::to(tensor, ScalarType::Float));
 }
 
 inline std::optional<torch::stable::Tensor> parameter(const std::optional<torch::stable::Tensor>& tensor) {

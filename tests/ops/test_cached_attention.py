@@ -194,6 +194,49 @@ def test_a_full_cache_is_an_error(backend):
     cached_attention(**(arguments | {"window": 6}), backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_negative_lengths_are_refused_before_anything_is_written(backend, window, dtype):
+    arguments = CachedAttentionCase(lengths=(3, 2), slots=6).inputs(dtype=dtype, cache_dtype=dtype)
+    arguments |= {"lengths": torch.tensor([3, -1]), "window": window}
+    before = arguments["k_cache"].clone()
+    if backend == "native" and dtype == torch.float64:
+        pytest.skip("the native backend takes float32")
+    with torch.inference_mode(), pytest.raises(ValueError, match="lengths must be at least 0, got -1"):
+        cached_attention(**arguments, backend=backend)
+    assert torch.equal(arguments["k_cache"], before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autograd_knows_of_the_writes(backend):
+    arguments = CachedAttentionCase(lengths=(3, 2), slots=6).inputs()
+    x = torch.ones(2, 2, 6, 16, requires_grad=True)
+    loss = (x * arguments["k_cache"]).sum() + (x * arguments["v_cache"]).sum()
+    with torch.no_grad():
+        cached_attention(**arguments, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.native
+def test_caches_of_inference_mode_are_written_to_outside_of_it():
+    with torch.inference_mode():
+        arguments = CachedAttentionCase(lengths=(3, 2), slots=6).inputs()
+    with torch.no_grad():
+        cached_attention(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["auto", "stock", "reference"])
+def test_autocast_changes_nothing(backend):
+    arguments = EDGE_CASES["grouped"].inputs()
+    with torch.inference_mode():
+        expected = run(arguments, backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            for found, one in zip(run(arguments, backend), expected, strict=True):
+                assert torch.equal(found, one)
+
+
 @pytest.mark.native
 def test_the_kernel_itself_writes_to_no_slot_outside_the_cache():
     a = CachedAttentionCase(lengths=(3,), slots=4).inputs()
@@ -223,6 +266,11 @@ def assert_wrong_calls_are_explained():
         cached_attention(**(a | {"k_cache": a["k_cache"].transpose(1, 2)}))
     with pytest.raises(ValueError, match="window must be at least 1"):
         cached_attention(**(a | {"window": 0}))
+    with pytest.raises(ValueError, match=r"window must be at least 1, the token itself, and a whole number, got 2\.5"):
+        cached_attention(**(a | {"window": 2.5}))
+    for rotary, types in (((torch.ones(2, 16),), "Tensor"), ((torch.ones(2, 16), None), "Tensor, NoneType")):
+        with pytest.raises(ValueError, match=rf"rotary must be two tensors, cos and sin, got \({types}\)"):
+            cached_attention(**a, rotary=rotary)
     with pytest.raises(ValueError, match=r"lengths must be int32 or int64 of shape \(2,\)"):
         cached_attention(**(a | {"lengths": a["lengths"].float()}))
     with pytest.raises(ValueError, match=r"rotary's sin must have shape \(2, 16\)"):

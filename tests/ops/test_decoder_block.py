@@ -126,6 +126,27 @@ def test_what_the_kernel_does_not_take_is_left_to_others():
                 assert torch.equal(auto, stock)
 
 
+@pytest.mark.parametrize("backend", ["auto", "stock", "reference"])
+def test_autocast_changes_nothing(backend):
+    arguments = EDGE_CASES["gpt2"].inputs()
+    with torch.inference_mode():
+        expected = run(arguments, backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            for found, one in zip(run(arguments, backend), expected, strict=True):
+                assert torch.equal(found, one)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autograd_knows_of_the_writes(backend):
+    arguments = EDGE_CASES["gpt2"].inputs()
+    x = torch.ones_like(arguments["k_cache"]).requires_grad_()
+    loss = (x * arguments["k_cache"]).sum() + (x * arguments["v_cache"]).sum()
+    with torch.no_grad():
+        decoder_block(**arguments, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("with_gradients", [True, False])
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.int8])
 def test_wrong_calls_are_explained(with_gradients, weight_dtype):
@@ -145,5 +166,9 @@ def test_wrong_calls_are_explained(with_gradients, weight_dtype):
             decoder_block(**(a | {"weights": weights._replace(mlp_norm=other)}))
         with pytest.raises(ValueError, match="the cache room for 31"):
             decoder_block(**(a | {"lengths": a["lengths"] + 1}))
+        with pytest.raises(ValueError, match="lengths must be at least 0, got -1"):
+            decoder_block(**(a | {"lengths": torch.full_like(a["lengths"], -1)}))
+        with pytest.raises(ValueError, match=r"rotary must be two tensors, cos and sin, got \(Tensor\)"):
+            decoder_block(**(a | {"rotary": (torch.ones(len(a["x"]), 16),)}))
         with pytest.raises(ValueError, match="activation must be one of"):
             decoder_block(**(a | {"activation": "relu"}))

@@ -324,6 +324,7 @@ def test_autocast_leaves_dtypes_alone():
         ({"x": torch.ones(3, 0), "weight": torch.ones(0)}, "at least one element"),
         ({"dropout_p": 1.0}, "dropout_p must be at least 0 and below 1"),
         ({"dropout_p": 0.5, "seed": torch.ones(1)}, "0-d int64"),
+        ({"eps": -1.0}, "eps must be at least 0, got -1.0"),
         ({"backend": "fast"}, "does not exist"),
         ({"backend": "stock", "dropout_p": 0.5}, "another mask"),
     ],

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastssl import extension
 from fastssl.ops.linear_cross_entropy import native
 from fastssl.ops.linear_cross_entropy.api import linear_cross_entropy
 from fastssl.ops.linear_cross_entropy.cases import EDGE_CASES, LinearCrossEntropyCase
@@ -403,6 +405,44 @@ def test_autocast_rounds_the_operands_of_the_product_alone():
         assert_within_budget("gradient", a, b, b.double(), torch.bfloat16)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_a_class_that_a_bias_rules_out_leaves_the_loss_of_the_others(backend, softcap):
+    if backend == "stock" and softcap:
+        pytest.skip("PyTorch's cross-entropy has no softcap")
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = (torch.randn(rows, 8, generator=generator).requires_grad_() for rows in (3, 5))
+    bias = torch.tensor([0.0, 0.0, -torch.inf, 0.0, 0.0])
+    losses = []
+    for classes, targets in (([0, 1, 2, 3, 4], [0, 1, 3]), ([0, 1, 3, 4], [0, 1, 2])):
+        losses.append(
+            linear_cross_entropy(
+                hidden, weight[classes], torch.tensor(targets), bias=bias[classes], softcap=softcap, backend=backend
+            )
+        )
+    if softcap is None:
+        torch.testing.assert_close(*losses)
+        for found, expected in zip(*(torch.autograd.grad(loss, (hidden, weight)) for loss in losses), strict=True):
+            torch.testing.assert_close(found, expected)
+    assert all(loss.isfinite() for loss in losses)
+
+
+@pytest.mark.parametrize("backend", ["auto", "stock"])
+@pytest.mark.parametrize("ignore_index", [None, -100])
+def test_shapes_without_numbers(backend, ignore_index):
+    """On the meta device, and in the mode in which tracers work out shapes."""
+    options = {"ignore_index": ignore_index, "backend": backend}
+    shapes = [torch.empty(6, 8, device="meta"), torch.empty(9, 8, device="meta")]
+    loss = linear_cross_entropy(*shapes, torch.zeros(6, dtype=torch.int64, device="meta"), **options)
+    assert loss.shape == () and loss.dtype == torch.float32
+    if backend == "auto" and not extension.cpu_ops_loaded():
+        return
+    with FakeTensorMode():
+        hidden, weight = (torch.randn(x.shape, requires_grad=True) for x in shapes)
+        loss = linear_cross_entropy(hidden, weight, torch.zeros(6, dtype=torch.int64), **options)
+        assert [g.shape for g in torch.autograd.grad(loss, (hidden, weight))] == [(6, 8), (9, 8)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -421,6 +461,8 @@ def test_autocast_rounds_the_operands_of_the_product_alone():
         ({"label_smoothing": 1.5}, "label_smoothing must be between 0 and 1"),
         ({"z_loss": -1.0}, "z_loss must be at least 0"),
         ({"softcap": 0.0}, "softcap must be above 0"),
+        ({"softcap": 1e-46}, "softcap must be above 0"),
+        ({"softcap": float("inf")}, "and finite, or None for no cap, got inf"),
         ({"backend": "stock", "softcap": 3.0}, "has no softcap"),
         ({"backend": "native", "hidden": torch.ones(3, 4).half(), "weight": torch.ones(9, 4).half()}, "float16"),
     ],

@@ -11,6 +11,7 @@ from fastssl.ops.pre_norm_block import native
 from fastssl.ops.pre_norm_block.api import pre_norm_block
 from fastssl.ops.pre_norm_block.cases import EDGE_CASES, PreNormBlockCase
 from fastssl.ops.pre_norm_block.dropout import BlockDropout
+from fastssl.ops.quantized_linear import quantize_weight
 from tests.oracle import assert_within_budget, check_against_reference
 
 OUTPUTS = ("out", "stream")
@@ -190,6 +191,37 @@ def test_compiles():
     torch.testing.assert_close(losses(torch.compile(block)), losses(block))
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("name", ["cu_seqlens", "cos", "sin", "addend_seed", "attention_seed", "output_seed"])
+def test_what_changes_between_forward_and_backward_is_noticed(name):
+    case = PreNormBlockCase(lengths=(4, 6), width=32, heads=2, head_dim=16, mlp_width=64)
+    arguments = case.arguments({key: tensor.requires_grad_() for key, tensor in case.tensors().items()})
+    changed = {key: torch.tensor(7) for key in BlockDropout._fields[3:]}
+    changed |= {"cos": torch.ones(10, 8), "sin": torch.zeros(10, 8), "cu_seqlens": arguments["cu_seqlens"]}
+    seeds = {key: changed[key] for key in BlockDropout._fields[3:]}
+    arguments |= {
+        "rotary": (changed["cos"], changed["sin"]),
+        "dropout": BlockDropout(addend_p=0.3, attention_p=0.3, output_p=0.3, **seeds),
+    }
+    out, stream = pre_norm_block(**arguments, backend="native")
+    changed[name].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (out.sum() + stream.sum()).backward()
+
+
+@pytest.mark.parametrize("backend", ["auto", "stock", "reference"])
+@pytest.mark.parametrize("width", [32, 20])
+def test_autocast_changes_nothing(backend, width):
+    case = PreNormBlockCase(lengths=(4, 6), width=width, heads=2, head_dim=16, mlp_width=64)
+    expected, found = [], []
+    for results, enabled in ((expected, False), (found, True)):
+        leaves = {key: tensor.requires_grad_() for key, tensor in case.tensors().items()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results += pre_norm_block(**case.arguments(leaves), backend=backend)
+        results += torch.autograd.grad(sum(part.sum() for part in results), leaves.values())
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_what_the_kernel_does_not_take_is_left_to_others():
     case = PreNormBlockCase(lengths=(4, 3), width=24, heads=2, head_dim=12, mlp_width=20)
     arguments = case.arguments(case.tensors())
@@ -231,5 +263,13 @@ def test_wrong_calls_are_explained():
         pre_norm_block(**(a | {"cu_seqlens": a["cu_seqlens"][:-1]}))
     with pytest.raises(ValueError, match=r"rotary must be two float32 tensors \(N, D / 2\) = \(192, 16\)"):
         pre_norm_block(**(a | {"rotary": (torch.zeros(192, 32), torch.zeros(192, 32))}))
+    for wrong in ((torch.zeros(192, 16),), (torch.zeros(192, 16), None)):
+        with pytest.raises(ValueError, match="rotary must be two float32 tensors"):
+            pre_norm_block(**(a | {"rotary": wrong}))
+    with pytest.raises(ValueError, match="cu_seqlens must be a tensor, got list"):
+        pre_norm_block(**(a | {"cu_seqlens": a["cu_seqlens"].tolist()}))
+    with pytest.raises(ValueError, match="out must have a floating weight, got a QuantizedWeight; weights of 8 bits"):
+        eight_bits = LinearMap(quantize_weight(weights.out.weight), None)
+        pre_norm_block(**(a | {"weights": weights._replace(out=eight_bits)}))
     with pytest.raises(ValueError, match="at least 0 and below 1"):
         pre_norm_block(**(a | {"dropout": BlockDropout(addend_p=1.0)}))

@@ -163,6 +163,8 @@ def test_wrong_calls_are_explained():
         quantized_linear(x[:, :7], weight)
     with pytest.raises(ValueError, match=r"bias must have shape \(5,\), got \(8,\)"):
         quantized_linear(x, weight, torch.zeros(8))
+    with pytest.raises(ValueError, match=r"bias must be floating point, got torch\.int64"):
+        quantized_linear(x, weight, torch.zeros(5, dtype=torch.int64))
     with pytest.raises(ValueError, match="activation must be one of none, gelu, got 'relu'"):
         quantized_linear(x, weight, activation="relu")
     with pytest.raises(ValueError, match="x must be floating point"):

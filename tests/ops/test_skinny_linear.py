@@ -253,6 +253,12 @@ def assert_wrong_calls_are_explained():
         skinny_linear(x[:, :7], weight)
     with pytest.raises(ValueError, match=r"weight must be floating of shape \(F, E\)"):
         skinny_linear(x, weight[0])
+    with pytest.raises(ValueError, match=r"weight must be floating of shape \(F, E\)"):
+        skinny_linear(x, weight[0, 0])
+    with pytest.raises(ValueError, match=r"bias must be floating point, got torch\.int64"):
+        skinny_linear(x, weight, torch.zeros(6, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"norm\.weight must be floating point, got torch.int32"):
+        skinny_linear(x, weight, norm=norm._replace(weight=torch.ones(8, dtype=torch.int32)))
     with pytest.raises(ValueError, match=r"bias must have shape \(6,\), got \(8,\)"):
         skinny_linear(x, weight, torch.zeros(8))
     with pytest.raises(ValueError, match="activation must be one of none, gelu, gelu_tanh, silu, swiglu, got 'relu'"):
@@ -275,6 +281,17 @@ def assert_wrong_calls_are_explained():
         skinny_linear(x[:, :0], weight[:, :0])
     with pytest.raises(ValueError, match="x has more than 32 rows"):
         skinny_linear(torch.randn(33, 8), weight, backend="native")
+
+
+@pytest.mark.parametrize("backend", ["auto", "stock", "reference"])
+@pytest.mark.parametrize("num_rows", [32, 33])
+def test_autocast_changes_nothing(backend, num_rows):
+    generator = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(rows, 8, generator=generator) for rows in (num_rows, 6))
+    with torch.inference_mode():
+        expected = skinny_linear(x, weight, backend=backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(skinny_linear(x, weight, backend=backend), expected)
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float64, torch.float16])

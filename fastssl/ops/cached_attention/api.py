@@ -1,11 +1,15 @@
 """The public function `cached_attention`: its meaning, its checks, its choice of backend."""
 
+import math
+import numbers
+
 import torch
 from torch import Tensor
 
 from fastssl.ops.backend import choose
 from fastssl.ops.cached_attention import native, reference, stock
 from fastssl.ops.recording import asks_for_gradient
+from fastssl.ops.surroundings import can_be_read, without_autocast
 
 BACKENDS = {"native": native, "stock": stock, "reference": reference}
 
@@ -54,7 +58,7 @@ def cached_attention(
     Source: Dao et al. 2023, "Flash-Decoding"; Su et al. 2021 (arXiv 2104.09864) for rotary positions.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if backend == "auto" and native.is_usual(q, window):
+    if backend == "auto" and native.is_usual(q, window, rotary):
         # Once a layer and token: the kernel's own checks come first. Where they fail nothing is written, and the slower
         # ones below say why, or another backend serves.
         try:
@@ -64,7 +68,8 @@ def cached_attention(
     check(q, k, v, k_cache, v_cache, lengths, window, rotary)
     facts = {"cache_dtype": k_cache.dtype, "cache_strides": k_cache.stride(-1) * v_cache.stride(-1), "rotary": rotary}
     name = choose("cached_attention", backend, BACKENDS, q.device, q.dtype, facts)
-    return BACKENDS[name].forward(q, k, v, k_cache, v_cache, lengths, window=window, scale=scale, rotary=rotary)
+    with without_autocast(q.device):
+        return BACKENDS[name].forward(q, k, v, k_cache, v_cache, lengths, window=window, scale=scale, rotary=rotary)
 
 
 def check(q, k, v, k_cache, v_cache, lengths, window, rotary) -> None:
@@ -74,10 +79,12 @@ def check(q, k, v, k_cache, v_cache, lengths, window, rotary) -> None:
         _check_rotary(q, rotary)
     _check_dtypes(q, k, v, k_cache, v_cache, lengths)
     slots = k_cache.shape[2]
-    if window is not None and window < 1:
-        raise ValueError(f"cached_attention: window must be at least 1, the token itself, got {window}")
-    if lengths.is_cpu and not torch.compiler.is_compiling() and (window is None or window > slots):
-        _check_room(lengths, slots)
+    if window is not None and not (isinstance(window, numbers.Integral) and window >= 1):
+        raise ValueError(
+            f"cached_attention: window must be at least 1, the token itself, and a whole number, got {window}"
+        )
+    if can_be_read(lengths):
+        _check_room(lengths, slots if window is None or window > slots else math.inf)
 
 
 def _check_shapes(q, k, v, k_cache, v_cache) -> None:
@@ -101,6 +108,9 @@ def _check_shapes(q, k, v, k_cache, v_cache) -> None:
 
 
 def _check_rotary(q: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
+    if len(rotary) != 2 or not all(isinstance(table, Tensor) for table in rotary):
+        given = ", ".join(type(table).__name__ for table in rotary)
+        raise ValueError(f"cached_attention: rotary must be two tensors, cos and sin, got ({given})")
     expected = (q.shape[0], q.shape[2])
     for name, table in zip(("cos", "sin"), rotary, strict=True):
         if table.shape != expected or table.device != q.device:
@@ -139,8 +149,10 @@ def _check_dtypes(q, k, v, k_cache, v_cache, lengths) -> None:
             )
 
 
-def _check_room(lengths: Tensor, slots: int) -> None:
-    longest = max(lengths.tolist(), default=0)
+def _check_room(lengths: Tensor, slots: float) -> None:
+    shortest, longest = (found([0, *lengths.tolist()]) for found in (min, max))
+    if shortest < 0:
+        raise ValueError(f"cached_attention: lengths must be at least 0, got {shortest}")
     if longest >= slots:
         raise ValueError(
             f"cached_attention: a sequence has {longest} tokens and the cache room for {slots}: make a larger cache, "

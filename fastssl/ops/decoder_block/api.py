@@ -8,6 +8,7 @@ from fastssl.ops.decoder_block import native, reference, stock
 from fastssl.ops.decoder_block.weights import BlockWeights
 from fastssl.ops.quantized_linear.weight import QuantizedWeight
 from fastssl.ops.skinny_linear import api as linear
+from fastssl.ops.surroundings import without_autocast
 
 BACKENDS = {"native": native, "stock": stock, "reference": reference}
 
@@ -50,7 +51,7 @@ def decoder_block(
     """
     scale = k_cache.shape[-1] ** -0.5 if scale is None else scale
     options = {"activation": activation, "window": window, "scale": scale, "rotary": rotary}
-    if backend == "auto" and native.is_usual(x, weights, window):
+    if backend == "auto" and native.is_usual(x, weights, window, rotary):
         # As in `skinny_linear`: the kernel's own checks come first. Where they fail, the slower ones below say why.
         try:
             return native.forward(x, weights, k_cache, v_cache, lengths, **options)
@@ -59,7 +60,8 @@ def decoder_block(
     _check(x, weights, k_cache, v_cache, lengths, activation, window, rotary)
     facts = _facts(x, weights, k_cache, v_cache, lengths, rotary)
     name = choose("decoder_block", backend, BACKENDS, x.device, x.dtype, facts)
-    return BACKENDS[name].forward(x, weights, k_cache, v_cache, lengths, **options)
+    with without_autocast(x.device):
+        return BACKENDS[name].forward(x, weights, k_cache, v_cache, lengths, **options)
 
 
 def _check(x, weights, k_cache, v_cache, lengths, activation, window, rotary) -> None:

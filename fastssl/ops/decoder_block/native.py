@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fastssl import extension
 from fastssl.ops.backend import Supports
+from fastssl.ops.cached_attention.native import note_writes
 from fastssl.ops.decoder_block.weights import BlockWeights, LinearMap
 from fastssl.ops.quantized_linear.weight import QUAD, QuantizedWeight
 from fastssl.ops.skinny_linear.native import ACTIVATIONS, INSTRUCTIONS, MAX_8_BIT_INPUTS, MAX_ROWS, WEIGHT_DTYPES
@@ -32,11 +33,13 @@ SUPPORTS = Supports(
 )
 
 
-def is_usual(x: Tensor, weights: BlockWeights, window: int | None) -> bool:
+def is_usual(x: Tensor, weights: BlockWeights, window: int | None, rotary: tuple[Tensor, Tensor] | None) -> bool:
     """Return whether `forward` serves a call, or finds what is wrong with it; False where it takes more to tell."""
     if torch.is_grad_enabled() or x.dtype is not torch.float32 or not x.is_cpu or not extension.cpu_ops_loaded():
         return False
     if not weights.attention_norm.kind == weights.mlp_norm.kind in KINDS or (window is not None and window < 1):
+        return False
+    if rotary is not None and len(rotary) != 2:
         return False
     for weight, _ in (weights.qkv, weights.out, weights.up, weights.down):
         if type(weight) is QuantizedWeight:
@@ -63,12 +66,14 @@ def forward(
     """Return the output of `fastssl.ops.decoder_block`."""
     attention_norm, qkv, out, mlp_norm, up, down = weights
     cos, sin = rotary or (None, None)
-    return torch.ops.fastssl.decoder_block(
+    y = torch.ops.fastssl.decoder_block(
         x.contiguous(), attention_norm.weight, attention_norm.bias, *_operands(qkv), *_operands(out), mlp_norm.weight,
         mlp_norm.bias, *_operands(up), *_operands(down), k_cache, v_cache, lengths, cos, sin, window or 0, scale,
         attention_norm.eps, mlp_norm.eps, attention_norm.kind == "layer_norm", ACTIVATIONS.get(activation, -1),
         INSTRUCTIONS["amx"],
     )  # fmt: skip
+    note_writes(k_cache, v_cache)
+    return y
 
 
 def _operands(linear: LinearMap) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -33,13 +33,13 @@ def layer_norm(
         x: (..., E) float32, bfloat16, float16 or float64.
         weight: (E), of any of these dtypes, for example float32 beside 16-bit activations.
         bias: (E), or None for no shift.
-        eps: added to the (biased) variance.
+        eps: added to the (biased) variance, at least 0.
         residual: shape of `x`, possibly of a wider dtype (a float32 residual stream); None for none.
         dropout_p: probability of dropping an element of `x`, in steps of 1/65536; kept elements are scaled up.
         seed: of the dropout mask: int, 0-d int64 tensor, or None to draw one from torch's default generator. The mask
             depends on the seed, the row and the column alone, never on backend, layout or thread count. Under
             `torch.compile` pass a tensor: an int is a constant of the compiled graph.
-        return_sum: also return the sum, for pre-norm models.
+        return_sum: also return the sum, for pre-norm models; `x` itself where nothing is added or dropped.
         backend: "auto", "native", "triton", "stock" or "reference".
 
     Returns:
@@ -54,7 +54,7 @@ def layer_norm(
 
     Source: Ba, Kiros, Hinton, "Layer Normalization" (2016), arXiv 1607.06450, section 3.
     """
-    _check(x, weight, bias, residual, dropout_p)
+    _check(x, weight, bias, residual, eps, dropout_p)
     facts = {
         "width": x.shape[-1],
         "dropout_p": dropout_p,
@@ -107,7 +107,9 @@ class _FusedLayerNorm(torch.autograd.Function):
         return None, grad_x, grad_weight, grad_bias, grad_residual, None, None, None, None
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dropout_p: float) -> None:
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float, dropout_p: float
+) -> None:
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"layer_norm: x needs a last dimension of at least one element, got shape {tuple(x.shape)}")
     width = x.shape[-1:]
@@ -122,4 +124,6 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
             raise ValueError(f"layer_norm: {name} must be floating point, got {tensor.dtype}")
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"layer_norm: {name} must be on {x.device} like x, got {tensor.device}")
+    if not eps >= 0:
+        raise ValueError(f"layer_norm: eps must be at least 0, got {eps}")
     dropout_threshold(dropout_p)

@@ -1,5 +1,6 @@
 """The public linear cross-entropy: checks, backend choice, autograd."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -8,19 +9,22 @@ from torch import Tensor
 from fastssl.ops.backend import choose
 from fastssl.ops.linear_cross_entropy import native, reference, stock, triton_backend
 from fastssl.ops.recording import differentiable_once, is_recorded
+from fastssl.ops.surroundings import autocast_dtype, can_be_read, without_autocast
 
 BACKENDS = {"native": native, "triton": triton_backend, "stock": stock, "reference": reference}
 FUSED = ("native", "triton")
 REDUCTIONS = ("none", "sum", "mean")
+SMALLEST_SOFTCAP = torch.finfo(torch.float32).tiny
+"""Smaller ones are subnormal in float32, or zero, and give NaN."""
 
 
 class LinearCrossEntropyStats(NamedTuple):
     """What `linear_cross_entropy` knows beside its loss; no gradient flows through any of it."""
 
     losses: Tensor
-    """Loss of each row, shape of `targets`, float32; 0 where ignored."""
+    """Loss of each row, shape of `targets`, float32 (float64 for float64 inputs); 0 where ignored."""
     lse: Tensor
-    """Log-sum-exp of each row's logits (natural logarithm), shape of `targets`, float32; 0 where ignored."""
+    """Log-sum-exp of each row's logits (natural logarithm), shape and dtype of `losses`; 0 where ignored."""
     num_correct: Tensor
     """Rows whose target has the largest logit (the first of equals), 0-d int64."""
 
@@ -53,7 +57,7 @@ def linear_cross_entropy(
             a label, nothing is looked for, and the host does not wait for a GPU.
         label_smoothing: probability mass spread evenly over the vocabulary, in [0, 1].
         z_loss: weight of lse^2, at least 0.
-        softcap: bound of the logits' magnitude, above 0; None for none.
+        softcap: bound of the logits' magnitude, above 0 and finite; None for none.
         reduction: "none" (one loss a row, 0 where ignored), "sum", or "mean" over labelled rows; the mean over no
             labels is 0 with zero gradients.
         return_stats: also return `LinearCrossEntropyStats`.
@@ -85,7 +89,7 @@ def linear_cross_entropy(
     """
     _check_tensors(hidden, weight, targets, bias)
     _check_options(label_smoothing, z_loss, softcap, reduction)
-    if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+    if can_be_read(targets):
         _check_range(targets, weight.shape[0], ignore_index)
     product_dtype = _product_dtype(hidden, weight)
     options = {
@@ -98,7 +102,7 @@ def linear_cross_entropy(
     facts = {**options, "device": hidden.device}
     name = choose("linear_cross_entropy", backend, BACKENDS, hidden.device, product_dtype, facts)
     rows, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden.device):
         if name in FUSED and is_recorded(hidden, weight, bias):
             loss, losses, lse, num_correct = _FusedLinearCrossEntropy.apply(
                 rows, weight, bias, labels, name, reduction, *options.values()
@@ -175,8 +179,9 @@ def _reduce(losses: Tensor, targets: Tensor, ignore_index: int | None, reduction
 
 
 def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
-        return torch.get_autocast_dtype(hidden.device.type)
+    asked = autocast_dtype(hidden.device)
+    if asked is not None and hidden.dtype != torch.float64:
+        return asked
     return torch.promote_types(hidden.dtype, weight.dtype)
 
 
@@ -209,8 +214,11 @@ def _check_options(label_smoothing: float, z_loss: float, softcap: float | None,
         raise ValueError(f"{op}: label_smoothing must be between 0 and 1, got {label_smoothing}")
     if not z_loss >= 0.0:
         raise ValueError(f"{op}: z_loss must be at least 0, got {z_loss}")
-    if softcap is not None and not softcap > 0.0:
-        raise ValueError(f"{op}: softcap must be above 0, or None for no cap, got {softcap}")
+    if softcap is not None and not SMALLEST_SOFTCAP <= softcap < math.inf:
+        raise ValueError(
+            f"{op}: softcap must be above 0 (at least {SMALLEST_SOFTCAP:.2g}) and finite, or None for no cap, "
+            f"got {softcap}"
+        )
 
 
 def _check_range(targets: Tensor, num_classes: int, ignore_index: int | None) -> None:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fastssl.ops.backend import Supports
 from fastssl.ops.linear_cross_entropy import chunks, on_gpu
+from fastssl.ops.surroundings import can_be_read
 
 SUPPORTS = Supports(
     devices=("cpu", "cuda"),
@@ -147,7 +148,7 @@ def scale_(gradients: list[Tensor], factor: Tensor) -> None:
     elif gpu:
         for gradient in gradients:
             torch.ops.fastssl.scale_(gradient, factor)
-    elif torch.compiler.is_compiling() or factor.item() != 1.0:
+    elif not can_be_read(factor) or factor.item() != 1.0:
         for gradient in gradients:
             gradient.mul_(factor)
 

@@ -34,7 +34,9 @@ def forward(
         logits = softcap * torch.tanh(logits / softcap)
     lse = logits.logsumexp(-1)
     target_logits = logits.gather(-1, labels[:, None]).squeeze(-1)
-    expected_logit = (1 - label_smoothing) * target_logits + label_smoothing * logits.mean(-1)
+    expected_logit = (1 - label_smoothing) * target_logits
+    if label_smoothing > 0:  # the mean may be -inf, of which no part is zero
+        expected_logit = expected_logit + label_smoothing * logits.mean(-1)
     losses = lse - expected_logit + z_loss * lse.square()
     everywhere = torch.zeros(targets.shape, dtype=wide, device=targets.device)
     num_correct = (logits.argmax(-1) == labels).sum()

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl.ops.backend import Supports
+from fastssl.ops.surroundings import has_values
 
 SUPPORTS = Supports(
     refuses={
@@ -31,9 +32,10 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (losses (N), lse (N), number of correct predictions (0-d)); differentiable by autograd.
 
-    A compiled graph cannot drop rows by their content: there PyTorch's own `ignore_index` does the work.
+    Tensors without values, and a compiled graph, cannot drop rows by their content: there PyTorch's own `ignore_index`
+    does the work.
     """
-    everywhere = ignore_index is None or torch.compiler.is_compiling()
+    everywhere = ignore_index is None or not has_values(targets)
     rows = slice(None) if everywhere else targets != ignore_index
     labels = targets[rows]
     bias = None if bias is None else bias.to(product_dtype)

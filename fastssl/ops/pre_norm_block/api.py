@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from fastssl.ops.attention.checks import check_lengths, check_tensors, resolve_window
+from fastssl.ops.attention.checks import check_devices, check_lengths, check_tensors, resolve_window
 from fastssl.ops.backend import choose
 from fastssl.ops.decoder_block.weights import BlockWeights
 from fastssl.ops.philox import resolve_seed
 from fastssl.ops.pre_norm_block import native, reference, stock
 from fastssl.ops.pre_norm_block.dropout import BlockDropout
 from fastssl.ops.recording import differentiable_once, is_recorded
+from fastssl.ops.surroundings import without_autocast
 
 BACKENDS = {"native": native, "stock": stock, "reference": reference}
 ACTIVATIONS = ("gelu", "gelu_tanh")
@@ -79,27 +80,31 @@ def pre_norm_block(
     if name == "native" and is_recorded(*tensors):
         options = native.options_of(weights, cu_seqlens, heads, activation, sides, scale, rotary, dropout)
         return _FusedBlock.apply(addend, residual, options, *parameters)
-    return BACKENDS[name].forward(
-        addend,
-        residual,
-        weights,
-        cu_seqlens,
-        heads=heads,
-        max_seqlen=max_seqlen,
-        activation=activation,
-        window=sides,
-        scale=scale,
-        rotary=rotary,
-        dropout=dropout,
-    )
+    with without_autocast(addend.device):
+        return BACKENDS[name].forward(
+            addend,
+            residual,
+            weights,
+            cu_seqlens,
+            heads=heads,
+            max_seqlen=max_seqlen,
+            activation=activation,
+            window=sides,
+            scale=scale,
+            rotary=rotary,
+            dropout=dropout,
+        )
 
 
 class _FusedBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, addend, residual, options, *parameters):
         out, stream, *saved = native.forward_saving(addend, residual, parameters, options)
-        ctx.save_for_backward(stream, *saved, *parameters)
-        ctx.options, ctx.num_saved = options, len(saved)
+        # Offsets, seeds and rotary tables are saved, too, so that autograd sees where one has changed meanwhile.
+        given = [option if isinstance(option, Tensor) else None for option in options]
+        ctx.save_for_backward(stream, *saved, *parameters, *given)
+        ctx.options = tuple(None if isinstance(option, Tensor) else option for option in options)
+        ctx.sizes = len(saved), len(parameters)
         ctx.set_materialize_grads(False)
         return out, stream
 
@@ -107,11 +112,12 @@ class _FusedBlock(torch.autograd.Function):
     @differentiable_once
     def backward(ctx, saved, grad_out, grad_stream):
         stream, *tensors = saved()
-        saved, parameters = tensors[: ctx.num_saved], tensors[ctx.num_saved :]
+        num_saved, num_parameters = ctx.sizes
+        saved, tensors = tensors[:num_saved], tensors[num_saved:]
+        parameters, given = tensors[:num_parameters], tensors[num_parameters:]
+        options = tuple(option if tensor is None else tensor for option, tensor in zip(ctx.options, given, strict=True))
         grad_out = torch.zeros_like(stream) if grad_out is None else grad_out
-        grad_addend, grad_residual, grads = native.backward(
-            grad_out, grad_stream, stream, saved, parameters, ctx.options
-        )
+        grad_addend, grad_residual, grads = native.backward(grad_out, grad_stream, stream, saved, parameters, options)
         return grad_addend, grad_residual if ctx.needs_input_grad[1] else None, None, *grads
 
 
@@ -127,6 +133,13 @@ def _heads(
         )
     if activation not in ACTIVATIONS:
         raise ValueError(f"pre_norm_block: activation must be one of {ACTIVATIONS}, got {activation!r}")
+    for name in ("qkv", "out", "up", "down"):
+        weight = getattr(weights, name).weight
+        if not isinstance(weight, Tensor):
+            raise ValueError(
+                f"pre_norm_block: {name} must have a floating weight, got a {type(weight).__name__}; weights of 8 bits "
+                "are for inference, by `decoder_block`"
+            )
     width = addend.shape[1]
     attended, mlp_width = weights.out.weight.shape[-1], len(weights.up.weight)
     num_heads = attended // head_dim if head_dim > 0 else 0
@@ -166,13 +179,15 @@ def _check_rows(
 ) -> None:
     if rotary is not None:
         shape = (len(addend), heads[2] // 2)
-        if heads[2] % 2 or any(table.shape != shape or table.dtype != torch.float32 for table in rotary):
+        given = [(tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in rotary]
+        if heads[2] % 2 or given != 2 * [(shape, torch.float32)]:
             raise ValueError(
                 f"pre_norm_block: rotary must be two float32 tensors (N, D / 2) = {shape} for an even head_dim "
-                f"D = {heads[2]}, got {[(tuple(table.shape), table.dtype) for table in rotary]}"
+                f"D = {heads[2]}, got {given}"
             )
     rows = addend[:, :1, None]
     check_tensors(rows, rows, rows, None, None)
+    check_devices(rows, cu_seqlens=cu_seqlens)
     check_lengths(rows, rows, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, None)
 
 

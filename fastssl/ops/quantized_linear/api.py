@@ -65,6 +65,8 @@ def _check(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, activation: 
         )
     if bias is not None and bias.shape != (weight.out_features,):
         raise ValueError(f"quantized_linear: bias must have shape ({weight.out_features},), got {tuple(bias.shape)}")
+    if bias is not None and not bias.is_floating_point():
+        raise ValueError(f"quantized_linear: bias must be floating point, got {bias.dtype}")
     for name, tensor in (("weight", weight.packed), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"quantized_linear: {name} must be on {x.device} like x, got {tensor.device}")

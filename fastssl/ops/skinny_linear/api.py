@@ -8,6 +8,7 @@ from fastssl.ops.quantized_linear.weight import QuantizedWeight
 from fastssl.ops.recording import asks_for_gradient
 from fastssl.ops.skinny_linear import native, reference, stock
 from fastssl.ops.skinny_linear.norm import KINDS, RowNorm
+from fastssl.ops.surroundings import without_autocast
 
 BACKENDS = {"native": native, "stock": stock, "reference": reference}
 
@@ -43,8 +44,9 @@ def skinny_linear(
         ValueError: for shapes, dtypes or devices that do not fit, a call that autograd would have to record (there is
             no gradient), or a backend that cannot run the call.
 
-    Numerics: fp32 arithmetic. A row's result does not depend on the rows beside it, nor on the number of threads. With
-        an 8-bit weight the native backend rounds normalised rows to 16 bits, by at most ``max |row| / 65278``.
+    Numerics: fp32 arithmetic. Natively a row's result does not depend on the rows beside it, nor on the number of
+        threads; more than 32 rows of a floating weight go to PyTorch's product, which promises neither. With an 8-bit
+        weight the native backend rounds normalised rows to 16 bits, by at most ``max |row| / 65278``.
 
     Source: Shazeer 2020, "GLU Variants Improve Transformer" (arXiv 2002.05202), for swiglu.
     """
@@ -57,7 +59,8 @@ def skinny_linear(
             pass
     facts = check(x, weight, bias, norm, activation, residual)
     name = choose("skinny_linear", backend, BACKENDS, x.device, x.dtype, facts)
-    return BACKENDS[name].forward(x, weight, bias, norm=norm, activation=activation, residual=residual)
+    with without_autocast(x.device):
+        return BACKENDS[name].forward(x, weight, bias, norm=norm, activation=activation, residual=residual)
 
 
 def check(x, weight, bias, norm, activation, residual) -> dict[str, object]:
@@ -124,6 +127,8 @@ def _check_tensors(x: Tensor, tensors: dict[str, Tensor | None]) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
+        if name != "weight" and not tensor.is_floating_point():
+            raise ValueError(f"skinny_linear: {name} must be floating point, got {tensor.dtype}")
         if tensor.device != x.device:
             raise ValueError(f"skinny_linear: {name} must be on {x.device} like x, got {tensor.device}")
         if records and asks_for_gradient(tensor):

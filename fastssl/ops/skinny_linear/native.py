@@ -43,7 +43,7 @@ def is_usual(x: Tensor, weight: Tensor | QuantizedWeight, norm: RowNorm | None) 
         return False
     if type(weight) is QuantizedWeight:
         return x.dim() > 0 and x.shape[-1] == weight.in_features <= MAX_8_BIT_INPUTS
-    return x.numel() <= MAX_ROWS * weight.shape[-1] and weight.dtype in WEIGHT_DTYPES
+    return weight.dim() == 2 and x.numel() <= MAX_ROWS * weight.shape[-1] and weight.dtype in WEIGHT_DTYPES
 
 
 def forward(
