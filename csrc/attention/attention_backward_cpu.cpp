@@ -94,7 +94,8 @@ void differentiate(const Scratch& s, const Arguments& args, const Item& item, co
       for (int r = 0; r < kRowGroup; ++r) {
         float* const x = s.scores + (i + r) * tile.lanes + t;
         float* const dx = s.grad_scores + (i + r) * tile.lanes + t;
-        const VecF p = exp2(load(x) - lse);
+        // Of scores so large that lse is known to several units alone, no weight may come out above 1.
+        const VecF p = exp2(minimum(VecF{}, load(x) - lse));  // in this order, so that NaN passes
         VecF dp = load(dx);
         if constexpr (kDropout) {
           dp = keep(dp, words, r, args.dropout.threshold);

@@ -99,7 +99,7 @@ void normalise(const Scratch& s, const Arguments& args, const Item& item, const 
   float lse[kQueryTile];
   for (int64_t t = 0; t < tile.lanes; t += kLanes) {
     const VecF sum = load(s.sum + t), highest = load(s.maximum + t);
-    const VecI empty = highest == negative_infinity;
+    const VecI empty = sum == VecF{};  // where NaN was seen the sum is NaN
     store(s.factor + t, empty ? VecF{} : args.dropout.scale / sum);
     store(lse + t, empty ? negative_infinity : highest * kLn2 + log(sum));
   }

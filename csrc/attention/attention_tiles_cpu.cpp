@@ -53,7 +53,7 @@ void add_to_scores(float* scores, const Arguments& args, const Item& item, const
       const VecI position = (VecI)(lane_index() + static_cast<uint32_t>(tile.query + t + shift));
       const VecI distance = static_cast<int32_t>(tile.key + s) - position;
       VecF score = load(x);
-      if (bias) score += load(bias + s * tile.lanes + t) * kLog2E;
+      if (bias) score += finite_product(load(bias + s * tile.lanes + t), kLog2E);
       score -= slope * __builtin_convertvector(distance < 0 ? -distance : distance, VecF);
       store(x, ((distance < left) | (distance > right)) ? broadcast(-__builtin_inff()) : score);
     }

@@ -69,7 +69,7 @@ struct Matrix {
 // out (columns, rows) = in (rows, columns); both sizes multiples of the widest vector, out's distance of rows is
 // `rows`.
 void transpose(float* out, const float* in, int64_t ld_in, int64_t rows, int64_t columns);
-// out += factor * the transpose of `in`, for any distance of out's rows.
+// out += factor * the transpose of `in`, for any distance of out's rows; finite products stay finite.
 void transpose_add(float* out, int64_t ld_out, const float* in, int64_t ld_in, int64_t rows, int64_t columns,
                    float factor);
 

@@ -116,7 +116,8 @@ FASTSSL_INLINE void transpose_square(float* out, int64_t ld_out, const float* in
   if constexpr (kLanes >= 8) exchange<4>(x);
   if constexpr (kLanes >= 16) exchange<8>(x);
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) store(out + i * ld_out, kAdd ? load(out + i * ld_out) + x[i] * factor : x[i]);
+  for (int i = 0; i < kLanes; ++i)
+    store(out + i * ld_out, kAdd ? load(out + i * ld_out) + finite_product(x[i], factor) : x[i]);
 }
 
 }  // namespace

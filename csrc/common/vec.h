@@ -84,6 +84,13 @@ FASTSSL_INLINE VecF minimum(VecF a, VecF b) {
 #endif
 }
 
+// factor * x, but a finite x gives a finite number: the largest one where the product is beyond it. NaN for NaN.
+FASTSSL_INLINE VecF finite_product(VecF x, float factor) {
+  const VecF highest = broadcast(3.402823466e38f), product = x * factor;
+  const VecF bounded = maximum(-highest, minimum(highest, product));  // in this order, so that NaN passes
+  return as_float(as_bits(x) & 0x7fffffffu) <= highest ? bounded : product;
+}
+
 FASTSSL_INLINE VecF sqrt(VecF x) {
 #if defined(__AVX512F__)
   return (VecF)_mm512_sqrt_ps((__m512)x);
@@ -359,7 +366,7 @@ FASTSSL_INLINE VecF exp(VecF x) {
   return x == x ? result : x;
 }
 
-// Natural logarithm of a positive normal number, within about one unit in the last place.
+// Natural logarithm of a positive normal number, within about one unit in the last place; NaN for NaN.
 FASTSSL_INLINE VecF log(VecF x) {
   // x = m 2^n with m in [sqrt(1/2), sqrt(2)): shifting by sqrt(1/2) puts the cut there.
   const VecU offset = as_bits(x) - 0x3f3504f3u;
@@ -375,7 +382,8 @@ FASTSSL_INLINE VecF log(VecF x) {
   p = p * m - 2.4999993993e-1f;
   p = p * m + 3.3333331174e-1f;
   const VecF square = m * m;
-  return (p * square * m - 0.5f * square + n * -2.12194440e-4f) + m + n * 0.693359375f;
+  const VecF result = (p * square * m - 0.5f * square + n * -2.12194440e-4f) + m + n * 0.693359375f;
+  return x == x ? result : x;
 }
 
 // tanh(x): a polynomial below 0.625, where 1 - 2 / (e^2x + 1) would lose digits (Cephes, Moshier 1989).

@@ -7,6 +7,8 @@ and dense, for any thread count, tile size and backend. One Philox call gives fo
 Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011).
 """
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int | Tens
         seed: 64-bit key, an int or a 0-d int64 tensor; its low half is the first key word.
     """
     # 32 x 32 -> 64-bit products wrap in int64, but their bits are the unsigned ones: shift, then mask.
-    seed = torch.as_tensor(_signed64(seed) if isinstance(seed, int) else seed, dtype=torch.int64)
+    seed = torch.as_tensor(seed if isinstance(seed, Tensor) else _signed64(seed), dtype=torch.int64)
     key_0, key_1 = seed & _LOW32, (seed >> 32) & _LOW32
     c0, c1, c2, c3 = counter
     for _ in range(10):
@@ -113,4 +115,9 @@ def resolve_step_seed(seed: int | Tensor | None, device: torch.device | str) -> 
 
 
 def _signed64(value: int) -> int:
+    if not isinstance(value, int):
+        try:
+            value = operator.index(value)  # a number of NumPy's, for example
+        except TypeError:
+            raise ValueError(f"seed must be an int or a 0-d int64 tensor, got {value!r}") from None
     return (value + 2**63) % 2**64 - 2**63

@@ -160,6 +160,40 @@ def test_a_bias_of_minus_infinity_hides(capability):
     assert (out[2] == 0).all() and (lse[:, 2] == -math.inf).all()
 
 
+LOWEST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize("backend", ["reference", "stock"])
+@pytest.mark.parametrize("number", [-1e9, LOWEST, 3e38])
+def test_equal_scores_of_any_size_are_equal_weights(backend, number):
+    check_equal_scores(backend, number, 40)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("num_keys", [40, 48, 300])
+@pytest.mark.parametrize("number", [-1e9, LOWEST, 3e38])
+def test_equal_scores_of_any_size_are_equal_weights_natively(capability, number, num_keys):
+    check_equal_scores("native", number, num_keys)
+
+
+def check_equal_scores(backend, number, num_keys):
+    """A row of one number hides nothing, and where its output is not used it gives no gradient of NaN."""
+    case = AttentionCase(lengths_q=(64,), lengths_k=(num_keys,), heads=2, key_heads=2, bias="shared")
+    inputs = case.inputs(torch.float32)
+    inputs["bias"][:, 2] = number
+    inputs["bias"][:, 3, 1::2] = LOWEST
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    out = call(case, backend, list(leaves))(*leaves.values())
+    torch.testing.assert_close(out[2], leaves["v"].mean(0))
+    used = torch.ones_like(out).index_fill(0, torch.tensor([2]), 0.0)
+    found = torch.autograd.grad((out * used).sum(), leaves.values())
+    wide = {name: tensor.detach().double().requires_grad_() for name, tensor in leaves.items()}
+    exact = call(case, "reference", list(wide))(*wide.values())
+    expected = torch.autograd.grad((exact * used.double()).sum(), wide.values())
+    for one, other in zip((out * used, *found), (exact * used, *expected), strict=True):
+        torch.testing.assert_close(one, other.float(), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_scores(capability, dtype):
@@ -184,6 +218,22 @@ def test_nan_is_not_hidden(capability):
         out = call(case, "native", list(inputs))(*inputs.values())
         assert out[3, 1].isnan().any()
         assert torch.isfinite(out[:, 0]).all() and torch.isfinite(out[40:]).all()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("of_all_keys", [False, True])
+def test_nan_among_the_scores_is_not_hidden_in_lse_and_gradients(capability, of_all_keys):
+    case = AttentionCase(lengths_q=(5,), lengths_k=(40,), heads=1, key_heads=1, bias="shared")
+    results = []
+    for backend in ("native", "reference"):
+        inputs = case.inputs(torch.float32)
+        inputs["bias"][:, 3, slice(None) if of_all_keys else 7] = math.nan
+        leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+        out, lse = call(case, backend, list(leaves), return_lse=True)(*leaves.values())
+        results.append([out, lse, *torch.autograd.grad(out.sum(), leaves.values())])
+    for name, one, other in zip(("out", "lse", *inputs), *results, strict=True):
+        assert torch.equal(one.isnan(), other.isnan()), name
+    assert results[0][1].isnan().tolist() == [[False, False, False, True, False]]
 
 
 @pytest.mark.native

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastssl.ops.attention import split_projection
 from fastssl.ops.attention.api import attention
@@ -239,6 +240,42 @@ def test_seeds():
     assert torch.equal(fixed, attention(**inputs, **options, seed=torch.tensor(1 - 2**63)))
 
 
+@pytest.mark.parametrize("backend", ["reference", "stock", pytest.param("native", marks=pytest.mark.native)])
+@pytest.mark.parametrize("side", [2**31 - 1, 2**31, 2**32, 2**33 + 3, 2**40])
+def test_a_window_beyond_32_bits_hides_nothing(backend, side):
+    x, slopes = torch.randn(1, 40, 2, 16), torch.rand(2)
+    expected = attention(x, x, x, alibi_slopes=slopes, backend="reference")
+    for window in ((side, None), (None, side), (side, side)):
+        torch.testing.assert_close(attention(x, x, x, alibi_slopes=slopes, window=window, backend=backend), expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_scale_that_is_not_positive(scale, dtype):
+    """PyTorch's own causal attention gives NaN there."""
+    q, k, v = torch.randn(3, 2, 9, 2, 16, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    expected = attention(q, k, v, causal=True, scale=scale, backend="reference")
+    for backend in ("stock", "auto"):
+        torch.testing.assert_close(attention(q, k, v, causal=True, scale=scale, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "stock", "reference"])
+def test_shapes_without_numbers(backend):
+    """On the meta device, and in the mode in which tracers work out shapes."""
+    shapes = [torch.empty(2, 3, heads, 8, device="meta") for heads in (4, 2, 2)]
+    assert attention(*shapes, backend=backend).shape == (2, 3, 4, 8)
+    with FakeTensorMode():
+        assert attention(*(torch.randn(x.shape) for x in shapes), backend=backend).shape == (2, 3, 4, 8)
+
+
+@pytest.mark.native
+def test_packed_shapes_without_numbers():
+    with FakeTensorMode():
+        x = torch.randn(5, 1, 8, requires_grad=True)
+        out = attention(x, x, x, cu_seqlens_q=torch.tensor([0, 2, 5], dtype=torch.int32))
+        assert torch.autograd.grad(out.sum(), x)[0].shape == x.shape
+
+
 def test_float64_falls_back():
     inputs = CASE.inputs(torch.float64)
     assert attention(**inputs, **CASE.options()).dtype == torch.float64
@@ -274,6 +311,10 @@ def _bad(change, message):
         _bad({"max_seqlen_q": 2}, "max_seqlen_q=2 is below the longest sequence, 3"),
         _bad({"window": (1, 2, 3)}, r"window must be \(left, right\)"),
         _bad({"window": (-2, 0)}, r"window must be \(left, right\)"),
+        _bad({"window": 3}, r"window must be \(left, right\), each a whole number of keys, None or -1; got 3"),
+        _bad({"window": (1.5, None)}, r"each a whole number of keys, None or -1; got \(1.5, None\)"),
+        _bad({"cu_seqlens_q": [0, 2, 5]}, "cu_seqlens_q must be a tensor, got list"),
+        _bad({"dropout_p": 0.1, "seed": 1.5}, "seed must be an int or a 0-d int64 tensor, got 1.5"),
         _bad({"bias": torch.zeros(2, 9, 9)}, "bias must be .* with H = 4"),
         _bad({"bias": torch.zeros(4, 9, 9).double()}, "bias must be torch.float32"),
         _bad({"bias": torch.zeros(4, 9, 3)}, "covers 9 queries and 3 keys.*have 3 and 4"),

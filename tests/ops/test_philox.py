@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +56,13 @@ def test_masks_depend_on_coordinates_alone():
 def test_seed_forms():
     assert resolve_seed(2**64 - 1).item() == -1
     assert resolve_seed(torch.tensor(5)).item() == 5
+    assert resolve_seed(np.int64(5)).item() == resolve_seed(np.uint8(5)).item() == 5
+    for wrong in (1.0, "1", np.float32(1)):
+        with pytest.raises(ValueError, match="an int or a 0-d int64 tensor"):
+            resolve_seed(wrong)
+        with pytest.raises(ValueError, match="an int or a 0-d int64 tensor"):
+            layer_norm_keep_mask(1, 8, 0.5, wrong)
+    assert torch.equal(layer_norm_keep_mask(3, 8, 0.5, np.int64(5)), layer_norm_keep_mask(3, 8, 0.5, 5))
     torch.manual_seed(0)
     first = resolve_seed(None)
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from fastssl.ops.attention.checks import check_devices, check_lengths, check_ten
 from fastssl.ops.backend import choose
 from fastssl.ops.philox import dropout_threshold, resolve_seed
 from fastssl.ops.recording import differentiable_once, is_recorded
+from fastssl.ops.surroundings import autocast_dtype, without_autocast
 
 BACKENDS = {
     "native": native,
@@ -68,15 +69,16 @@ def attention(
     Raises:
         ValueError: for shapes, dtypes, lengths or options that do not fit, or a backend that cannot run the call.
 
-    Accumulation is in fp32. Memory beyond the output and lse is linear in the lengths (native), also in the backward.
+    Accumulation is in fp32 (reference: in q's dtype). Memory beyond the output and lse is linear in the lengths
+    (native), also in the backward.
     The backends native, triton and hopper are differentiable once, the others as often as PyTorch's own operators.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762) §3.2.1; Dao 2023 (arXiv 2307.08691) for lse and the backward; Press,
     Smith and Lewis 2021 (arXiv 2108.12409) §3 for ALiBi; Salmon et al. 2011 for the dropout's generator.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    product_dtype = autocast_dtype(q.device)
+    if product_dtype is not None:
+        q, k, v = q.to(product_dtype), k.to(product_dtype), v.to(product_dtype)
     if cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens_q
         max_seqlen_k = max_seqlen_q if max_seqlen_k is None else max_seqlen_k
@@ -101,7 +103,8 @@ def attention(
             k, v = k.view_as(k), v.view_as(v)
         out, lse = _FusedAttention.apply(name, q, k, v, *tensors, *numbers)
     else:
-        out, lse = BACKENDS[name].forward(q, k, v, *tensors, *numbers)
+        with without_autocast(q.device):
+            out, lse = BACKENDS[name].forward(q, k, v, *tensors, *numbers)
     return (out, lse) if return_lse else out
 
 

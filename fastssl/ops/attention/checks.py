@@ -1,9 +1,12 @@
 """What `attention` refuses, in words that name the argument and the remedy."""
 
 import itertools
+import numbers
 
 import torch
 from torch import Tensor
+
+from fastssl.ops.surroundings import can_be_read
 
 UNLIMITED = 2**31 - 1
 """Number of keys that no window reaches."""
@@ -35,6 +38,8 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, alibi_sl
 def check_devices(q: Tensor, **others: Tensor | None) -> None:
     """Raise ValueError unless all tensors are where q is."""
     for name, tensor in others.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise ValueError(f"attention: {name} must be a tensor, got {type(tensor).__name__}")
         if tensor is not None and tensor.device != q.device:
             raise ValueError(f"attention: {name} must be on {q.device} like q, got {tensor.device}")
 
@@ -62,7 +67,7 @@ def _check_additions(q: Tensor, bias: Tensor | None, alibi_slopes: Tensor | None
 def check_lengths(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, bias) -> None:
     """Raise ValueError unless the offsets describe q, k and v and the bias covers the longest sequences.
 
-    Offsets on another device, or under torch.compile, are not read.
+    Offsets on another device, under torch.compile, or without values are not read.
     """
     if q.dim() == 4:
         if cu_seqlens_q is not None or cu_seqlens_k is not None:
@@ -100,7 +105,7 @@ def _longest(side: str, cu_seqlens: Tensor, num_rows: int, bound: int | None) ->
             f"attention: cu_seqlens_{side} must be a 1-D int32 tensor of B + 1 offsets, "
             f"got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
         )
-    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
+    if not can_be_read(cu_seqlens):
         return 0
     offsets = cu_seqlens.tolist()
     lengths = [end - begin for begin, end in itertools.pairwise(offsets)]
@@ -120,8 +125,14 @@ def _shorten(offsets: list[int]) -> str:
 
 def resolve_window(causal: bool, window: tuple[int | None, int | None] | None) -> tuple[int, int]:
     """Return how many keys to the left and right of its own position a query sees."""
-    sides = (None, None) if window is None else tuple(window)
-    if len(sides) != 2 or any(side is not None and side < -1 for side in sides):
-        raise ValueError(f"attention: window must be (left, right), each a number of keys, None or -1; got {window}")
-    left, right = (UNLIMITED if side is None or side == -1 else side for side in sides)
+    sides = (None, None) if window is None else window
+    if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(map(_is_side, sides)):
+        raise ValueError(
+            f"attention: window must be (left, right), each a whole number of keys, None or -1; got {window}"
+        )
+    left, right = (UNLIMITED if side is None or side == -1 else min(side, UNLIMITED) for side in sides)
     return left, 0 if causal else right
+
+
+def _is_side(side: int | None) -> bool:
+    return side is None or (isinstance(side, numbers.Integral) and side >= -1)

@@ -15,6 +15,10 @@ SUPPORTS = Supports(
 )
 
 
+_COARSE_LSE = 2.0**20
+"""Here float32 numbers are 1/8 apart."""
+
+
 def forward(
     q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, window_left, window_right, dropout_p, scale,
     max_seqlen_q, max_seqlen_k,
@@ -34,8 +38,12 @@ def forward(
         one_bias = bias[index] if bias is not None and bias.dim() == 4 else bias
         scores, visible = _scores(one_q, one_k, one_bias, alibi_slopes, window_left, window_right, scale)
         empty = ~visible.any(-1)
-        lse = scores.masked_fill(empty[..., None], 0.0).logsumexp(-1)
-        probabilities = (scores - lse[..., None]).exp()
+        scores = scores.masked_fill(empty[..., None], 0.0)
+        lse = scores.logsumexp(-1)
+        # By lse, as every kernel computes them, but where that is too large to tell how many scores it is the sum of.
+        coarse = (lse.abs() > _COARSE_LSE)[..., None]
+        probabilities = (scores - lse[..., None]).masked_fill(coarse, 0.0).exp()
+        probabilities = torch.where(coarse, scores.softmax(-1), probabilities).masked_fill(empty[..., None], 0.0)
         if dropout_p > 0.0:
             keep = attention_keep_mask(*scores.shape[1:], scores.shape[0], index, dropout_p, seed, q.device)
             probabilities = probabilities * keep * dropout_scale(dropout_p)
@@ -55,7 +63,7 @@ def _scores(q, k, bias, alibi_slopes, window_left, window_right, scale) -> tuple
     if alibi_slopes is not None:
         scores = scores - (alibi_slopes[:, None, None] * distance.abs()).to(q.dtype)
     scores = scores.masked_fill((distance < -window_left) | (distance > window_right), -torch.inf)
-    return scores, scores > -torch.inf
+    return scores, scores != -torch.inf
 
 
 def _repeat_heads(x: Tensor, num_heads: int) -> Tensor:

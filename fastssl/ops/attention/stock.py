@@ -45,7 +45,8 @@ def _dense(q, k, v, bias, alibi_slopes, window_left, window_right, scale) -> Ten
     if num_queries == 0 or num_keys == 0:
         return torch.zeros_like(q) + (q.sum() + k.sum() + v.sum()) * 0
     causal = bias is None and alibi_slopes is None and num_queries == num_keys
-    causal = causal and window_right == 0 and window_left >= num_keys
+    # PyTorch scales its own mask of minus infinities, too.
+    causal = causal and window_right == 0 and window_left >= num_keys and scale > 0
     mask = None if causal else _mask(q, num_keys, bias, alibi_slopes, window_left, window_right)
     out = F.scaled_dot_product_attention(
         *(x.transpose(1, 2) for x in (q, k, v)),
