@@ -156,6 +156,35 @@ def test_a_bias_of_minus_infinity_hides():
 
 # Weights that a mask then hides may be infinite, which numpy tells in the interpreter.
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")
+@pytest.mark.parametrize("number", [-1e9, torch.finfo(torch.float32).min, 3e38])
+@pytest.mark.parametrize("scale", [None, 2.0, -0.5])
+def test_equal_scores_of_any_size_are_equal_weights(number, scale):
+    """And where the output of such a row is not used, it gives no gradient of NaN."""
+    case = AttentionCase(lengths_q=(40,), lengths_k=(150,), heads=1, key_heads=1, bias="shared", scale=scale)
+    inputs = inputs_of(case)
+    inputs["bias"][:, 2] = number
+    inputs["bias"][:, 3, 1::2] = torch.finfo(torch.float32).min
+    used = torch.ones_like(inputs["q"]).index_fill(0, torch.tensor([2], device=DEVICE), 0.0)
+    results = []
+    for backend in ("triton", "reference"):
+        leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
+        out = call(case, backend, list(leaves))(*leaves.values())
+        torch.testing.assert_close(out[2], leaves["v"].mean(0))
+        results.append([out, *torch.autograd.grad((out * used).sum(), leaves.values())])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_nan_in_a_bias_is_not_hidden():
+    case = AttentionCase(lengths_q=(5,), lengths_k=(40,), heads=1, key_heads=1, bias="shared")
+    inputs = inputs_of(case)
+    inputs["bias"][:, 3, 7] = math.nan
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    out, lse = call(case, "triton", list(leaves), return_lse=True)(*leaves.values())
+    assert out.isnan().any(-1).flatten().tolist() == lse.isnan().flatten().tolist() == [False] * 3 + [True, False]
+    assert torch.autograd.grad(out.sum(), leaves["v"])[0].isnan().all()
+
+
 def test_large_scores():
     case = AttentionCase(lengths_q=(40, 140), causal=True)
     inputs = inputs_of(case)

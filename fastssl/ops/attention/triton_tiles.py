@@ -181,10 +181,32 @@ def scores_of(
         else:
             exists = (first_query + query < num_queries) & (first_key + key < num_keys)
             addition = tl.load(pointers, mask=exists, other=0.0)
-        scores = product(first, tl.trans(second), addition.to(tl.float32) * inverse_scale, INTERPRETED)
+        scores = product(first, tl.trans(second), _scaled_bias(addition.to(tl.float32), inverse_scale), INTERPRETED)
     if slope is not None:
         scores -= slope * tl.abs(key - query - (first_query + shift - first_key)).to(tl.float32)
     return scores
+
+
+@triton.jit
+def _scaled_bias(bias, inverse_scale):
+    """Return bias / scale, of which a finite number stays finite, also once it is in units of powers of two."""
+    highest = 3.4e38 * tl.minimum(inverse_scale * LN_2, 1.0)
+    scaled = bias * inverse_scale
+    every: tl.constexpr = tl.PropagateNan.ALL
+    bounded = tl.minimum(tl.maximum(scaled, -highest, propagate_nan=every), highest, propagate_nan=every)
+    return tl.where(tl.abs(bias) == float("inf"), scaled, bounded)
+
+
+@triton.jit
+def weights_of(scores_log2, lse_log2, bias):
+    """Return the weights of the backward.
+
+    Beside a bias whose numbers are so large that lse is known to several units alone, none may come out above 1.
+    """
+    exponents = scores_log2 - lse_log2
+    if bias is not None:
+        exponents = tl.minimum(exponents, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.math.exp2(exponents)
 
 
 @triton.jit
