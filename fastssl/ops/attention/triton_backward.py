@@ -12,6 +12,7 @@ import triton.language as tl
 
 from fastssl.ops.attention.triton_tiles import (
     LOG2_E,
+    at_most_one,
     bias_of,
     dropout_bits,
     is_visible,
@@ -27,7 +28,6 @@ from fastssl.ops.attention.triton_tiles import (
     statistics_of,
     store_rows,
     visible_parts,
-    weights_of,
     words_of,
 )
 from fastssl.ops.triton_philox import philox_key
@@ -158,7 +158,7 @@ def attention_grad_q(
                 tile_q, tile_k, first_query, first_key, num_queries, num_keys, shift, bias, begin_bias, slope,
                 inverse_scale, False, part == 1, False, INTERPRETED,
             )  # fmt: skip
-            weights = weights_of(scores * scale_log2, tile_lse[:, None], bias)
+            weights = at_most_one(tl.math.exp2(scores * scale_log2 - tile_lse[:, None]), bias)
             if part != 1:
                 visible = is_visible(
                     first_query, first_key, num_keys, shift, window_left, window_right, BLOCK_T, BLOCK_S, False
@@ -235,7 +235,7 @@ def attention_grad_kv(
                     inverse_scale, part == 1, False, True, INTERPRETED,
                 )  # fmt: skip
                 tile_lse = load_statistics(pointers_lse, query, num_queries, part == 1, float("inf"))
-                weights = weights_of(scores * scale_log2, tile_lse[None, :], bias)
+                weights = at_most_one(tl.math.exp2(scores * scale_log2 - tile_lse[None, :]), bias)
                 if part != 1 or grad_q is not None:
                     visible = is_visible(
                         first_query, first_key, num_keys, shift, window_left, window_right, BLOCK_T, BLOCK_S, True
@@ -309,7 +309,7 @@ def attention_grad_bias(
             )  # fmt: skip
             pointers_lse = statistics_of(lse_log2, cu_seqlens_q, sequence, head, num_heads, num_rows) + first_row
             tile_lse = load_statistics(pointers_lse, query, num_queries, False, float("inf"))
-            weights = weights_of(scores * scale_log2, tile_lse[:, None], bias)
+            weights = at_most_one(tl.math.exp2(scores * scale_log2 - tile_lse[:, None]), bias)
             visible = is_visible(
                 first_query, first_key, num_keys, shift, window_left, window_right, BLOCK_T, BLOCK_S, False
             )

@@ -198,15 +198,11 @@ def _scaled_bias(bias, inverse_scale):
 
 
 @triton.jit
-def weights_of(scores_log2, lse_log2, bias):
-    """Return the weights of the backward.
-
-    Beside a bias whose numbers are so large that lse is known to several units alone, none may come out above 1.
-    """
-    exponents = scores_log2 - lse_log2
+def at_most_one(weights, bias):
+    """Return the weights of the backward beside a bias, whose numbers may be so large that lse is known badly."""
     if bias is not None:
-        exponents = tl.minimum(exponents, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.math.exp2(exponents)
+        weights = tl.minimum(weights, 1.0, propagate_nan=tl.PropagateNan.ALL)
+    return weights
 
 
 @triton.jit
