@@ -109,7 +109,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(b"\n".join(line for _, line in read_lines(path, lambda _: None)).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}); save the file as UTF-8") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); questions are read from SQuAD's format") from error
 
 

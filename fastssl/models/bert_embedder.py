@@ -48,8 +48,8 @@ class BertForSentenceEmbedding(BertWithHead):
         mean over i of -log( exp(cos(a_i, b_i) / t) / sum over all j of exp(cos(a_i, b_j) / t) )
 
     so that the texts of the other pairs of the batch are what an anchor is told apart from (InfoNCE, or multiple
-    negatives ranking). Only a batch is known to it: with gradient accumulation, or several processes, the negatives are
-    those of the micro-batch.
+    negatives ranking); of truncated vectors, where there is a truncation, as those will be used. Only a batch is known
+    to it: with gradient accumulation, or several processes, the negatives are those of the micro-batch.
 
     Directories are those of sentence-transformers. The pooler of the body is kept as it is, and not trained.
 

@@ -111,7 +111,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
 def note_no_answer_threshold(directory: str | Path, threshold: float) -> None:
     """Write `BertConfig.no_answer_threshold` into the config.json of a directory, and leave all else in it."""
     values = read_config(directory)
-    values[_OUR_KEY] = values.get(_OUR_KEY, {}) | {"no_answer_threshold": threshold}
+    values[_OUR_KEY] = (values.get(_OUR_KEY) or {}) | {"no_answer_threshold": threshold}
     save_config(directory, values)
 
 

@@ -75,6 +75,7 @@ def test_white_space_around_an_answer_is_not_its_own_and_empty_ones_are_none(tmp
     ("content", "message"),
     [
         ("{", r"not JSON \(Expecting property name"),
+        ("[" * 100_000, r"not JSON \(maximum recursion"),
         ("[]", "must be a JSON object, got list: not SQuAD's format"),
         ({"rows": []}, "has no 'data', it has 'rows': not SQuAD's format"),
         ({"data": {}}, r"'data' must be a list, got \{\}"),

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fastssl import BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification, PackedBatch
+from fastssl.models.bert_files import note_no_answer_threshold
 from fastssl.nn.backend import set_backend
 from tests.models.peers import ODD_SIZES, padded_inputs, peer_model
 from tests.models.test_bert_peer import CLOSE, HEADLESS, check_gradients
@@ -143,6 +144,15 @@ def test_what_we_save_loads_there(tmp_path):
     again = BertForQuestionAnswering.from_pretrained(tmp_path)
     assert again.config == ours.config and again.config.no_answer_threshold == -0.5 and again.config.labels is None
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_threshold_is_noted_beside_all_else(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text()) | {"of_others": 1, "fastssl": None}
+    path.write_text(json.dumps(values))
+    note_no_answer_threshold(tmp_path, -0.5)
+    assert json.loads(path.read_text()) == values | {"fastssl": {"no_answer_threshold": -0.5}}
 
 
 def test_a_body_gets_a_head_and_other_heads_are_listed(tmp_path):

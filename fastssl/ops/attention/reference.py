@@ -14,7 +14,6 @@ SUPPORTS = Supports(
     }
 )
 
-
 _COARSE_LSE = 2.0**20
 """Here float32 numbers are 1/8 apart."""
 
