@@ -16,8 +16,8 @@ namespace fastssl::cuda {
 template <int kWidthValue, bool kOnePassValue>
 struct HopperGradKVShape {
   static constexpr int kWidth = kWidthValue, kGroups = 2;
-  static constexpr bool kOnePass = kOnePassValue, kHoldsKeys = kWidth == 64,
-                        kHoldsValues = kWidth == 64 && !kOnePass;  // left operands in registers
+  // Keys are a left operand in registers; not values besides, see HopperGradQShape.
+  static constexpr bool kOnePass = kOnePassValue, kHoldsKeys = kWidth == 64;
   static constexpr int kKeys = 64 * kGroups, kQueries = 64, kAtOnce = 4096 / kWidth;
   static constexpr int kTiles = kWidth == 64 ? 2 : 1;  // of keys in shared memory
   static constexpr int kStages = (kOnePass ? 384 : 512) / kWidth, kScores = kOnePass ? 2 : 0,
@@ -213,7 +213,7 @@ struct HopperGradKVTile {
     if (Shape::kOnePass && a.keys.offsets && place.begin + Shape::kKeys > place.keys)
       clear_behind(keys, values, place.keys - place.begin);
     const auto left_keys = left_rows<Shape::kHoldsKeys>(keys, 64 * turns.group, row);
-    const auto left_values = left_rows<Shape::kHoldsValues>(values, 64 * turns.group, row);
+    const auto left_values = values.from(64 * turns.group);
     if (seen.steps == 0) {
       of_keys.clear();
       of_values.clear();

@@ -10,7 +10,8 @@ No recorded run has verified a captured graph on a GPU yet; what is tested witho
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +48,15 @@ class CudaGraph(Generic[Results]):
     """
 
     _pool: tuple[int, int] | None = None
+    _living: ClassVar[WeakSet] = WeakSet()
 
     def __init__(self, function: Callable[[], Results]) -> None:
-        if CudaGraph._pool is None:
+        if not CudaGraph._living:  # the pool of those that were there ended with the last of them
             CudaGraph._pool = torch.cuda.graph_pool_handle()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=CudaGraph._pool):
             self._results = function()
+        CudaGraph._living.add(self)
 
     def replay(self) -> Results:
         """See `Graph`."""
