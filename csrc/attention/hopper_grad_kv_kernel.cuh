@@ -16,8 +16,8 @@ namespace fastssl::cuda {
 template <int kWidthValue, bool kOnePassValue>
 struct HopperGradKVShape {
   static constexpr int kWidth = kWidthValue, kGroups = 2;
-  // Keys are a left operand in registers; not values besides, see HopperGradQShape.
-  static constexpr bool kOnePass = kOnePassValue, kHoldsKeys = kWidth == 64;
+  // Keys are a left operand in registers, where the compiler leaves them alone: see grad_of_queries.
+  static constexpr bool kOnePass = kOnePassValue, kHoldsKeys = kWidth == 64 && kOnePass;
   static constexpr int kKeys = 64 * kGroups, kQueries = 64, kAtOnce = 4096 / kWidth;
   static constexpr int kTiles = kWidth == 64 ? 2 : 1;  // of keys in shared memory
   static constexpr int kStages = (kOnePass ? 384 : 512) / kWidth, kScores = kOnePass ? 2 : 0,

@@ -52,7 +52,7 @@ def content_key() -> str:
     state = hashlib.sha256(torch.__version__.encode())
     state.update(subprocess.run([tool("nvcc"), "--version"], capture_output=True, check=True).stdout)
     sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cu", ".cuh", ".h")]
-    for path in sorted([*sources, ROOT / "setup.py"]):
+    for path in sorted([*sources, ROOT / "setup.py", Path(__file__).resolve()]):
         state.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return state.hexdigest()
 
@@ -82,28 +82,75 @@ def compiled() -> dict[str, list]:
     return {
         "kernels": [asdict(kernel) for kernel in kernels],
         "ptx": re.findall(r"\w+\.sm_\w+\.ptx", look("--list-ptx")),
-        "products": products(binary),
+        **products(binary),
     }
 
 
-def products(binary: Path) -> dict[str, list[int]]:
-    """Return, for each kernel with products of warpgroups, how many there are and how many of them end a group."""
+def products(binary: Path) -> dict[str, dict[str, list]]:
+    """Return what becomes of products of warpgroups in each kernel that has some.
+
+    `products`: how many there are and how many of them end a group; `overwritten`: see `overwritten_operands`.
+    """
     command = [tool("cuobjdump"), "-sass", "-arch", "sm_90a", str(binary)]
-    found: dict[str, list[int]] = {}
+    instructions: dict[str, list[tuple[int, str]]] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as listing:
         for line in listing.stdout:
             if function := re.search(r"Function : (\w+)", line):
                 name = function[1]
-            elif " HGMMA." in line:
-                counts = found.setdefault(name, [0, 0])
-                counts[0] += 1
-                counts[1] += ", gsb0" in line
-    return found
+            elif found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?(.*?) *;", line):
+                instructions.setdefault(name, []).append((int(found[1], 16), found[2]))
+    counts, overwritten = {}, {}
+    for name, code in instructions.items():
+        multiplied = [text for _, text in code if text.startswith("HGMMA.")]
+        if multiplied:
+            counts[name] = [len(multiplied), sum(", gsb0" in text for text in multiplied)]
+            overwritten[name] = overwritten_operands(code)
+    return {"products": counts, "overwritten": overwritten}
+
+
+def overwritten_operands(code: list[tuple[int, str]]) -> list[str]:
+    """Return the products in loops whose operand was loaded into registers before the loop, and is written in it.
+
+    Nothing in the loop writes such a register before the product, so it was to hold what was loaded; where something
+    writes it behind the product, the next round multiplies with that.
+
+    Args:
+        code: of a kernel, (address, instruction) in order, predicates left out.
+    """
+    written: dict[int, list[tuple[int, str]]] = {}
+    ends = {}
+    for address, text in code:
+        for register in written_registers(text):
+            written.setdefault(register, []).append((address, text))
+        if (branch := re.match(r"BRA (0x[0-9a-f]+)$", text)) and int(branch[1], 16) < address:
+            ends[int(branch[1], 16)] = address
+    bad = []
+    for begin, end in ends.items():
+        for address, text in code:
+            product = re.match(r"HGMMA\S* R\d+, R(\d+), gdesc", text)
+            if product is None or not begin <= address <= end:
+                continue
+            for register in range(int(product[1]), int(product[1]) + 4):
+                before = [other for place, other in written.get(register, []) if place < begin]
+                inside = [place for place, _ in written.get(register, []) if begin <= place <= end]
+                if before and before[-1].startswith("LDSM") and inside and min(inside) > address:
+                    bad.append(f"{text} at {address:#x}: R{register} is written at {min(inside):#x}")
+    return bad
+
+
+def written_registers(text: str) -> range:
+    """Return the registers that an instruction writes; for a product none, whose sums are no operands here."""
+    found = re.match(r"([A-Z0-9_]+)(\S*) R(\d+)\b", text)
+    if found is None or found[1] in ("HGMMA", "ST", "STG", "STS", "STL", "RED", "BAR", "ATOM", "EXIT", "BRA"):
+        return range(0)
+    wide = re.search(r"\.(128|64|WIDE|M88\.4)\b", found[2])
+    count = {"128": 4, "M88.4": 4, "64": 2, "WIDE": 2}[wide[1]] if wide else 1
+    return range(int(found[3]), int(found[3]) + count)
 
 
 @pytest.fixture(scope="module")
 def binary() -> dict[str, list]:
-    """What is in the binary: `kernels`, `ptx` and `products`."""
+    """What is in the binary: `kernels`, `ptx`, `products` and `overwritten`."""
     for name in ("nvcc", "cuobjdump"):
         if tool(name) is None:
             pytest.skip(f"no {name} here")
@@ -148,3 +195,21 @@ def test_products_of_warpgroups_go_on_beside_the_threads(binary):
     assert set(binary["products"]) == {name for name in hopper if "statistics" not in name}  # those multiply nothing
     waiting = {name for name, (instructions, ends) in binary["products"].items() if ends > instructions / 2}
     assert not waiting
+
+
+def test_operands_in_registers_are_left_alone_in_loops(binary):
+    """The compiler of CUDA 13.0 gave registers of operands that were to stay to others: an H200 computed nonsense."""
+    assert binary["overwritten"].keys() == binary["products"].keys()
+    assert not {name: found for name, found in binary["overwritten"].items() if found}
+
+
+def test_an_operand_that_is_overwritten_is_found():
+    product = (0x30, "HGMMA.64x64x16.F32.BF16 R56, R120, gdesc[UR12], RZ, !UPT")
+    load, other, back = (0x10, "LDSM.16.M88.4 R120, [R43]"), (0x40, "IMAD.U32 R122, RZ, RZ, UR12"), (0x50, "BRA 0x20")
+    start = (0x20, "BAR.SYNC.DEFER_BLOCKING R4, 0x100")
+    (found,) = overwritten_operands([load, start, product, other, back])
+    assert found.endswith("R122 is written at 0x40")
+    assert not overwritten_operands([load, start, product, back])
+    assert not overwritten_operands([start, (0x28, load[1]), product, other, back])  # it is loaded in each round
+    narrowed = (0x10, "F2FP.BF16.F32.PACK_AB R122, R24, R27")
+    assert not overwritten_operands([narrowed, start, product, (0x40, narrowed[1]), back])  # each round makes the next
