@@ -3,7 +3,7 @@
 These are one graph for a whole run, since parameters and gradients stay where they are. With `GraphedPasses` the host
 sends a step of a small model as two graphs and a few numbers.
 
-No recorded run has verified a captured graph on a GPU yet; what is tested without one is all but the capture.
+What is tested without a GPU is all but the capture; `benchmarks.gpu` holds captured steps to others on one.
 """
 
 from collections.abc import Callable, Sequence

@@ -4,7 +4,7 @@ A GPU is done with an operator of a small model before the host has sent the nex
 knows no other sizes than those that it was captured with. So batches are filled up to few shapes: with sequences of
 tokens that nobody sees, and with targets that are none.
 
-No recorded run has verified a captured graph on a GPU yet; what is tested without one is all but the capture.
+What is tested without a GPU is all but the capture; `benchmarks.gpu` holds captured steps to others on one.
 """
 
 import inspect

@@ -1,5 +1,6 @@
 """Passes as graphs: batches filled up to few shapes give the same losses, gradients and figures."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -169,6 +170,26 @@ def test_a_run_with_graphs_trains_as_one_without(tmp_path, monkeypatch):
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
     assert Repeated.made > 0
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-5)
+
+
+def test_graphs_share_a_pool_that_lives_as_long_as_one_of_them(monkeypatch):
+    """PyTorch ends a pool with its last graph: another one that is captured into it is an error."""
+    handles, used = iter([(0, 1), (0, 2)]), []
+
+    @contextmanager
+    def captured(graph, pool):
+        used.append(pool)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", captured)
+    first, second = (graphs.CudaGraph(lambda: 1) for _ in range(2))
+    del first
+    third = graphs.CudaGraph(lambda: 1)
+    del second, third
+    graphs.CudaGraph(lambda: 1)
+    assert used == [(0, 1), (0, 1), (0, 1), (0, 2)]
 
 
 def test_without_a_gpu_the_setting_is_refused(tmp_path):
