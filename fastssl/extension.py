@@ -100,6 +100,11 @@ def _capability() -> tuple[int, int] | None:
     return torch.cuda.get_device_capability() if nvidia else None
 
 
+def questions() -> tuple[Callable, ...]:
+    """Return the functions above and below that fact sheets ask; their answers stay the same while a process runs."""
+    return cpu_ops_loaded, cuda_ops_loaded, is_too_old, has_capability, triton_installed, triton_interprets
+
+
 def _register(op: str, function: Callable) -> None:
     if not hasattr(torch.ops.fastssl, op.removeprefix("fastssl::")):
         raise RuntimeError(

@@ -1,23 +1,23 @@
 """One transformer block, as published (norm after the sum) and with the norm in front."""
 
-from typing import NamedTuple
-
+import torch
 from torch import Tensor, nn
 
 from fastssl.nn.attention import SelfAttention
+from fastssl.nn.dropout import BlockSeeds
+from fastssl.nn.joined_block import (
+    Heads,
+    NormCall,
+    Plan,
+    is_as_made,
+    parameters_of,
+    plan_of,
+    product_dtype,
+    run_post_norm,
+)
 from fastssl.nn.mlp import MLP
 from fastssl.nn.norm import LayerNorm
-
-
-class BlockSeeds(NamedTuple):
-    """The dropout seeds of one block: 0-d int64 tensors, or all None for no dropout."""
-
-    attention: Tensor | None = None
-    """For the attention weights."""
-    attention_output: Tensor | None = None
-    """For what attention adds to the residual stream."""
-    mlp_output: Tensor | None = None
-    """For what the feed-forward network adds to it."""
+from fastssl.ops.attention.checks import UNLIMITED
 
 
 class Block(nn.Module):
@@ -66,11 +66,29 @@ class PostNormBlock(Block):
         The hidden dropout counts the rows that there are, so the mask of the first tokens alone is another one.
         """
         p = self.hidden_dropout_p
+        if not first_only:
+            plan = self._plan(hidden_states, max_seqlen, seeds)
+            if plan is not None:
+                return run_post_norm(plan, hidden_states, cu_seqlens, seeds, parameters_of(self))
         attended = self.attention(hidden_states, cu_seqlens, max_seqlen, seeds.attention, first_only)
         if first_only:
             hidden_states = hidden_states.index_select(0, cu_seqlens[:-1])
         hidden_states = self.attention_norm(attended, residual=hidden_states, dropout_p=p, seed=seeds.attention_output)
         return self.mlp_norm(self.mlp(hidden_states), residual=hidden_states, dropout_p=p, seed=seeds.mlp_output)
+
+    def _plan(self, rows: Tensor, max_seqlen: int, seeds: BlockSeeds) -> Plan | None:
+        """Return how to run the block as one node; None where it is to run by its parts."""
+        if not torch.is_grad_enabled() or not is_as_made(self, SelfAttention):
+            return None
+        attention, dtype = self.attention, product_dtype(rows)
+        width = len(attention.qkv.weight) // (3 * attention.num_heads)
+        heads = Heads(attention.num_heads, attention.num_heads, width, (UNLIMITED, UNLIMITED))
+        norm_calls = (
+            NormCall(dtype, rows.dtype, 0.0 if seeds.attention_output is None else self.hidden_dropout_p),
+            NormCall(dtype, dtype, 0.0 if seeds.mlp_output is None else self.hidden_dropout_p),
+        )
+        attention_p = 0.0 if seeds.attention is None else attention.dropout_p
+        return plan_of(self, heads, rows, attention_p, norm_calls, max_seqlen)
 
 
 class PreNormBlock(Block):

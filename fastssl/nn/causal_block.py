@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from fastssl.nn.block import BlockSeeds
 from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
+from fastssl.nn.dropout import BlockSeeds
 from fastssl.nn.kv_cache import LayerCache
 from fastssl.nn.mlp import MLP, GatedMLP
 from fastssl.nn.norm import LayerNorm, RMSNorm

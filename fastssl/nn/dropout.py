@@ -1,11 +1,24 @@
 """Where dropout's randomness comes from: one seed per layer and site, all derived from the step's seed."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fastssl.ops.layer_norm.api import layer_norm
 
 _GOLDEN_GAMMA, _MIX_1, _MIX_2 = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+class BlockSeeds(NamedTuple):
+    """The dropout seeds of one block: 0-d int64 tensors, or all None for no dropout."""
+
+    attention: Tensor | None = None
+    """For the attention weights."""
+    attention_output: Tensor | None = None
+    """For what attention adds to the residual stream."""
+    mlp_output: Tensor | None = None
+    """For what the feed-forward network adds to it."""
 
 
 def site_seeds(step_seed: Tensor, num_sites: int) -> tuple[Tensor, ...]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastssl.nn.block import Block, BlockSeeds, PostNormBlock, PreNormBlock
-from fastssl.nn.dropout import dropout, site_seeds
+from fastssl.nn.block import Block, PostNormBlock, PreNormBlock
+from fastssl.nn.dropout import BlockSeeds, dropout, site_seeds
 from fastssl.nn.norm import LayerNorm
 
 

@@ -21,7 +21,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 """Name, as in Hugging Face's `hidden_act` -> function."""
-_APPROXIMATIONS = {F.gelu: "none", _tanh_gelu: "tanh"}
+APPROXIMATIONS: dict[Callable[[Tensor], Tensor], str] = {F.gelu: "none", _tanh_gelu: "tanh"}
+"""GELU -> how it is approximated, as in `torch.nn.functional.gelu`."""
 
 
 def activated(linear: nn.Module, activation: Callable[[Tensor], Tensor], x: Tensor, backend: str) -> Tensor:
@@ -33,9 +34,9 @@ def activated(linear: nn.Module, activation: Callable[[Tensor], Tensor], x: Tens
         x: (N, E).
         backend: of the fused operator.
     """
-    if activation in _APPROXIMATIONS and is_plain(linear, nn.Linear) and linear.bias is not None:
+    if activation in APPROXIMATIONS and is_plain(linear, nn.Linear) and linear.bias is not None:
         product = F.linear(x, linear.weight)
-        return bias_gelu(product, linear.bias, approximate=_APPROXIMATIONS[activation], backend=backend)
+        return bias_gelu(product, linear.bias, approximate=APPROXIMATIONS[activation], backend=backend)
     return activation(linear(x))
 
 

@@ -20,6 +20,13 @@ def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
     return type(module) in classes and "forward" not in vars(module) and not has_hooks(module)
 
 
+def are_plain(*modules: tuple[nn.Module, type[nn.Module]]) -> bool:
+    """Return whether each of these modules `is_plain`, of the class beside it."""
+    return all(type(module) is kind and "forward" not in vars(module) for module, kind in modules) and not has_hooks(
+        *(module for module, _ in modules)
+    )
+
+
 def has_hooks(*modules: nn.Module) -> bool:
     """Return whether somebody has hung a hook on any of these."""
     return any(_EVERY_MODULES_HOOKS) or any(

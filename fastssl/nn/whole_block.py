@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastssl import extension
-from fastssl.nn.block import BlockSeeds
 from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
 from fastssl.nn.causal_block import CausalBlock, Entering
+from fastssl.nn.dropout import BlockSeeds
 from fastssl.nn.mlp import ACTIVATIONS, MLP
 from fastssl.nn.norm import LayerNorm
 from fastssl.nn.plain import is_plain

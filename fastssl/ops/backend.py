@@ -108,6 +108,39 @@ def choose(
     raise ValueError(f"{op}: no backend can run this call. {' | '.join(tried)}")
 
 
+def remembered_choice(
+    op: str,
+    requested: str,
+    backends: Mapping[str, ModuleType],
+    device: torch.device,
+    dtype: torch.dtype,
+    facts: Mapping[str, object],
+) -> str:
+    """Return what `choose` does, which it looks up where it was asked the same before: with each layer, in each step.
+
+    Args:
+        op, requested, backends, device, dtype: as in `choose`.
+        facts: the same, hashable, and none of them a tensor.
+    """
+    if torch.compiler.is_compiling():
+        return choose(op, requested, backends, device, dtype, facts)
+    question = (op, requested, device, dtype, *facts.values())
+    sheets = [*backends, *(module.SUPPORTS for module in backends.values()), *extension.questions()]
+    known = _answers.get(question)
+    if known is not None and known[0] == sheets:
+        return known[1]
+    name = choose(op, requested, backends, device, dtype, facts)
+    if len(_answers) >= _MOST_ANSWERS:
+        _answers.clear()
+    _answers[question] = (sheets, name)
+    return name
+
+
+_answers: dict[tuple, tuple[list, str]] = {}
+"""Question -> what the answer depends on beside it, and the answer."""
+_MOST_ANSWERS = 1 << 12
+
+
 def _in_order(backends: Mapping[str, ModuleType], device_type: str) -> Iterator[tuple[str, ModuleType]]:
     """Yield backends in the order in which "auto" tries them on a device."""
     for first in (True, False):

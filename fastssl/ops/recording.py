@@ -21,6 +21,13 @@ def is_recorded(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and asks_for_gradient(tensor) for tensor in tensors)
 
 
+def tracers_are_active() -> bool:
+    """Return whether a call is compiled, transformed or differentiated forward: then operators are called apart."""
+    return (
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
 def asks_for_gradient(tensor: Tensor) -> bool:
     """Return whether a tensor requires a gradient, or stands for one that does.
 

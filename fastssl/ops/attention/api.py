@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastssl.ops.attention import hopper, native, reference, stock, triton_backend
 from fastssl.ops.attention.checks import check_devices, check_lengths, check_tensors, resolve_window
-from fastssl.ops.backend import choose
+from fastssl.ops.backend import remembered_choice
 from fastssl.ops.philox import dropout_threshold, resolve_seed
 from fastssl.ops.recording import differentiable_once, is_recorded
 from fastssl.ops.surroundings import autocast_dtype, without_autocast
@@ -88,7 +88,17 @@ def attention(
     window_left, window_right = resolve_window(causal, window)
     dropped = dropout_threshold(dropout_p) > 0
     needs_grad = is_recorded(q, k, v, bias)
-    name = _choose(backend, q, bias is not None, dropped, return_lse, needs_grad)
+    name = backend_for(
+        backend,
+        q.device,
+        q.dtype,
+        width=q.shape[-1],
+        packed=q.dim() == 3,
+        biased=bias is not None,
+        dropped=dropped,
+        return_lse=return_lse,
+        needs_grad=needs_grad,
+    )
     tensors = (
         bias,
         cu_seqlens_q,
@@ -130,16 +140,37 @@ class _FusedAttention(torch.autograd.Function):
         return None, *grads, grad_bias, *(None,) * (len(others) + len(ctx.numbers))
 
 
-def _choose(requested: str, q: Tensor, biased: bool, dropped: bool, return_lse: bool, needs_grad: bool) -> str:
+def backend_for(
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    width: int,
+    packed: bool = True,
+    biased: bool = False,
+    dropped: bool = False,
+    return_lse: bool = False,
+    needs_grad: bool = False,
+) -> str:
+    """Return the name of the backend that serves a call, as `fastssl.ops.backend.choose` does.
+
+    Args:
+        requested: "auto", or a name.
+        device, dtype: of q.
+        width: D.
+        packed: whether q is (N, H, D).
+        biased, dropped, return_lse: whether there is a bias, dropout, and a wish for lse.
+        needs_grad: whether autograd records the call.
+    """
     facts = {
-        "device": q.device.type,
-        "dtype": q.dtype,
-        "width": q.shape[-1],
+        "device": device.type,
+        "dtype": dtype,
+        "width": width,
         "biased": biased,
         "needs_grad": needs_grad,
-        "packed": q.dim() == 3,
+        "packed": packed,
         "compiling": torch.compiler.is_compiling(),
         "dropped": dropped,
         "return_lse": return_lse,
     }
-    return choose("attention", requested, BACKENDS, q.device, q.dtype, facts)
+    return remembered_choice("attention", requested, BACKENDS, device, dtype, facts)

@@ -1,5 +1,9 @@
 """Queries, keys and values as slices of one fused projection, with a gradient that is not copied together again."""
 
+import itertools
+import operator
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -55,15 +59,20 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        whole = _common_buffer(gradients)
-        return torch.cat(gradients, dim=-2) if whole is None else whole, None
+        return whole_gradient(gradients), None
 
 
-def _common_buffer(parts: tuple[Tensor, ...]) -> Tensor | None:
+def whole_gradient(parts: Sequence[Tensor]) -> Tensor:
+    """Return the gradients of q, k and v side by side, (..., H + 2 H_k, D): the buffer that they divide, or a copy."""
+    whole = _common_buffer(parts)
+    return torch.cat(tuple(parts), dim=-2) if whole is None else whole
+
+
+def _common_buffer(parts: Sequence[Tensor]) -> Tensor | None:
     """Return the contiguous tensor that the parts divide along their last dimension but one, or None."""
     first = parts[0]
     shape = (*first.shape[:-2], sum(part.shape[-2] for part in parts), first.shape[-1])
-    strides = torch.empty(shape, device="meta").stride()
+    strides = tuple(itertools.accumulate((1, *(max(size, 1) for size in shape[:0:-1])), operator.mul))[::-1]
     offset = first.storage_offset()
     for part in parts:
         same_storage = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()

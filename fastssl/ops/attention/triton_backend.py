@@ -11,6 +11,7 @@ from fastssl.ops.attention.projection import of_one_projection
 from fastssl.ops.backend import Supports
 from fastssl.ops.philox import dropout_scale, dropout_threshold
 from fastssl.ops.tile_search import Trial, tile_for
+from fastssl.ops.triton_launch import launch
 
 WIDEST_HEAD = 256
 _WRITTEN = {
@@ -220,19 +221,19 @@ class _Call:
 
     def over_queries(self, kernel, tile: tuning.Tile, **own: object) -> None:
         """Run one program per tile of queries and head."""
-        launch = partial(self._over_queries, kernel, **own)
-        launch(self._tile(kernel, tile, self.num_heads * self.num_sequences, launch, own))
+        run = partial(self._over_queries, kernel, **own)
+        run(self._tile(kernel, tile, self.num_heads * self.num_sequences, run, own))
 
     def over_keys(self, kernel, tile: tuning.Tile, **own: object) -> None:
         """Run one program per tile of keys and key head."""
-        launch = partial(self._over_keys, kernel, **own)
-        launch(self._tile(kernel, tile, self.num_key_heads * self.num_sequences, launch, own))
+        run = partial(self._over_keys, kernel, **own)
+        run(self._tile(kernel, tile, self.num_key_heads * self.num_sequences, run, own))
 
-    def _tile(self, kernel, default: tuning.Tile, columns: int, launch, own: dict[str, object]) -> tuning.Tile:
+    def _tile(self, kernel, default: tuning.Tile, columns: int, run, own: dict[str, object]) -> tuning.Tile:
         """Return the tile to launch with: the default, or one that was measured."""
 
         def results(tile: tuning.Tile) -> list[Tensor]:
-            launch(tile)
+            run(tile)
             outputs = [own[name] for name in _WRITTEN[kernel.__name__] if own[name] is not None]
             return [one.data if isinstance(one, _Rows) else one for one in outputs]
 
@@ -241,7 +242,7 @@ class _Call:
             default,
             lambda: tuning.other_tiles(kernel.__name__, self.shape),
             lambda: tuning.facts_of(self.shape, columns) | self._kinds(own),
-            lambda: Trial(launch, results),
+            lambda: Trial(run, results),
             self.device,
         )
 
@@ -299,12 +300,16 @@ class _Call:
         if programs == 0:
             return
         given = self.arguments | own | {"BLOCK_T": tile.queries, "BLOCK_S": tile.keys}
+        names = kernel.arg_names
+        first_number, first_constant = names.index("length_q"), names.index("D")
         with torch.cuda.device_of(given["q"].data):
-            kernel[(programs,)](
-                **{name: given[name] for name in kernel.arg_names},
-                num_warps=tile.num_warps,
-                num_stages=tile.num_stages,
-                enable_fp_fusion=True,
+            launch(
+                kernel,
+                (programs,),
+                [given[name] for name in names[:first_number]],
+                [given[name] for name in names[first_number:first_constant]],
+                options={"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True},
+                **{name: given[name] for name in names[first_constant:]},
             )
 
 

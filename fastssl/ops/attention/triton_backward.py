@@ -93,8 +93,8 @@ def statistics_for(
 
 @triton.jit(do_not_specialize=["length_q", "num_rows", "num_sequences", "num_tiles", "heads_together"])
 def attention_delta(
-    out, grad_out, grad_lse, lse, delta, lse_log2, keep_scale, cu_seqlens_q, length_q, num_rows, num_heads,
-    num_sequences, num_tiles, heads_together, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    out, grad_out, grad_lse, lse, delta, lse_log2, cu_seqlens_q, length_q, num_rows, num_heads, num_sequences,
+    num_tiles, heads_together, keep_scale, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Compute delta and lse_log2 of BLOCK_T queries of one head."""
     tile, head, sequence = locate(num_tiles, num_heads, num_sequences, heads_together, True)
@@ -269,7 +269,7 @@ def attention_grad_kv(
 @triton.jit(do_not_specialize=[*COUNTS, "num_queries_bias", "num_keys_bias", "num_key_tiles", "sequences_each"])
 def attention_grad_bias(
     q, k, v, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seed, grad_out, delta, lse_log2, kept_bits, grad_bias,
-    num_queries_bias, num_keys_bias, length_q, length_k, num_rows, num_heads, heads_per_key, num_sequences,
+    length_q, length_k, num_queries_bias, num_keys_bias, num_rows, num_heads, heads_per_key, num_sequences,
     sequences_each, num_parts, num_tiles, num_key_tiles, window_left, window_right, scale, threshold, keep_scale,
     num_words, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
     INTERPRETED: tl.constexpr,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastssl.ops.backend import choose
+from fastssl.ops.backend import remembered_choice
 from fastssl.ops.bias_gelu import native, reference, stock, triton_backend
 from fastssl.ops.recording import differentiable_once, is_recorded
 
@@ -41,12 +41,17 @@ def bias_gelu(x: Tensor, bias: Tensor, *, approximate: str = "none", backend: st
     Source: Hendrycks, Gimpel, "Gaussian Error Linear Units" (2016), arXiv 1606.08415, section 2.
     """
     _check(x, bias, approximate)
-    name = choose("bias_gelu", backend, BACKENDS, x.device, x.dtype, {"bias_dtype": bias.dtype})
+    name = backend_for(backend, x.device, x.dtype, bias.dtype)
     if name in FUSED and is_recorded(x, bias):
         if torch.compiler.is_compiling():  # its autograd.Function takes no tensor twice; a view is another tensor
             bias = bias.view_as(bias)
         return _FusedBiasGelu.apply(name, x, bias, approximate)
     return BACKENDS[name].forward(x, bias, approximate=approximate)
+
+
+def backend_for(requested: str, device: torch.device, dtype: torch.dtype, bias_dtype: torch.dtype) -> str:
+    """Return the name of the backend that serves x of a device and dtype; see `fastssl.ops.backend.choose`."""
+    return remembered_choice("bias_gelu", requested, BACKENDS, device, dtype, {"bias_dtype": bias_dtype})
 
 
 class _FusedBiasGelu(torch.autograd.Function):

@@ -17,6 +17,7 @@ from fastssl.ops.bias_gelu.triton_tiling import (
 )
 from fastssl.ops.tile_search import Trial, rounded_size, tile_for
 from fastssl.ops.triton_device import processors
+from fastssl.ops.triton_launch import launch
 
 SUPPORTS = Supports(
     devices=("cuda", "cpu"),
@@ -51,25 +52,24 @@ def _forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
     num_rows = x.numel() // width
     x, bias = x.contiguous(), bias.contiguous()
 
-    def launch(tiling: Tiling) -> None:
-        forward_kernel[(tiling.blocks * -(-num_rows // tiling.rows),)](
-            x,
-            bias,
-            y,
-            num_rows,
+    def run(tiling: Tiling) -> None:
+        launch(
+            forward_kernel,
+            (tiling.blocks * -(-num_rows // tiling.rows),),
+            (x, bias, y),
+            (num_rows,),
+            options={"num_warps": NUM_WARPS, **_OPTIONS},
             WIDTH=width,
             COLUMNS=tiling.columns,
             ROWS=tiling.rows,
             ROW_GROUPS=tiling.row_groups,
             VECTOR=tiling.vector,
             TANH=tanh,
-            num_warps=NUM_WARPS,
-            **_OPTIONS,
         )
 
     with torch.cuda.device_of(x):
-        trial = Trial(launch, lambda tiling: (launch(tiling), y))
-        launch(_tiling(forward_kernel, FORWARD_BYTES, trial, x, bias, tanh))
+        trial = Trial(run, lambda tiling: (run(tiling), y))
+        run(_tiling(forward_kernel, FORWARD_BYTES, trial, x, bias, tanh))
     return y
 
 
@@ -90,16 +90,15 @@ def _launch_rows(grad_y: Tensor, x: Tensor, bias: Tensor, grad_x: Tensor, tanh: 
     width = x.shape[-1]
     num_rows = x.numel() // width
 
-    def launch(tiling: Tiling) -> Tensor:
+    def run(tiling: Tiling) -> Tensor:
         parts, stages = walk_of(num_rows, tiling, processors(x.device))
         partials = x.new_empty(parts, width, dtype=torch.float32)
-        backward_kernel[(tiling.blocks, parts)](
-            grad_y,
-            x,
-            bias,
-            grad_x,
-            partials,
-            num_rows,
+        launch(
+            backward_kernel,
+            (tiling.blocks, parts),
+            (grad_y, x, bias, grad_x, partials),
+            (num_rows,),
+            options={"num_warps": NUM_WARPS, **_OPTIONS},
             WIDTH=width,
             COLUMNS=tiling.columns,
             ROWS=tiling.rows,
@@ -107,16 +106,14 @@ def _launch_rows(grad_y: Tensor, x: Tensor, bias: Tensor, grad_x: Tensor, tanh: 
             VECTOR=tiling.vector,
             TANH=tanh,
             STAGES=stages,
-            num_warps=NUM_WARPS,
-            **_OPTIONS,
         )
         return partials
 
     def results(tiling: Tiling) -> tuple[Tensor, Tensor]:
-        partials = launch(tiling)
+        partials = run(tiling)
         return grad_x, partials.sum(0)
 
-    return launch(_tiling(backward_kernel, BACKWARD_BYTES, Trial(results, results), x, bias, tanh))
+    return run(_tiling(backward_kernel, BACKWARD_BYTES, Trial(results, results), x, bias, tanh))
 
 
 def _tiling(kernel, tile_bytes: int, trial: Trial, x: Tensor, bias: Tensor, tanh: bool) -> Tiling:
@@ -142,16 +139,16 @@ def _launch_sum(partials: Tensor, grad_bias: Tensor) -> None:
     from fastssl.ops.bias_gelu.triton_kernels import sum_partials_kernel
 
     num_partials, width = partials.shape
-    sum_partials_kernel[(-(-width // PARTIALS.columns),)](
-        partials,
-        grad_bias,
-        num_partials,
+    launch(
+        sum_partials_kernel,
+        (-(-width // PARTIALS.columns),),
+        (partials, grad_bias),
+        (num_partials,),
+        options={"num_warps": PARTIALS.num_warps, **_OPTIONS},
         WIDTH=width,
         COLUMNS=PARTIALS.columns,
         ROWS=PARTIALS.rows,
         STAGES=PARTIALS.stages,
-        num_warps=PARTIALS.num_warps,
-        **_OPTIONS,
     )
 
 

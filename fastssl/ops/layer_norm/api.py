@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastssl.ops.backend import choose
+from fastssl.ops.backend import remembered_choice
 from fastssl.ops.layer_norm import native, reference, stock, triton_backend
 from fastssl.ops.philox import dropout_threshold, resolve_seed
 from fastssl.ops.recording import differentiable_once, is_recorded
@@ -55,14 +55,15 @@ def layer_norm(
     Source: Ba, Kiros, Hinton, "Layer Normalization" (2016), arXiv 1607.06450, section 3.
     """
     _check(x, weight, bias, residual, eps, dropout_p)
-    facts = {
-        "width": x.shape[-1],
-        "dropout_p": dropout_p,
-        "x_dtype": x.dtype,
-        "residual_dtype": x.dtype if residual is None else residual.dtype,
-        "parameter_dtypes": (weight.dtype, None if bias is None else bias.dtype),
-    }
-    name = choose("layer_norm", backend, BACKENDS, x.device, x.dtype, facts)
+    name = backend_for(
+        backend,
+        x.device,
+        x.dtype,
+        width=x.shape[-1],
+        dropout_p=dropout_p,
+        residual_dtype=x.dtype if residual is None else residual.dtype,
+        parameter_dtypes=(weight.dtype, None if bias is None else bias.dtype),
+    )
     seed = resolve_seed(seed, x.device) if dropout_p > 0 else None
     if name not in FUSED or not is_recorded(x, weight, bias, residual):
         options = {"eps": eps, "dropout_p": dropout_p, "seed": seed, "with_sum": return_sum}
@@ -73,6 +74,36 @@ def layer_norm(
     is_x = residual is None and seed is None
     y, total, _ = _FusedLayerNorm.apply(name, x, weight, bias, residual, eps, dropout_p, seed, return_sum and not is_x)
     return (y, x if is_x else total) if return_sum else y
+
+
+def backend_for(
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    width: int,
+    dropout_p: float,
+    residual_dtype: torch.dtype,
+    parameter_dtypes: tuple[torch.dtype | None, ...],
+) -> str:
+    """Return the name of the backend that serves a call, as `fastssl.ops.backend.choose` does.
+
+    Args:
+        requested: "auto", or a name.
+        device, dtype: of x.
+        width: E.
+        dropout_p: of the call.
+        residual_dtype: of the residual, of x where there is none.
+        parameter_dtypes: of weight and bias.
+    """
+    facts = {
+        "width": width,
+        "dropout_p": dropout_p,
+        "x_dtype": dtype,
+        "residual_dtype": residual_dtype,
+        "parameter_dtypes": parameter_dtypes,
+    }
+    return remembered_choice("layer_norm", requested, BACKENDS, device, dtype, facts)
 
 
 class _FusedLayerNorm(torch.autograd.Function):

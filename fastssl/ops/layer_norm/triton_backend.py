@@ -22,6 +22,7 @@ from fastssl.ops.layer_norm.triton_tiling import (
 from fastssl.ops.philox import LANE_RANGE, dropout_threshold
 from fastssl.ops.tile_search import Trial, rounded_size, tile_for
 from fastssl.ops.triton_device import processors
+from fastssl.ops.triton_launch import launch
 
 SUPPORTS = Supports(
     devices=("cuda", "cpu"),
@@ -119,31 +120,21 @@ def _forward(
     x, residual, weight, bias = map(_contiguous, (x, residual, weight, bias))
     given_seed, given_total = seed if dropout_threshold else None, total if total.numel() else None
 
-    def launch(tiling: ForwardTiling) -> None:
-        forward_kernel[(-(-num_rows // tiling.rows),)](
-            x,
-            residual,
-            weight,
-            bias,
-            given_seed,
-            y,
-            given_total,
-            mean,
-            rstd,
-            num_rows,
-            eps,
-            dropout_threshold,
-            _scale(dropout_threshold),
+    def run(tiling: ForwardTiling) -> None:
+        launch(
+            forward_kernel,
+            (-(-num_rows // tiling.rows),),
+            (x, residual, weight, bias, given_seed, y, given_total, mean, rstd),
+            (num_rows, eps, dropout_threshold, _scale(dropout_threshold)),
+            options={"num_warps": tiling.num_warps, **_OPTIONS},
             WIDTH=width,
             BLOCK=tiling.block,
             ROWS=tiling.rows,
             VECTOR=tiling.vector,
-            num_warps=tiling.num_warps,
-            **_OPTIONS,
         )
 
     def results(tiling: ForwardTiling) -> tuple[Tensor, ...]:
-        launch(tiling)
+        run(tiling)
         return y, given_total, rstd  # a mean may be noise: that of rows that are normalised already
 
     with torch.cuda.device_of(x):
@@ -152,10 +143,10 @@ def _forward(
             forward_tiling(width, x.dtype, total.dtype),
             lambda: other_forward_tilings(width, x.dtype, total.dtype),
             lambda: _facts(num_rows, width, (x, residual, weight, bias, given_seed, y, given_total)),
-            lambda: Trial(launch, results),
+            lambda: Trial(run, results),
             x.device,
         )
-        launch(tiling)
+        run(tiling)
     return outputs
 
 
@@ -211,36 +202,26 @@ def _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, out
     sums = grad_y is not None and width <= MAX_WIDTH_WITH_SUMS
     weight, grad_residual = weight.contiguous(), grad_residual if grad_residual.numel() else None
 
-    def launch(threads: BackwardThreads) -> Tensor | None:
+    def run(threads: BackwardThreads) -> Tensor | None:
         tiling = backward_tiling(num_rows, width, read, processors(sum.device), threads)
         partials = mean.new_empty(2, tiling.programs, width) if sums else None
-        backward_kernel[(tiling.programs,)](
-            grad_y,
-            grad_sum,
-            sum,
-            weight,
-            mean,
-            rstd,
-            seed,
-            grad_x,
-            grad_residual,
-            partials,
-            num_rows,
-            threshold,
-            _scale(threshold),
+        launch(
+            backward_kernel,
+            (tiling.programs,),
+            (grad_y, grad_sum, sum, weight, mean, rstd, seed, grad_x, grad_residual, partials),
+            (num_rows, threshold, _scale(threshold)),
+            options={"num_warps": tiling.num_warps, **_BACKWARD_OPTIONS},
             WIDTH=width,
             BLOCK=tiling.block,
             ROWS=tiling.rows,
             ROW_GROUPS=tiling.row_groups,
             VECTOR=tiling.vector,
             STAGES=tiling.stages,
-            num_warps=tiling.num_warps,
-            **_BACKWARD_OPTIONS,
         )
         return partials
 
     def results(threads: BackwardThreads) -> tuple[Tensor | None, ...]:
-        partials = launch(threads)  # more of them take more time to be added, too
+        partials = run(threads)  # more of them take more time to be added, too
         return grad_x, grad_residual, None if partials is None else partials.sum(1)
 
     threads = tile_for(
@@ -251,7 +232,7 @@ def _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, out
         lambda: Trial(results, results),
         sum.device,
     )
-    return launch(threads)
+    return run(threads)
 
 
 def _launch_sums(partials, grad_y, sum, mean, rstd, grad_weight, grad_bias) -> None:
@@ -264,32 +245,28 @@ def _launch_sums(partials, grad_y, sum, mean, rstd, grad_weight, grad_bias) -> N
         blocks = -(-width // columns)
         slices = min(-(-num_rows // rows), max(1, 2 * processors(sum.device).count // blocks))
         partials = mean.new_empty(2, slices, width)
-        parameter_kernel[(blocks, slices)](
-            grad_y,
-            sum,
-            mean,
-            rstd,
-            partials,
-            num_rows,
+        launch(
+            parameter_kernel,
+            (blocks, slices),
+            (grad_y, sum, mean, rstd, partials),
+            (num_rows,),
+            options={"num_warps": num_warps, **_OPTIONS},
             WIDTH=width,
             COLUMNS=columns,
             ROWS=rows,
             STAGES=stages,
-            num_warps=num_warps,
-            **_OPTIONS,
         )
     columns, rows, num_warps, stages = PARTIALS
-    sum_partials_kernel[(-(-width // columns), 2)](
-        partials,
-        grad_weight,
-        grad_bias,
-        partials.shape[1],
+    launch(
+        sum_partials_kernel,
+        (-(-width // columns), 2),
+        (partials, grad_weight, grad_bias),
+        (partials.shape[1],),
+        options={"num_warps": num_warps, **_OPTIONS},
         WIDTH=width,
         COLUMNS=columns,
         ROWS=rows,
         STAGES=stages,
-        num_warps=num_warps,
-        **_OPTIONS,
     )
 
 

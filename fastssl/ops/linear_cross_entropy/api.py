@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastssl.ops.backend import choose
+from fastssl.ops.backend import remembered_choice
 from fastssl.ops.linear_cross_entropy import native, reference, stock, triton_backend
 from fastssl.ops.recording import differentiable_once, is_recorded
 from fastssl.ops.surroundings import autocast_dtype, can_be_read, without_autocast
@@ -100,7 +100,7 @@ def linear_cross_entropy(
         "product_dtype": product_dtype,
     }
     facts = {**options, "device": hidden.device}
-    name = choose("linear_cross_entropy", backend, BACKENDS, hidden.device, product_dtype, facts)
+    name = remembered_choice("linear_cross_entropy", backend, BACKENDS, hidden.device, product_dtype, facts)
     rows, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     with without_autocast(hidden.device):
         if name in FUSED and is_recorded(hidden, weight, bias):
@@ -109,7 +109,8 @@ def linear_cross_entropy(
             )
         else:
             losses, lse, num_correct = BACKENDS[name].forward(rows, weight, labels, bias, **options)
-            loss = _reduce(losses, labels, ignore_index, reduction)
+            num_labelled = _num_labelled(labels, ignore_index) if reduction == "mean" else None
+            loss = losses if reduction == "none" else _reduce(losses, num_labelled)
     loss = loss.reshape(targets.shape) if reduction == "none" else loss
     if not return_stats:
         return loss
@@ -124,7 +125,8 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets, backend, reduction, *options):
         ignore_index, *_, product_dtype = options
         wanted = ctx.needs_input_grad[:3] if reduction != "none" else (False, False, False)
-        share = _num_labelled(targets, ignore_index).reciprocal() if reduction == "mean" else None
+        num_labelled = _num_labelled(targets, ignore_index) if reduction == "mean" else None
+        share = None if num_labelled is None else num_labelled.reciprocal()
         # A mean's small gradients would vanish in float16 before the loss scale arrives: there the division is last.
         late = share is not None and product_dtype == torch.float16
         losses, lse, num_correct, *gradients = BACKENDS[backend].forward_with_gradients(
@@ -136,7 +138,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             *options,
             *wanted,
         )
-        loss = losses.clone() if reduction == "none" else _reduce(losses, targets, ignore_index, reduction)
+        loss = losses.clone() if reduction == "none" else _reduce(losses, num_labelled)
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.gradients = gradients if reduction != "none" else None
         ctx.backend, ctx.share, ctx.late, ctx.options = backend, share, late, options
@@ -164,18 +166,15 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
 
 def _num_labelled(targets: Tensor, ignore_index: int | None) -> Tensor:
     if ignore_index is None:
-        return targets.new_full((), targets.numel()).clamp(min=1)
+        return torch.full((), max(targets.numel(), 1), dtype=targets.dtype, device=targets.device)
     return (targets != ignore_index).sum().clamp(min=1)
 
 
-def _reduce(losses: Tensor, targets: Tensor, ignore_index: int | None, reduction: str) -> Tensor:
-    if reduction == "none":
-        return losses
+def _reduce(losses: Tensor, num_labelled: Tensor | None) -> Tensor:
+    """Return the sum of the losses, or their mean over a number of rows."""
     # A float64 sum has the same float32 bits for every thread count.
     total = losses.sum(dtype=torch.float64)
-    if reduction == "mean":
-        total = total / _num_labelled(targets, ignore_index)
-    return total.to(losses.dtype)
+    return (total if num_labelled is None else total / num_labelled).to(losses.dtype)
 
 
 def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:

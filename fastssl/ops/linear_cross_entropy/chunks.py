@@ -4,11 +4,12 @@ The logits exist one chunk of rows at a time. A chunk becomes its own gradient i
 into the gradients of `hidden` and `weight`: three products in all, nothing recomputed, nothing of size N x V.
 """
 
-import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from fastssl.ops.products import add_product
 
 RowKernel = Callable[[Tensor, slice, bool], None]
 """Called with a chunk of logits (rows, V), the rows it holds, and whether it is the first chunk. Turns the logits into
@@ -60,9 +61,9 @@ def run(hidden: Tensor, weight: Tensor, logits: Tensor, row_kernel: RowKernel, g
         chunk = torch.mm(operand, weight.T, out=logits[: operand.shape[0]])
         row_kernel(chunk, rows, begin == 0)
         if grad_hidden is not None:
-            _add_product(grad_hidden[rows], chunk, weight, first=True)
+            add_product(grad_hidden[rows], chunk, weight, first=True)
         if grad_weight is not None:
-            _add_product(grad_weight, chunk.T, operand, first=begin == 0)
+            add_product(grad_weight, chunk.T, operand, first=begin == 0)
 
 
 def results(
@@ -107,20 +108,3 @@ def _spread(values: Tensor, rows: Tensor | None, num_rows: int) -> Tensor:
     if rows is None:
         return values
     return values.new_zeros(num_rows, *values.shape[1:]).index_copy_(0, rows, values)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
-    """Add left @ right to `total`, which may be wider than the operands; the first product is written instead."""
-    if total.dtype == left.dtype:
-        _ = torch.mm(left, right, out=total) if first else total.addmm_(left, right)
-    elif _adds_to_wider_totals(total.device.type):
-        torch.addmm(total, left, right, out_dtype=total.dtype, beta=0 if first else 1, out=total)
-    else:
-        product = torch.mm(left, right)
-        _ = total.copy_(product) if first else total.add_(product)
-
-
-@functools.cache
-def _adds_to_wider_totals(device_type: str) -> bool:
-    """Tell whether PyTorch has a product there whose sum is wider than its operands, so that nothing is rounded."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("aten::addmm.dtype_out", device_type.upper())

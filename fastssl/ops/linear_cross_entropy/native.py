@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastssl.ops.backend import Supports
 from fastssl.ops.linear_cross_entropy import chunks, on_gpu
-from fastssl.ops.surroundings import can_be_read
+from fastssl.ops.surroundings import can_be_read, has_values
 
 SUPPORTS = Supports(
     devices=("cpu", "cuda"),
@@ -52,8 +52,24 @@ def forward(
     return forward_with_gradients(hidden, weight, targets, bias, None, *options, False, False, False)[:3]
 
 
-@torch.library.custom_op("fastssl::linear_cross_entropy", mutates_args=())
-def forward_with_gradients(
+def forward_with_gradients(hidden: Tensor, *others) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return losses (N), lse (N), number of correct predictions, and the gradients of <row_grads, losses>.
+
+    On a GPU the host waits once, for the number of labelled rows, unless all are (`ignore_index` None). Under CUDA
+    graph capture it cannot: there all rows take part, and those without a label give zeros, so the caller passes rows
+    gathered to a fixed count.
+
+    Args:
+        hidden, weight, targets, bias: as in the public function.
+        row_grads: (N) float32; None for ones.
+        need_hidden, need_weight, need_bias: which gradients to compute; the others come back empty.
+        ignore_index, label_smoothing, z_loss, softcap, product_dtype: as in the public function.
+    """
+    run = _forward_with_gradients if has_values(hidden) else _forward_with_gradients_op
+    return run(hidden, *others)
+
+
+def _forward_with_gradients(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -68,19 +84,10 @@ def forward_with_gradients(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return losses (N), lse (N), number of correct predictions, and the gradients of <row_grads, losses>.
-
-    On a GPU the host waits once, for the number of labelled rows, unless all are (`ignore_index` None). Under CUDA
-    graph capture it cannot: there all rows take part, and those without a label give zeros, so the caller passes rows
-    gathered to a fixed count.
-
-    Args:
-        row_grads: (N) float32; None for ones.
-        need_hidden, need_weight, need_bias: which gradients to compute; the others come back empty.
-        hidden, weight, targets, bias, ignore_index, label_smoothing, z_loss, softcap, product_dtype: as in the
-            public function.
-    """
     gpu = _is_on_gpu(hidden)
+    wide_bias = None if bias is None else bias.float().contiguous()
+    if gpu:  # the device has that to do while the host waits for the number of rows
+        matrix = on_gpu.padded_vocabulary(weight, product_dtype)
     looks_later = gpu and ignore_index is not None and on_gpu.is_capturing(hidden)
     unlabelled = targets == ignore_index if looks_later else None
     if unlabelled is None:
@@ -92,11 +99,8 @@ def forward_with_gradients(
     if not gpu and not (product_dtype == torch.bfloat16 and _has_bf16_arithmetic()):
         arithmetic = torch.float32
     operand = operand.to(product_dtype).to(arithmetic).contiguous()
-    if gpu:
-        matrix = on_gpu.padded_vocabulary(weight, product_dtype)
-    else:
+    if not gpu:
         matrix = weight.to(product_dtype).to(arithmetic).contiguous()
-    wide_bias = None if bias is None else bias.float().contiguous()
     losses, lse = (hidden.new_empty(labels.numel(), dtype=torch.float32) for _ in range(2))
     correct = labels.new_empty(labels.numel(), dtype=torch.bool)
     sizes = (labels.numel(), hidden.shape[1])
@@ -136,7 +140,11 @@ def forward_with_gradients(
     return chunks.results((hidden, weight, bias), targets.numel(), rows, (losses, lse, correct), gradients)
 
 
-forward_with_gradients.register_fake(chunks.fake_results)
+# A call of it costs a tenth of a millisecond more than one of the function, so that only graphs hold it.
+_forward_with_gradients_op = torch.library.custom_op(
+    "fastssl::linear_cross_entropy", _forward_with_gradients, mutates_args=()
+)
+_forward_with_gradients_op.register_fake(chunks.fake_results)
 
 
 def scale_(gradients: list[Tensor], factor: Tensor) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor
 from fastssl.ops.backend import Supports
 from fastssl.ops.linear_cross_entropy import chunks
 from fastssl.ops.linear_cross_entropy.on_gpu import chunk_rows, is_capturing, padded_vocabulary
+from fastssl.ops.surroundings import has_values
 from fastssl.ops.tile_search import Trial, rounded_size, tile_for
+from fastssl.ops.triton_launch import launch
 
 SUPPORTS = Supports(
     devices=("cuda", "cpu"),
@@ -76,8 +78,24 @@ def forward(
     return forward_with_gradients(hidden, weight, targets, bias, None, *options, False, False, False)[:3]
 
 
-@torch.library.custom_op("fastssl::linear_cross_entropy_triton", mutates_args=())
-def forward_with_gradients(
+def forward_with_gradients(hidden: Tensor, *others) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return losses (N), lse (N), number of correct predictions, and the gradients of <row_grads, losses>.
+
+    The host waits once, for the number of labelled rows, unless all are (`ignore_index` None). Under CUDA graph capture
+    it cannot: there all rows take part, and those without a label give zeros, so the caller passes rows gathered to a
+    fixed count.
+
+    Args:
+        hidden, weight, targets, bias: as in the public function.
+        row_grads: (N) float32; None for ones.
+        need_hidden, need_weight, need_bias: which gradients to compute; the others come back empty.
+        ignore_index, label_smoothing, z_loss, softcap, product_dtype: as in the public function.
+    """
+    run = _forward_with_gradients if has_values(hidden) else _forward_with_gradients_op
+    return run(hidden, *others)
+
+
+def _forward_with_gradients(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -92,27 +110,18 @@ def forward_with_gradients(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return losses (N), lse (N), number of correct predictions, and the gradients of <row_grads, losses>.
-
-    The host waits once, for the number of labelled rows, unless all are (`ignore_index` None). Under CUDA graph capture
-    it cannot: there all rows take part, and those without a label give zeros, so the caller passes rows gathered to a
-    fixed count.
-
-    Args:
-        row_grads: (N) float32; None for ones.
-        need_hidden, need_weight, need_bias: which gradients to compute; the others come back empty.
-        hidden, weight, targets, bias, ignore_index, label_smoothing, z_loss, softcap, product_dtype: as in the
-            public function.
-    """
     from fastssl.ops.linear_cross_entropy import triton_kernels
 
+    # The device has that to do while the host waits for the number of rows.
+    matrix = padded_vocabulary(weight, product_dtype)
+    padded_bias = None if bias is None else _padded(bias, matrix.shape[0])
     if ignore_index is not None and is_capturing(hidden):
         # Zeros in place of rows without a label: what these hold, be it NaN, would meet gradients of zero in a product.
         rows, operand = None, hidden.masked_fill((targets == ignore_index)[:, None], 0)
     else:
         rows = chunks.labelled_rows(targets, ignore_index)
         operand = chunks.gather(hidden, rows)
-    operand, matrix = operand.to(product_dtype).contiguous(), padded_vocabulary(weight, product_dtype)
+    operand = operand.to(product_dtype).contiguous()
     labels, row_grads = chunks.gather(targets, rows), chunks.gather(row_grads, rows)
     losses, lse = (hidden.new_empty(labels.numel(), dtype=torch.float32) for _ in range(2))
     correct = labels.new_empty(labels.numel(), dtype=torch.bool)
@@ -124,40 +133,37 @@ def forward_with_gradients(
     grad_bias = losses.new_empty(vocab_size) if need_bias else None
     with_gradient = need_hidden or need_weight or need_bias
     logits = operand.new_empty(step, matrix.shape[0])
-    padded_bias = None if bias is None else _padded(bias, matrix.shape[0])
     shape = (vocab_size, product_dtype, with_gradient)
 
-    def launch(config: RowKernelConfig, chunk: Tensor, part: slice) -> None:
-        triton_kernels.softmax_cross_entropy[(chunk.shape[0],)](
-            chunk,
-            padded_bias,
-            labels[part],
-            None if row_grads is None else row_grads[part],
-            losses[part],
-            lse[part],
-            correct[part],
-            chunk.stride(0),
-            vocab_size,
-            ignore_index,
-            label_smoothing,
-            z_loss,
-            softcap,
+    def run(config: RowKernelConfig, chunk: Tensor, part: slice) -> None:
+        launch(
+            triton_kernels.softmax_cross_entropy,
+            (chunk.shape[0],),
+            (
+                chunk,
+                padded_bias,
+                labels[part],
+                None if row_grads is None else row_grads[part],
+                losses[part],
+                lse[part],
+                correct[part],
+            ),
+            (chunk.stride(0), vocab_size, ignore_index, label_smoothing, z_loss, softcap),
+            options={"num_warps": config.num_warps, "enable_fp_fusion": True},
             SMOOTHED=label_smoothing > 0.0,
             WITH_GRADIENT=with_gradient,
             GROUPS=config.groups,
             GROUP=config.group,
-            num_warps=config.num_warps,
-            enable_fp_fusion=True,
         )
 
     def trial(chunk: Tensor, part: slice) -> Trial:
         own = torch.empty_like(chunk)  # gradients take the place of logits
 
         def results(config: RowKernelConfig) -> tuple[Tensor, ...]:
-            launch(config, own.copy_(chunk), part)
+            run(config, own.copy_(chunk), part)
             return losses[part], lse[part], own[:, :vocab_size] if with_gradient else None
 
-        return Trial(partial(launch, chunk=own, part=part), results)
+        return Trial(partial(run, chunk=own, part=part), results)
 
     def row_kernel(chunk: Tensor, part: slice, first: bool) -> None:
         config = tile_for(
@@ -173,7 +179,7 @@ def forward_with_gradients(
             partial(trial, chunk, part),
             hidden.device,
         )
-        launch(config, chunk, part)
+        run(config, chunk, part)
         if grad_bias is not None:
             # Over the padding too, whose sums are dropped: so PyTorch's loads are wide for every vocabulary.
             column_sums = chunk.sum(0, dtype=torch.float32)[:vocab_size]
@@ -185,7 +191,11 @@ def forward_with_gradients(
     return chunks.results((hidden, weight, bias), targets.numel(), rows, (losses, lse, correct), gradients)
 
 
-forward_with_gradients.register_fake(chunks.fake_results)
+# A call of it costs a tenth of a millisecond more than one of the function, so that only graphs hold it.
+_forward_with_gradients_op = torch.library.custom_op(
+    "fastssl::linear_cross_entropy_triton", _forward_with_gradients, mutates_args=()
+)
+_forward_with_gradients_op.register_fake(chunks.fake_results)
 
 
 def scale_(gradients: list[Tensor], factor: Tensor) -> None:
@@ -201,7 +211,14 @@ def scale_(gradients: list[Tensor], factor: Tensor) -> None:
             if gradient.numel() > 0:
                 block = 2048
                 grid = (min(-(-gradient.numel() // block), 1024),)
-                triton_kernels.scale[grid](gradient, factor, gradient.numel(), BLOCK=block, num_warps=4)
+                launch(
+                    triton_kernels.scale,
+                    grid,
+                    (gradient, factor),
+                    (gradient.numel(),),
+                    options={"num_warps": 4},
+                    BLOCK=block,
+                )
 
 
 def _padded(bias: Tensor, length: int) -> Tensor:

@@ -1,0 +1,254 @@
+"""A block as one node of autograd's graph, where its parts are what they were made as and autograd records them.
+
+By its parts, a block is some twenty nodes: operators, products, casts, views, sums of gradients. What the host does
+between them takes longer than a GPU takes for the block, or a CPU for few short rows, and what autograd does by itself
+costs passes over memory: gradients that meet are added by kernels of their own, those of float32 weights are rounded to
+16 bits and widened again. Here the operators' forwards and backwards (`fastssl.nn.stages`) are called one after the
+other, and a product adds itself to the gradient that it meets. Results differ from those of the parts by rounding.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.nn.dropout import BlockSeeds
+from fastssl.nn.mlp import APPROXIMATIONS, MLP
+from fastssl.nn.norm import LayerNorm
+from fastssl.nn.plain import are_plain
+from fastssl.nn.stages import Attention, FeedForward, Norm, Wanted
+from fastssl.ops.attention.api import BACKENDS as ATTENTION
+from fastssl.ops.attention.api import FUSED as FUSED_ATTENTION
+from fastssl.ops.attention.api import backend_for as attention_backend
+from fastssl.ops.attention.checks import check_devices, check_lengths
+from fastssl.ops.bias_gelu.api import BACKENDS as BIAS_GELU
+from fastssl.ops.bias_gelu.api import FUSED as FUSED_BIAS_GELU
+from fastssl.ops.bias_gelu.api import backend_for as bias_gelu_backend
+from fastssl.ops.layer_norm.api import BACKENDS as LAYER_NORM
+from fastssl.ops.layer_norm.api import FUSED as FUSED_LAYER_NORM
+from fastssl.ops.layer_norm.api import backend_for as layer_norm_backend
+from fastssl.ops.products import add_product
+from fastssl.ops.recording import differentiable_once, is_recorded, tracers_are_active
+from fastssl.ops.surroundings import autocast_dtype, without_autocast
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Of rows and parameters."""
+
+
+class Heads(NamedTuple):
+    """How a block's attention is made."""
+
+    queries: int
+    """H."""
+    keys: int
+    """H_k, of keys and of values."""
+    width: int
+    """D."""
+    window: tuple[int, int]
+    """How many keys before and after its own position a query sees."""
+
+
+class Plan(NamedTuple):
+    """What a joined block is told beside its tensors."""
+
+    dtype: torch.dtype
+    """Of the products."""
+    attention: Attention
+    attention_norm: Norm
+    feed_forward: FeedForward
+    mlp_norm: Norm
+
+
+def parameters_of(block: nn.Module) -> tuple[Tensor | None, ...]:
+    """Return weight and bias of qkv and output, of the attention's norm, of up and down, and of the other norm."""
+    return tuple(x for part in _parts_of(block) for x in (part._parameters["weight"], part._parameters["bias"]))
+
+
+def is_as_made(block: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether the parts of a block do what their classes say, and its feed-forward network is up, GELU, down.
+
+    Args:
+        block: any.
+        kind: of its attention, which has a `qkv` and an `output`.
+    """
+    attention, mlp = block.attention, block.mlp
+    if type(attention) is not kind or type(mlp) is not MLP or mlp.activation not in APPROXIMATIONS:
+        return False
+    kinds = (nn.Linear, nn.Linear, LayerNorm, nn.Linear, nn.Linear, LayerNorm)
+    parts = _parts_of(block)
+    return are_plain((attention, kind), (mlp, MLP), *zip(parts, kinds, strict=True)) and parts[3].bias is not None
+
+
+def _parts_of(block: nn.Module) -> tuple[nn.Module, ...]:
+    # By PyTorch's own dictionaries: its attributes take the host ten times as long, and there are two dozen here.
+    modules = block._modules
+    attention, mlp = modules["attention"]._modules, modules["mlp"]._modules
+    own = (attention["qkv"], attention["output"], modules["attention_norm"])
+    return *own, mlp["up"], mlp["down"], modules["mlp_norm"]
+
+
+class NormCall(NamedTuple):
+    """What the choice of a norm's backend depends on."""
+
+    x_dtype: torch.dtype
+    residual_dtype: torch.dtype
+    dropout_p: float
+
+
+def product_dtype(rows: Tensor) -> torch.dtype:
+    """Return the dtype of a block's products: that of autocast, or of the rows that enter."""
+    return autocast_dtype(rows.device) or rows.dtype
+
+
+def plan_of(
+    block: nn.Module, heads: Heads, rows: Tensor, attention_p: float, norm_calls: Sequence[NormCall], max_seqlen: int
+) -> Plan | None:
+    """Return how to run a block as one node; None where it is to run by its parts.
+
+    Args:
+        block: one that `is_as_made`.
+        heads: of its attention.
+        rows: (N, E), what enters it.
+        attention_p: probability of dropping a weight of attention; 0 without a seed.
+        norm_calls: of the attention's norm and of the other one.
+        max_seqlen: length of the longest sequence.
+    """
+    parameters = parameters_of(block)
+    if tracers_are_active() or not is_recorded(rows, *parameters) or rows.numel() == 0:
+        return None
+    device, dtype = rows.device, product_dtype(rows)
+    dtypes = {x.dtype for x in parameters if x is not None} | {rows.dtype}
+    if rows.dim() != 2 or dtype not in DTYPES or not dtypes.issubset(DTYPES):
+        return None
+    if len(dtypes) > 1 and autocast_dtype(device) is None:
+        return None
+    if any(x.device != device for x in parameters if x is not None):
+        return None
+    dropped = attention_p > 0
+    of_attention = attention_backend(
+        block.attention.backend, device, dtype, width=heads.width, dropped=dropped, needs_grad=True
+    )
+    of_mlp = bias_gelu_backend(block.mlp.backend, device, dtype, block.mlp.up.bias.dtype)
+    norms = (block.attention_norm, block.mlp_norm)
+    of_norms = [_norm_backend(norm, device, call) for norm, call in zip(norms, norm_calls, strict=True)]
+    if (
+        of_attention not in FUSED_ATTENTION
+        or of_mlp not in FUSED_BIAS_GELU
+        or not set(of_norms) <= set(FUSED_LAYER_NORM)
+    ):
+        return None
+    attention_norm, mlp_norm = (
+        Norm(LAYER_NORM[name], norm.eps, call.dropout_p)
+        for name, norm, call in zip(of_norms, norms, norm_calls, strict=True)
+    )
+    counts = (heads.queries, heads.keys, heads.keys)
+    attention = Attention(ATTENTION[of_attention], counts, heads.width, heads.window, attention_p, max_seqlen)
+    feed_forward = FeedForward(BIAS_GELU[of_mlp], APPROXIMATIONS[block.mlp.activation])
+    return Plan(dtype, attention, attention_norm, feed_forward, mlp_norm)
+
+
+def run_post_norm(
+    plan: Plan, rows: Tensor, cu_seqlens: Tensor, seeds: BlockSeeds, parameters: Sequence[Tensor | None]
+) -> Tensor:
+    """Return ``x = LN(x + attention(x)); x = LN(x + mlp(x))``, (N, E) of the plan's dtype.
+
+    Args:
+        plan: of the block.
+        rows: (N, E).
+        cu_seqlens: (B + 1) int32, where each sequence begins.
+        seeds: of dropout.
+        parameters: `parameters_of` the block.
+    """
+    _check(rows, cu_seqlens, plan.attention.max_seqlen)
+    with without_autocast(rows.device):
+        return _PostNorm.apply(plan, rows, cu_seqlens, *seeds, *parameters)[0]
+
+
+class _PostNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, plan, rows, cu_seqlens, attention_seed, attention_output_seed, mlp_output_seed, *parameters):
+        attention_maps, attention_norm, mlp_maps, mlp_norm = _by_stage(parameters, plan.dtype)
+        x = rows.to(plan.dtype)
+        attended, *of_attention = plan.attention.forward(x, attention_maps, cu_seqlens, attention_seed)
+        inner, *of_attention_norm = plan.attention_norm.forward(attended, rows, *attention_norm, attention_output_seed)
+        added, *of_mlp = plan.feed_forward.forward(inner, mlp_maps)
+        y, *of_mlp_norm = plan.mlp_norm.forward(added, inner, *mlp_norm, mlp_output_seed)
+        given = (x, cu_seqlens, attention_seed, attention_output_seed, mlp_output_seed)
+        weights = (*attention_maps[::2], attention_norm[0], *mlp_maps[:3], mlp_norm[0])
+        ctx.save_for_backward(*given, *weights, inner, *of_attention, *of_attention_norm, *of_mlp, *of_mlp_norm)
+        ctx.plan, ctx.dtypes = plan, tuple(None if x is None else x.dtype for x in parameters)
+        ctx.set_materialize_grads(False)
+        # The inverse deviations are returned, for nobody's use, so that an output is among what is saved.
+        return y, of_mlp_norm[-1]
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx, saved, grad, _):
+        plan = ctx.plan
+        x, cu_seqlens, attention_seed, attention_output_seed, mlp_output_seed, *tensors = saved()
+        qkv, output, attention_norm, up, up_bias, down, mlp_norm, inner, *tensors = tensors
+        of_attention, of_attention_norm = tensors[:4], tensors[4:7]
+        of_mlp, of_mlp_norm = tensors[7:9], tensors[9:]
+        rows_wanted, wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[-len(ctx.dtypes) :]
+        dtypes = ctx.dtypes
+        attention_wanted, mlp_wanted = (Wanted.of(wanted[i : i + 4], dtypes[i : i + 4]) for i in (0, 6))
+        with without_autocast(x.device):
+            grad_added, grad_inner, *grads_mlp_norm = plan.mlp_norm.backward(
+                grad, None, of_mlp_norm, mlp_norm, dtypes[11], mlp_output_seed, True
+            )
+            grad_up, grads_mlp = plan.feed_forward.backward(grad_added, inner, of_mlp, up_bias, down, mlp_wanted)
+            add_product(grad_inner, grad_up, up)
+            grad_attended, grad_rows, *grads_attention_norm = plan.attention_norm.backward(
+                grad_inner, None, of_attention_norm, attention_norm, dtypes[5], attention_output_seed, rows_wanted
+            )
+            grad_qkv, grads_attention = plan.attention.backward(
+                grad_attended, x, of_attention, (qkv, output), cu_seqlens, attention_seed, attention_wanted
+            )
+            if rows_wanted:
+                add_product(grad_rows, grad_qkv, qkv)
+        grads = (*grads_attention, *grads_attention_norm, *grads_mlp, *grads_mlp_norm)
+        return None, grad_rows, None, None, None, None, *grads
+
+
+def _check(rows: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> None:
+    heads = rows[:, :1, None]
+    check_devices(heads, cu_seqlens=cu_seqlens)
+    check_lengths(heads, heads, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, None)
+
+
+def _norm_backend(norm: LayerNorm, device: torch.device, call: NormCall) -> str:
+    parameter_dtypes = (norm.weight.dtype, None if norm.bias is None else norm.bias.dtype)
+    return layer_norm_backend(
+        norm.backend,
+        device,
+        call.x_dtype,
+        width=len(norm.weight),
+        dropout_p=call.dropout_p,
+        residual_dtype=call.residual_dtype,
+        parameter_dtypes=parameter_dtypes,
+    )
+
+
+def _by_stage(parameters: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Sequence[Tensor | None], ...]:
+    """Return the parameters of attention, its norm, the feed-forward network and its norm.
+
+    What products take is of `dtype`; the bias of up, which GELU's operator adds, and the norms' are as they are.
+    """
+    qkv, qkv_bias, output, output_bias, *attention_norm, up, up_bias, down, down_bias, _, _ = parameters
+    mlp_norm = parameters[-2:]
+    maps = _as((qkv, qkv_bias, output, output_bias, up, down, down_bias), dtype)
+    return maps[:4], attention_norm, (maps[4], up_bias, *maps[5:]), mlp_norm
+
+
+def _as(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Return tensors as `dtype`, all casts in one call."""
+    found = list(tensors)
+    others = [place for place, x in enumerate(found) if x is not None and x.dtype is not dtype]
+    if others:
+        sources = [found[place] for place in others]
+        copies = [torch.empty_like(x, dtype=dtype) for x in sources]
+        torch._foreach_copy_(copies, sources)
+        for place, copy in zip(others, copies, strict=True):
+            found[place] = copy
+    return found
