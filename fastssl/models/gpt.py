@@ -136,8 +136,11 @@ class GPTModel(nn.Module):
         by_parts = cache is not None or rows is not None or trace.wanted
         whole = not by_parts and all(runs_whole(block, entering.addend, context) for block in self.blocks)
         for number, (block, block_seeds) in enumerate(zip(self.blocks, seeds.blocks, strict=True)):
+            joined = None if whole or by_parts else block.joined(entering, context, block_seeds)
             if whole:
                 addend, stream = self._run(run_whole, block, entering, context, block_seeds)
+            elif joined is not None:
+                addend, stream = self._run(joined, entering.addend, entering.residual)
             else:
                 normed, stream = entering.normed(block.attention_norm)
                 trace.record(stream, partial(block.attention.probabilities, normed, context))

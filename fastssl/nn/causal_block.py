@@ -1,14 +1,20 @@
 """One block of a causal transformer: norm, attention, norm, feed-forward network."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastssl.nn.causal_attention import CausalContext, CausalSelfAttention
 from fastssl.nn.dropout import BlockSeeds
+from fastssl.nn.joined_block import Heads, NormCall, is_as_made, parameters_of, plan_of, product_dtype, run_pre_norm
 from fastssl.nn.kv_cache import LayerCache
 from fastssl.nn.mlp import MLP, GatedMLP
 from fastssl.nn.norm import LayerNorm, RMSNorm
+from fastssl.nn.plain import is_plain
+from fastssl.ops.attention.checks import UNLIMITED
 
 
 class Entering(NamedTuple):
@@ -88,3 +94,35 @@ class CausalBlock(nn.Module):
             attended, residual=stream, dropout_p=self.hidden_dropout_p, seed=seeds.attention_output, return_sum=True
         )
         return self.mlp(normed), stream
+
+    def joined(self, entering: Entering, context: CausalContext, seeds: BlockSeeds) -> Callable | None:
+        """Return what computes the block, its first norm included, as one node; None where it is to run by its parts.
+
+        Args:
+            entering: what the first norm adds up.
+            context: where the rows stand, without a cache.
+            seeds: of dropout.
+
+        Returns:
+            A function of the addend and the residual, whose results are those of `forward`.
+        """
+        if not torch.is_grad_enabled() or context.rotation is not None:
+            return None
+        if not is_plain(self, CausalBlock) or not is_as_made(self, CausalSelfAttention):
+            return None
+        attention, rows = self.attention, entering.addend
+        window = (UNLIMITED if attention.window is None else attention.window - 1, 0)
+        heads = Heads(attention.num_heads, attention.num_key_value_heads, attention.head_dim, window)
+        stream_dtype = rows.dtype if entering.residual is None else entering.residual.dtype
+        norm_calls = (
+            NormCall(rows.dtype, stream_dtype, 0.0 if entering.seed is None else entering.dropout_p),
+            NormCall(
+                product_dtype(rows), stream_dtype, 0.0 if seeds.attention_output is None else self.hidden_dropout_p
+            ),
+        )
+        attention_p = 0.0 if seeds.attention is None else attention.dropout_p
+        plan = plan_of(self, heads, rows, attention_p, norm_calls, context.max_seqlen)
+        if plan is None:
+            return None
+        sites = (entering.seed, seeds.attention, seeds.attention_output)
+        return partial(run_pre_norm, plan, cu_seqlens=context.cu_seqlens, seeds=sites, parameters=parameters_of(self))

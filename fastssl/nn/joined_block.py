@@ -28,7 +28,7 @@ from fastssl.ops.bias_gelu.api import backend_for as bias_gelu_backend
 from fastssl.ops.layer_norm.api import BACKENDS as LAYER_NORM
 from fastssl.ops.layer_norm.api import FUSED as FUSED_LAYER_NORM
 from fastssl.ops.layer_norm.api import backend_for as layer_norm_backend
-from fastssl.ops.products import add_product
+from fastssl.ops.products import add_product, product
 from fastssl.ops.recording import differentiable_once, is_recorded, tracers_are_active
 from fastssl.ops.surroundings import autocast_dtype, without_autocast
 
@@ -209,6 +209,74 @@ class _PostNorm(torch.autograd.Function):
                 add_product(grad_rows, grad_qkv, qkv)
         grads = (*grads_attention, *grads_attention_norm, *grads_mlp, *grads_mlp_norm)
         return None, grad_rows, None, None, None, None, *grads
+
+
+def run_pre_norm(
+    plan: Plan,
+    addend: Tensor,
+    residual: Tensor | None,
+    cu_seqlens: Tensor,
+    seeds: Sequence[Tensor | None],
+    parameters: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """Return what the feed-forward network of a pre-norm block adds, and the stream in front of it, (N, E) both.
+
+    ``stream = residual + addend; stream = stream + attention(LN(stream))``, then ``mlp(LN(stream))``.
+
+    Args:
+        plan: of the block.
+        addend, residual: (N, E), what the attention's norm adds up; no residual: zero.
+        cu_seqlens: (B + 1) int32, where each sequence begins.
+        seeds: of dropout: of the addend, the attention weights, and what attention adds.
+        parameters: `parameters_of` the block.
+    """
+    _check(addend, cu_seqlens, plan.attention.max_seqlen)
+    with without_autocast(addend.device):
+        return _PreNorm.apply(plan, addend, residual, cu_seqlens, *seeds, *parameters)
+
+
+class _PreNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, plan, addend, residual, cu_seqlens, addend_seed, attention_seed, output_seed, *parameters):
+        attention_maps, attention_norm, mlp_maps, mlp_norm = _by_stage(parameters, plan.dtype)
+        normed, *of_attention_norm = plan.attention_norm.forward(addend, residual, *attention_norm, addend_seed)
+        x = normed.to(plan.dtype)
+        attended, *of_attention = plan.attention.forward(x, attention_maps, cu_seqlens, attention_seed)
+        inner, *of_mlp_norm = plan.mlp_norm.forward(attended, of_attention_norm[0], *mlp_norm, output_seed)
+        out, *of_mlp = plan.feed_forward.forward(inner, mlp_maps)
+        given = (x, cu_seqlens, addend_seed, attention_seed, output_seed)
+        weights = (*attention_maps[::2], attention_norm[0], *mlp_maps[:3], mlp_norm[0])
+        ctx.save_for_backward(*given, *weights, inner, *of_attention, *of_attention_norm, *of_mlp, *of_mlp_norm)
+        ctx.plan, ctx.dtypes = plan, tuple(None if x is None else x.dtype for x in parameters)
+        ctx.normed_dtype, ctx.added = normed.dtype, residual is not None
+        ctx.set_materialize_grads(False)
+        return out, of_mlp_norm[0]
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx, saved, grad_out, grad_stream):
+        plan = ctx.plan
+        x, cu_seqlens, addend_seed, attention_seed, output_seed, *tensors = saved()
+        qkv, output, attention_norm, up, up_bias, down, mlp_norm, inner, *tensors = tensors
+        of_attention, of_attention_norm = tensors[:4], tensors[4:7]
+        of_mlp, of_mlp_norm = tensors[7:9], tensors[9:]
+        dtypes, wanted = ctx.dtypes, ctx.needs_input_grad[-len(ctx.dtypes) :]
+        attention_wanted, mlp_wanted = (Wanted.of(wanted[i : i + 4], dtypes[i : i + 4]) for i in (0, 6))
+        grad_out = torch.zeros_like(inner) if grad_out is None else grad_out
+        with without_autocast(x.device):
+            grad_up, grads_mlp = plan.feed_forward.backward(grad_out, inner, of_mlp, up_bias, down, mlp_wanted)
+            grad_attended, grad_stream, *grads_mlp_norm = plan.mlp_norm.backward(
+                torch.mm(grad_up, up), grad_stream, of_mlp_norm, mlp_norm, dtypes[11], output_seed, True
+            )
+            grad_qkv, grads_attention = plan.attention.backward(
+                grad_attended, x, of_attention, (qkv, output), cu_seqlens, attention_seed, attention_wanted
+            )
+            grad_normed = product(grad_qkv, qkv, ctx.normed_dtype)
+            grad_addend, grad_residual, *grads_attention_norm = plan.attention_norm.backward(
+                grad_normed, grad_stream, of_attention_norm, attention_norm, dtypes[5], addend_seed, ctx.added
+            )
+        grads = (*grads_attention, *grads_attention_norm, *grads_mlp, *grads_mlp_norm)
+        return None, grad_addend, grad_residual, None, None, None, None, *grads
 
 
 def _check(rows: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> None:
