@@ -81,8 +81,8 @@ class PostNormBlock(Block):
         if not torch.is_grad_enabled() or not is_as_made(self, SelfAttention):
             return None
         attention, dtype = self.attention, product_dtype(rows)
-        width = len(attention.qkv.weight) // (3 * attention.num_heads)
-        heads = Heads(attention.num_heads, attention.num_heads, width, (UNLIMITED, UNLIMITED))
+        num_heads = attention.num_heads
+        heads = Heads(num_heads, num_heads, rows.shape[-1] // num_heads, (UNLIMITED, UNLIMITED))
         norm_calls = (
             NormCall(dtype, rows.dtype, 0.0 if seeds.attention_output is None else self.hidden_dropout_p),
             NormCall(dtype, dtype, 0.0 if seeds.mlp_output is None else self.hidden_dropout_p),

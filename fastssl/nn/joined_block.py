@@ -21,7 +21,6 @@ from fastssl.nn.stages import Attention, FeedForward, Norm, Wanted
 from fastssl.ops.attention.api import BACKENDS as ATTENTION
 from fastssl.ops.attention.api import FUSED as FUSED_ATTENTION
 from fastssl.ops.attention.api import backend_for as attention_backend
-from fastssl.ops.attention.checks import check_devices, check_lengths
 from fastssl.ops.bias_gelu.api import BACKENDS as BIAS_GELU
 from fastssl.ops.bias_gelu.api import FUSED as FUSED_BIAS_GELU
 from fastssl.ops.bias_gelu.api import backend_for as bias_gelu_backend
@@ -115,37 +114,43 @@ def plan_of(
         max_seqlen: length of the longest sequence.
     """
     parameters = parameters_of(block)
-    if tracers_are_active() or not is_recorded(rows, *parameters) or rows.numel() == 0:
+    if tracers_are_active() or not is_recorded(rows, *parameters) or rows.numel() == 0 or rows.dim() != 2:
         return None
     device, dtype = rows.device, product_dtype(rows)
-    dtypes = {x.dtype for x in parameters if x is not None} | {rows.dtype}
-    if rows.dim() != 2 or dtype not in DTYPES or not dtypes.issubset(DTYPES):
+    kinds = {(x.dtype, x.device) for x in parameters if x is not None} | {(rows.dtype, device)}
+    if dtype not in DTYPES or not all(one in DTYPES and place == device for one, place in kinds):
         return None
-    if len(dtypes) > 1 and autocast_dtype(device) is None:
+    if len(kinds) > 1 and autocast_dtype(device) is None:
         return None
-    if any(x.device != device for x in parameters if x is not None):
-        return None
-    dropped = attention_p > 0
+    attention, mlp, norms = block.attention, block.mlp, (block.attention_norm, block.mlp_norm)
     of_attention = attention_backend(
-        block.attention.backend, device, dtype, width=heads.width, dropped=dropped, needs_grad=True
+        attention.backend, device, dtype, width=heads.width, dropped=attention_p > 0, needs_grad=True
     )
-    of_mlp = bias_gelu_backend(block.mlp.backend, device, dtype, block.mlp.up.bias.dtype)
-    norms = (block.attention_norm, block.mlp_norm)
-    of_norms = [_norm_backend(norm, device, call) for norm, call in zip(norms, norm_calls, strict=True)]
-    if (
-        of_attention not in FUSED_ATTENTION
-        or of_mlp not in FUSED_BIAS_GELU
-        or not set(of_norms) <= set(FUSED_LAYER_NORM)
-    ):
+    of_mlp = bias_gelu_backend(mlp.backend, device, dtype, parameters[7].dtype)
+    if of_attention not in FUSED_ATTENTION or of_mlp not in FUSED_BIAS_GELU:
         return None
-    attention_norm, mlp_norm = (
-        Norm(LAYER_NORM[name], norm.eps, call.dropout_p)
-        for name, norm, call in zip(of_norms, norms, norm_calls, strict=True)
-    )
+    stages = []
+    for norm, call, (weight, bias) in zip(norms, norm_calls, (parameters[4:6], parameters[10:]), strict=True):
+        name = layer_norm_backend(
+            norm.backend,
+            device,
+            call.x_dtype,
+            width=rows.shape[1],
+            dropout_p=call.dropout_p,
+            residual_dtype=call.residual_dtype,
+            parameter_dtypes=(weight.dtype, None if bias is None else bias.dtype),
+        )
+        if name not in FUSED_LAYER_NORM:
+            return None
+        stages.append(Norm(LAYER_NORM[name], norm.eps, call.dropout_p))
     counts = (heads.queries, heads.keys, heads.keys)
-    attention = Attention(ATTENTION[of_attention], counts, heads.width, heads.window, attention_p, max_seqlen)
-    feed_forward = FeedForward(BIAS_GELU[of_mlp], APPROXIMATIONS[block.mlp.activation])
-    return Plan(dtype, attention, attention_norm, feed_forward, mlp_norm)
+    return Plan(
+        dtype,
+        Attention(ATTENTION[of_attention], counts, heads.width, heads.window, attention_p, max_seqlen),
+        stages[0],
+        FeedForward(BIAS_GELU[of_mlp], APPROXIMATIONS[mlp.activation]),
+        stages[1],
+    )
 
 
 def run_post_norm(
@@ -160,7 +165,6 @@ def run_post_norm(
         seeds: of dropout.
         parameters: `parameters_of` the block.
     """
-    _check(rows, cu_seqlens, plan.attention.max_seqlen)
     with without_autocast(rows.device):
         return _PostNorm.apply(plan, rows, cu_seqlens, *seeds, *parameters)[0]
 
@@ -230,7 +234,6 @@ def run_pre_norm(
         seeds: of dropout: of the addend, the attention weights, and what attention adds.
         parameters: `parameters_of` the block.
     """
-    _check(addend, cu_seqlens, plan.attention.max_seqlen)
     with without_autocast(addend.device):
         return _PreNorm.apply(plan, addend, residual, cu_seqlens, *seeds, *parameters)
 
@@ -277,25 +280,6 @@ class _PreNorm(torch.autograd.Function):
             )
         grads = (*grads_attention, *grads_attention_norm, *grads_mlp, *grads_mlp_norm)
         return None, grad_addend, grad_residual, None, None, None, None, *grads
-
-
-def _check(rows: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> None:
-    heads = rows[:, :1, None]
-    check_devices(heads, cu_seqlens=cu_seqlens)
-    check_lengths(heads, heads, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, None)
-
-
-def _norm_backend(norm: LayerNorm, device: torch.device, call: NormCall) -> str:
-    parameter_dtypes = (norm.weight.dtype, None if norm.bias is None else norm.bias.dtype)
-    return layer_norm_backend(
-        norm.backend,
-        device,
-        call.x_dtype,
-        width=len(norm.weight),
-        dropout_p=call.dropout_p,
-        residual_dtype=call.residual_dtype,
-        parameter_dtypes=parameter_dtypes,
-    )
 
 
 def _by_stage(parameters: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Sequence[Tensor | None], ...]:

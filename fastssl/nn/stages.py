@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastssl.ops.attention.checks import check_devices, check_lengths
 from fastssl.ops.attention.projection import whole_gradient
 from fastssl.ops.products import product
 
@@ -87,9 +88,15 @@ class Attention(NamedTuple):
             maps: weight and bias of qkv, weight and bias of output, in the dtype of x.
             cu_seqlens: (B + 1) int32, where each sequence begins.
             seed: 0-d int64, or None.
+
+        Raises:
+            ValueError: for lengths that do not fit.
         """
         qkv = F.linear(x, maps[0], maps[1])
-        tensors = (*self._split(qkv), None, cu_seqlens, None, None, seed)
+        q, k, v = self._split(qkv)
+        check_devices(q, cu_seqlens=cu_seqlens)
+        check_lengths(q, k, cu_seqlens, cu_seqlens, self.max_seqlen, self.max_seqlen, None)
+        tensors = (q, k, v, None, cu_seqlens, None, None, seed)
         mixed, lse, kept = self.backend.forward_saving(*tensors, *self._numbers())
         return F.linear(mixed.flatten(1), maps[2], maps[3]), qkv, mixed, lse, kept
 
@@ -122,7 +129,7 @@ class Attention(NamedTuple):
         return grad_qkv, (*wanted.gradients(0, grad_qkv, x), *of_output)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        return qkv.view(len(qkv), -1, self.head_dim).split_with_sizes(self.heads, 1)
+        return qkv.view(qkv.shape[0], -1, self.head_dim).split_with_sizes(self.heads, 1)
 
     def _numbers(self) -> tuple:
         return (*self.window, self.dropout_p, self.head_dim**-0.5, self.max_seqlen, self.max_seqlen)

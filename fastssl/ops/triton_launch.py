@@ -13,8 +13,8 @@ MOST_KEPT = 1 << 14
 """Launches that are remembered. They are told apart by their sizes, of which packed batches have ever new ones."""
 ALIGNMENT = 16
 """Bytes: Triton compiles a kernel anew for a pointer that is no multiple of it."""
-_compiled: dict[tuple, object] = {}
-"""What a launch depends on -> the compiled kernel."""
+_compiled: dict[tuple, tuple[object, object]] = {}
+"""What a launch depends on -> the kernel, whose number is part of that, and what was compiled of it."""
 
 
 def launch(
@@ -48,14 +48,14 @@ def launch(
             kinds.append(tensor.dtype)
             pointers |= tensor.data_ptr()
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-    key = (kernel, device, *kinds, *numbers, *map(type, numbers), *constants.values(), *options.values())
-    compiled = _compiled.get(key) if pointers % ALIGNMENT == 0 else None
-    if compiled is not None:
-        compiled[(*grid, 1, 1)[:3]](*tensors, *numbers, *constants.values())
+    key = (id(kernel), device, *kinds, *numbers, *map(type, numbers), *constants.values(), *options.values())
+    known = _compiled.get(key) if pointers % ALIGNMENT == 0 else None
+    if known is not None:
+        known[1][(*grid, 1, 1)[:3]](*tensors, *numbers, *constants.values())
         return
     compiled = kernel[grid](*tensors, *numbers, **constants, **options)
     # None is what the interpreter returns. A kernel of AMD's depends on the sizes of tensors, too.
     if compiled is not None and pointers % ALIGNMENT == 0 and torch.version.hip is None:
         if len(_compiled) >= MOST_KEPT:
             _compiled.clear()
-        _compiled[key] = compiled
+        _compiled[key] = (kernel, compiled)

@@ -8,7 +8,6 @@ every release of Triton tried, or nearly do; those for other GPUs fit (`make cud
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,8 +28,7 @@ class Tile(NamedTuple):
     """Tiles in flight between global and shared memory."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
+class Shape(NamedTuple):
     """What the choice of tiles depends on."""
 
     capability: int

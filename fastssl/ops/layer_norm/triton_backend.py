@@ -188,8 +188,9 @@ _backward_op = torch.library.custom_op("fastssl::triton_layer_norm_backward", _b
 @_backward_op.register_fake
 def _backward_fake(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, residual_apart, bias_dtype):
     """Return the outputs of the backward, not filled in: those of the native one, but in the parameters' dtypes."""
-    fakes = native.backward_fake(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, residual_apart)
-    return *fakes[:2], *(weight.new_empty(weight.shape, dtype=dtype) for dtype in (weight.dtype, bias_dtype))
+    grad_x = torch.empty_like(sum if grad_y is None else grad_y, memory_format=torch.contiguous_format)
+    grad_residual = sum.new_empty(sum.shape if residual_apart else 0)
+    return grad_x, grad_residual, torch.empty_like(weight), torch.empty_like(weight, dtype=bias_dtype)
 
 
 def _launch_rows(grad_y, grad_sum, sum, weight, mean, rstd, threshold, seed, outputs) -> Tensor | None:

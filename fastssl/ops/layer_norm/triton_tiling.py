@@ -4,6 +4,7 @@ The README of the operator derives these numbers, and says what an H100 made of 
 a search on the GPU at hand (`fastssl.ops.tile_search`) tries beside them.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -75,6 +76,7 @@ PARAMETERS = SumTiling(columns=512, rows=8, num_warps=8, stages=3)
 """Of rows wider than MAX_WIDTH_WITH_SUMS."""
 
 
+@functools.lru_cache
 def forward_tiling(width: int, *dtypes: torch.dtype) -> ForwardTiling:
     """Return tiles in which a thread has 128 bytes of every tensor under way, 64 in rows of 16 bits that are narrow.
 
@@ -112,6 +114,7 @@ def other_backward_threads(width: int) -> Iterator[BackwardThreads]:
                 yield BackwardThreads(num_warps, elements)
 
 
+@functools.lru_cache
 def backward_tiling(
     num_rows: int,
     width: int,
