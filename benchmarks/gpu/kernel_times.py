@@ -1,20 +1,29 @@
-"""Device time of calls and of a BERT-base step, kernel by kernel: `python -m benchmarks.gpu.kernel_times`.
+"""Device time of calls and of training steps, kernel by kernel: `python -m benchmarks.gpu.kernel_times`.
 
-By torch's profiler: durations of kernels without the gaps between them. `--rehearse` runs tiny sizes on the CPU.
+By torch's profiler: durations of kernels without the gaps between them. Beside it the host's time: what it takes to
+hand a call over, behind a kernel that keeps the device busy. Where that is longer, the device waits for the host.
+`--rehearse` runs tiny sizes on the CPU.
 """
 
+import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.environment import cuda_ops_loaded
 from benchmarks.gpu.trial import why_not
 from benchmarks.models import batches
+from benchmarks.models.gpt_pretraining_step import random_batch
 from benchmarks.models.training_step import our_adamw
+from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM
+from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.presets import preset
 from fastssl.ops.attention.api import attention
 from fastssl.ops.attention.cases import offsets
@@ -24,6 +33,8 @@ from fastssl.training.precision import autocast
 
 WARMUPS, CALLS, KERNELS = 3, 5, 8
 DTYPE = torch.bfloat16
+BUSY_CYCLES = 10**8
+"""Some 60 ms."""
 
 
 def calls(device: torch.device, sequences: int, length: int, vocab_sizes: Mapping[int, int]) -> dict[str, Callable]:
@@ -59,9 +70,18 @@ def calls(device: torch.device, sequences: int, length: int, vocab_sizes: Mappin
         found[f"linear cross-entropy, V = {vocab_size}"] = lambda operands=operands, targets=targets: both(
             linear_cross_entropy(*operands, targets, ignore_index=None), operands
         )
-    config = preset("bert-base" if device.type == "cuda" else "bert-tiny")
-    source = batches.of_lengths(1, (length,) * sequences, vocab_size=config.vocab_size, mask_rate=0.3)
-    model, batch = BertForMaskedLM(config).to(device).train(), source[0].to(device)
+    bert = preset("bert-base" if device.type == "cuda" else "bert-tiny")
+    gpt = replace(preset("gpt2"), num_hidden_layers=12 if device.type == "cuda" else 1)
+    packed = batches.of_lengths(1, (length,) * sequences, vocab_size=bert.vocab_size, mask_rate=0.3)[0]
+    found["BERT's training step"] = training_step(BertForMaskedLM(bert), packed, device)
+    shape = (max(sequences // 2, 1), min(2 * length, gpt.max_position_embeddings))
+    found["GPT-2's training step"] = training_step(GPTForCausalLM(gpt), random_batch(gpt, shape), device)
+    return found
+
+
+def training_step(model: nn.Module, batch: PackedBatch, device: torch.device) -> Callable[[], None]:
+    """Return a step of our training, the same batch each time, operator by operator."""
+    model, batch = model.to(device).train(), batch.to(device)
     optimizer = our_adamw(model)
 
     def step() -> None:
@@ -71,11 +91,11 @@ def calls(device: torch.device, sequences: int, length: int, vocab_sizes: Mappin
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return found | {"training step": step}
+    return step
 
 
 def report(name: str, call: Callable[[], object], device: torch.device) -> str:
-    """Return a line of a call's device time and its longest kernels, in microseconds."""
+    """Return a line of a call's time on device and host and its longest kernels, in microseconds."""
     for _ in range(WARMUPS):
         call()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
@@ -91,7 +111,20 @@ def report(name: str, call: Callable[[], object], device: torch.device) -> str:
 
     events.sort(key=microseconds, reverse=True)
     longest = "; ".join(f"{event.key[:48]} {microseconds(event):.1f}" for event in events[:KERNELS])
-    return f"{name}: {sum(map(microseconds, events)):.1f} us: {longest}"
+    return f"{name}: {sum(map(microseconds, events)):.1f} us, host {host_us(call, device):.1f} us: {longest}"
+
+
+def host_us(call: Callable[[], object], device: torch.device) -> float:
+    """Return the median of the microseconds until a call returns, with the device busy and no queue to wait for."""
+    taken = []
+    for _ in range(CALLS):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda._sleep(BUSY_CYCLES)
+        start = time.perf_counter()
+        call()
+        taken.append(1e6 * (time.perf_counter() - start))
+    return statistics.median(taken)
 
 
 def main(rehearse: bool) -> None:

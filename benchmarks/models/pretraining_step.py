@@ -35,27 +35,38 @@ SMALL_EFFORT = Effort(seconds=8.0, min_rounds=4, max_rounds=50, warmup_rounds=1)
 QUICK_EFFORT = Effort(seconds=4.0, min_rounds=3, max_rounds=20, warmup_rounds=1)
 NATURAL_BATCHES = 3
 CHECKED_SEQUENCES = 2
+NARROW = BertConfig(
+    vocab_size=2000,
+    hidden_size=64,
+    num_hidden_layers=12,
+    num_attention_heads=1,
+    intermediate_size=64,
+    max_position_embeddings=64,
+)
+"""As deep as BERT-base and so narrow that on a few tokens a step is what happens between the operators."""
 BATCHES_FILE = "batches.pt"
 
 
 def cases(run: Run) -> Mapping[str, Callable[[], Comparison]]:
-    """Return steps on dense batches, on sentences of natural length, and of small models on running text."""
+    """Return steps on dense batches, on sentences of natural length, of small models on running text, and of nearly
+    no arithmetic."""
     natural = {
         "SST-2 sentences, batch 32": partial(batches.sst2, NATURAL_BATCHES, 32),
         "wikitext lines <= 128, batch 16": partial(batches.wikitext, NATURAL_BATCHES, 16),
     }
     if run.quick:
         make = partial(comparison, effort=QUICK_EFFORT)
-        return {f"bert-mini, {name}": partial(make, "bert-mini", source) for name, source in natural.items()} | {
-            "bert-tiny, kjv 16x128": partial(make, "bert-tiny", kjv)
-        }
+        return {
+            f"bert-mini, {name}": partial(make, preset("bert-mini"), source) for name, source in natural.items()
+        } | {"bert-tiny, kjv 16x128": partial(make, preset("bert-tiny"), kjv)}
     base, small = (partial(comparison, effort=effort) for effort in (BASE_EFFORT, SMALL_EFFORT))
     dense = partial(batches.dense, 1, 8, 128, vocab_size=preset("bert-base").vocab_size)
     return {
-        "bert-base, dense 8x128": partial(base, "bert-base", dense, plain_adamw=True, compiled=True),
-        **{f"bert-base, {name}": partial(base, "bert-base", source) for name, source in natural.items()},
-        "bert-tiny, kjv 16x128": partial(small, "bert-tiny", kjv, compiled=True),
-        "bert-mini, kjv 16x128": partial(small, "bert-mini", kjv, compiled=True),
+        "bert-base, dense 8x128": partial(base, preset("bert-base"), dense, plain_adamw=True, compiled=True),
+        **{f"bert-base, {name}": partial(base, preset("bert-base"), source) for name, source in natural.items()},
+        "bert-tiny, kjv 16x128": partial(small, preset("bert-tiny"), kjv, compiled=True),
+        "bert-mini, kjv 16x128": partial(small, preset("bert-mini"), kjv, compiled=True),
+        "12 layers of width 64, dense 2x4": partial(small, NARROW, narrow),
     }
 
 
@@ -64,21 +75,26 @@ def kjv() -> list[PackedBatch]:
     return batches.windows(real_data.file("corpus/kjv.txt"), 4, 16, length=128)
 
 
+def narrow() -> list[PackedBatch]:
+    """Return a batch of eight tokens."""
+    return batches.dense(1, 2, 4, vocab_size=NARROW.vocab_size, mask_rate=0.3)
+
+
 def comparison(
-    preset_name: str,
+    config: BertConfig,
     source: Callable[[], list[PackedBatch]],
     *,
     effort: Effort,
     plain_adamw: bool = False,
     compiled: bool = False,
 ) -> Comparison:
-    """Compare the step of a preset with Hugging Face eager and the fused AdamW that its Trainer takes.
+    """Compare the step of a model with Hugging Face eager and the fused AdamW that its Trainer takes.
 
     Every contender lives in a process of its own, with its own copy of the same weights, and takes the same batches in
     the same order. Hugging Face pads each batch to its longest sequence.
 
     Args:
-        preset_name: of the model.
+        config: of the model.
         source: makes the batches.
         effort: how long to measure.
         plain_adamw: whether Hugging Face with PyTorch's default AdamW is a peer too.
@@ -86,7 +102,6 @@ def comparison(
     """
     packed = source()
     torch.manual_seed(0)
-    config = preset(preset_name)
     model = BertForMaskedLM(config)
     with saved(model) as directory:
         torch.save(packed, directory / BATCHES_FILE)

@@ -1,6 +1,7 @@
 """`python -m benchmarks.gpu`, rehearsed on the CPU: every section, what a bad contender costs, what is kept."""
 
 import json
+import re
 import sys
 import time
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 
 from benchmarks.comparison import LIMIT, OURS, Row
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import device_tests, layer_norm, tile_search, training_step, trial
+from benchmarks.gpu import device_tests, kernel_times, layer_norm, tile_search, training_step, trial
 from benchmarks.gpu.backends import preferring
 from benchmarks.gpu.clock import HostClock, rotating
 from benchmarks.gpu.device_tests import run_sanitized
@@ -264,3 +265,12 @@ def test_the_tiles_that_are_compiled_before_are_those_of_the_search():
     assert tiles.keys() == tile_search.FLOPS_PER_SCORE.keys() and min(map(len, tiles.values())) > 3
     with using(tile_search.OneTile("attention_forward", tiles["attention_forward"][-1])):
         tile_search.run(tile_search.shortened(case), "cpu")
+
+
+def test_kernel_times_tell_device_and_host_apart(monkeypatch):
+    calls = kernel_times.calls(torch.device("cpu"), 2, 16, {101: 12})
+    assert {"BERT's training step", "GPT-2's training step"} < calls.keys()
+    line = kernel_times.report("BERT", calls["BERT's training step"], torch.device("cpu"))
+    assert re.match(r"BERT: [\d.]+ us, host [\d.]+ us: \S+ [\d.]+; ", line), line
+    monkeypatch.setattr(kernel_times, "CALLS", 3)
+    assert 20e3 < kernel_times.host_us(lambda: time.sleep(0.02), torch.device("cpu")) < 1e6
