@@ -208,7 +208,7 @@ def facts_of(shape: Shape, columns: int) -> dict[str, object]:
         columns: heads of all sequences; from some number on they fill every GPU.
     """
     lengths = {"longest_q": rounded_size(shape.longest_q), "longest_k": rounded_size(shape.longest_k)}
-    return vars(shape) | lengths | {"columns": min(rounded_size(columns), 256)}
+    return shape._asdict() | lengths | {"columns": min(rounded_size(columns), 256)}
 
 
 def one_tile_of_keys(shape: Shape) -> bool:
