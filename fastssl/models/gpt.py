@@ -136,7 +136,8 @@ class GPTModel(nn.Module):
         by_parts = cache is not None or rows is not None or trace.wanted
         whole = not by_parts and all(runs_whole(block, entering.addend, context) for block in self.blocks)
         for number, (block, block_seeds) in enumerate(zip(self.blocks, seeds.blocks, strict=True)):
-            joined = None if whole or by_parts else block.joined(entering, context, block_seeds)
+            is_own = type(block) is CausalBlock  # and not what somebody has put around it
+            joined = block.joined(entering, context, block_seeds) if is_own and not (whole or by_parts) else None
             if whole:
                 addend, stream = self._run(run_whole, block, entering, context, block_seeds)
             elif joined is not None:

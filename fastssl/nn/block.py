@@ -82,7 +82,7 @@ class PostNormBlock(Block):
             return None
         attention, dtype = self.attention, product_dtype(rows)
         num_heads = attention.num_heads
-        heads = Heads(num_heads, num_heads, rows.shape[-1] // num_heads, (UNLIMITED, UNLIMITED))
+        heads = Heads(num_heads, num_heads, attention.qkv.out_features // (3 * num_heads), (UNLIMITED, UNLIMITED))
         norm_calls = (
             NormCall(dtype, rows.dtype, 0.0 if seeds.attention_output is None else self.hidden_dropout_p),
             NormCall(dtype, dtype, 0.0 if seeds.mlp_output is None else self.hidden_dropout_p),

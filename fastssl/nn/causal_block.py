@@ -111,7 +111,7 @@ class CausalBlock(nn.Module):
         if not is_plain(self, CausalBlock) or not is_as_made(self, CausalSelfAttention):
             return None
         attention, rows = self.attention, entering.addend
-        window = (UNLIMITED if attention.window is None else attention.window - 1, 0)
+        window = (UNLIMITED if attention.window is None else min(attention.window - 1, UNLIMITED), 0)
         heads = Heads(attention.num_heads, attention.num_key_value_heads, attention.head_dim, window)
         stream_dtype = rows.dtype if entering.residual is None else entering.residual.dtype
         norm_calls = (

@@ -17,7 +17,7 @@ from fastssl.nn.dropout import BlockSeeds
 from fastssl.nn.mlp import APPROXIMATIONS, MLP
 from fastssl.nn.norm import LayerNorm
 from fastssl.nn.plain import are_plain
-from fastssl.nn.stages import Attention, FeedForward, Norm, Wanted
+from fastssl.nn.stages import Attention, FeedForward, Norm
 from fastssl.ops.attention.api import BACKENDS as ATTENTION
 from fastssl.ops.attention.api import FUSED as FUSED_ATTENTION
 from fastssl.ops.attention.api import backend_for as attention_backend
@@ -27,8 +27,9 @@ from fastssl.ops.bias_gelu.api import backend_for as bias_gelu_backend
 from fastssl.ops.layer_norm.api import BACKENDS as LAYER_NORM
 from fastssl.ops.layer_norm.api import FUSED as FUSED_LAYER_NORM
 from fastssl.ops.layer_norm.api import backend_for as layer_norm_backend
+from fastssl.ops.philox import dropout_threshold, resolve_seed
 from fastssl.ops.products import add_product, product
-from fastssl.ops.recording import differentiable_once, is_recorded, tracers_are_active
+from fastssl.ops.recording import differentiable_once, tracers_are_active
 from fastssl.ops.surroundings import autocast_dtype, without_autocast
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,11 +62,13 @@ class Plan(NamedTuple):
 
 def parameters_of(block: nn.Module) -> tuple[Tensor | None, ...]:
     """Return weight and bias of qkv and output, of the attention's norm, of up and down, and of the other norm."""
-    return tuple(x for part in _parts_of(block) for x in (part._parameters["weight"], part._parameters["bias"]))
+    return tuple(x for part in _parts_of(block) for x in (part._parameters.get("weight"), part._parameters.get("bias")))
 
 
 def is_as_made(block: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether the parts of a block do what their classes say, and its feed-forward network is up, GELU, down.
+
+    Their parameters may still be of any shape and kind.
 
     Args:
         block: any.
@@ -76,7 +79,7 @@ def is_as_made(block: nn.Module, kind: type[nn.Module]) -> bool:
         return False
     kinds = (nn.Linear, nn.Linear, LayerNorm, nn.Linear, nn.Linear, LayerNorm)
     parts = _parts_of(block)
-    return are_plain((attention, kind), (mlp, MLP), *zip(parts, kinds, strict=True)) and parts[3].bias is not None
+    return are_plain((attention, kind), (mlp, MLP), *zip(parts, kinds, strict=True))
 
 
 def _parts_of(block: nn.Module) -> tuple[nn.Module, ...]:
@@ -114,7 +117,9 @@ def plan_of(
         max_seqlen: length of the longest sequence.
     """
     parameters = parameters_of(block)
-    if tracers_are_active() or not is_recorded(rows, *parameters) or rows.numel() == 0 or rows.dim() != 2:
+    if rows.dim() != 2 or rows.numel() == 0 or type(rows) not in _TENSORS or tracers_are_active():
+        return None
+    if not _are_usual(parameters, rows.shape[1]):
         return None
     device, dtype = rows.device, product_dtype(rows)
     kinds = {(x.dtype, x.device) for x in parameters if x is not None} | {(rows.dtype, device)}
@@ -123,6 +128,8 @@ def plan_of(
     if len(kinds) > 1 and autocast_dtype(device) is None:
         return None
     attention, mlp, norms = block.attention, block.mlp, (block.attention_norm, block.mlp_norm)
+    if dropout_threshold(attention_p) == 0:
+        attention_p = 0.0
     of_attention = attention_backend(
         attention.backend, device, dtype, width=heads.width, dropped=attention_p > 0, needs_grad=True
     )
@@ -140,7 +147,7 @@ def plan_of(
             residual_dtype=call.residual_dtype,
             parameter_dtypes=(weight.dtype, None if bias is None else bias.dtype),
         )
-        if name not in FUSED_LAYER_NORM:
+        if name not in FUSED_LAYER_NORM or not norm.eps >= 0:
             return None
         stages.append(Norm(LAYER_NORM[name], norm.eps, call.dropout_p))
     counts = (heads.queries, heads.keys, heads.keys)
@@ -151,6 +158,27 @@ def plan_of(
         FeedForward(BIAS_GELU[of_mlp], APPROXIMATIONS[mlp.activation]),
         stages[1],
     )
+
+
+def _are_usual(parameters: Sequence[Tensor | None], width: int) -> bool:
+    """Return whether parameters are there, are tensors that PyTorch knows all about, and are all learnt.
+
+    Where some are not, the parts have less to do, and less to keep. What products do not see for themselves, the sizes
+    of what is added to rows, is looked at, too.
+    """
+    for x in parameters:
+        if x is not None and not (type(x) in _TENSORS and x.requires_grad):
+            return False
+    attention_norm, attention_norm_bias, up, up_bias, mlp_norm, mlp_norm_bias = (parameters[i] for i in _ADDED)
+    if up_bias is None or any(x is None for x in parameters[::2]) or up_bias.shape != up.shape[:1]:
+        return False
+    norms = (attention_norm, attention_norm_bias, mlp_norm, mlp_norm_bias)
+    return all(x is None or x.shape == (width,) for x in norms)
+
+
+_TENSORS = (nn.Parameter, Tensor)
+_ADDED = (4, 5, 6, 7, 10, 11)
+"""Places among a block's parameters."""
 
 
 def run_post_norm(
@@ -165,6 +193,8 @@ def run_post_norm(
         seeds: of dropout.
         parameters: `parameters_of` the block.
     """
+    sites = zip(seeds, (plan.attention.dropout_p, plan.attention_norm.dropout_p, plan.mlp_norm.dropout_p), strict=True)
+    seeds = [_seed(seed, p, rows.device) for seed, p in sites]
     with without_autocast(rows.device):
         return _PostNorm.apply(plan, rows, cu_seqlens, *seeds, *parameters)[0]
 
@@ -194,20 +224,18 @@ class _PostNorm(torch.autograd.Function):
         qkv, output, attention_norm, up, up_bias, down, mlp_norm, inner, *tensors = tensors
         of_attention, of_attention_norm = tensors[:4], tensors[4:7]
         of_mlp, of_mlp_norm = tensors[7:9], tensors[9:]
-        rows_wanted, wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[-len(ctx.dtypes) :]
-        dtypes = ctx.dtypes
-        attention_wanted, mlp_wanted = (Wanted.of(wanted[i : i + 4], dtypes[i : i + 4]) for i in (0, 6))
+        rows_wanted, dtypes = ctx.needs_input_grad[1], ctx.dtypes
         with without_autocast(x.device):
             grad_added, grad_inner, *grads_mlp_norm = plan.mlp_norm.backward(
                 grad, None, of_mlp_norm, mlp_norm, dtypes[11], mlp_output_seed, True
             )
-            grad_up, grads_mlp = plan.feed_forward.backward(grad_added, inner, of_mlp, up_bias, down, mlp_wanted)
+            grad_up, grads_mlp = plan.feed_forward.backward(grad_added, inner, of_mlp, up_bias, down, dtypes[6:10])
             add_product(grad_inner, grad_up, up)
             grad_attended, grad_rows, *grads_attention_norm = plan.attention_norm.backward(
                 grad_inner, None, of_attention_norm, attention_norm, dtypes[5], attention_output_seed, rows_wanted
             )
             grad_qkv, grads_attention = plan.attention.backward(
-                grad_attended, x, of_attention, (qkv, output), cu_seqlens, attention_seed, attention_wanted
+                grad_attended, x, of_attention, (qkv, output), cu_seqlens, attention_seed, dtypes[:4]
             )
             if rows_wanted:
                 add_product(grad_rows, grad_qkv, qkv)
@@ -234,6 +262,8 @@ def run_pre_norm(
         seeds: of dropout: of the addend, the attention weights, and what attention adds.
         parameters: `parameters_of` the block.
     """
+    sites = zip(seeds, (plan.attention_norm.dropout_p, plan.attention.dropout_p, plan.mlp_norm.dropout_p), strict=True)
+    seeds = [_seed(seed, p, addend.device) for seed, p in sites]
     with without_autocast(addend.device):
         return _PreNorm.apply(plan, addend, residual, cu_seqlens, *seeds, *parameters)
 
@@ -263,16 +293,15 @@ class _PreNorm(torch.autograd.Function):
         qkv, output, attention_norm, up, up_bias, down, mlp_norm, inner, *tensors = tensors
         of_attention, of_attention_norm = tensors[:4], tensors[4:7]
         of_mlp, of_mlp_norm = tensors[7:9], tensors[9:]
-        dtypes, wanted = ctx.dtypes, ctx.needs_input_grad[-len(ctx.dtypes) :]
-        attention_wanted, mlp_wanted = (Wanted.of(wanted[i : i + 4], dtypes[i : i + 4]) for i in (0, 6))
+        dtypes = ctx.dtypes
         grad_out = torch.zeros_like(inner) if grad_out is None else grad_out
         with without_autocast(x.device):
-            grad_up, grads_mlp = plan.feed_forward.backward(grad_out, inner, of_mlp, up_bias, down, mlp_wanted)
+            grad_up, grads_mlp = plan.feed_forward.backward(grad_out, inner, of_mlp, up_bias, down, dtypes[6:10])
             grad_attended, grad_stream, *grads_mlp_norm = plan.mlp_norm.backward(
                 torch.mm(grad_up, up), grad_stream, of_mlp_norm, mlp_norm, dtypes[11], output_seed, True
             )
             grad_qkv, grads_attention = plan.attention.backward(
-                grad_attended, x, of_attention, (qkv, output), cu_seqlens, attention_seed, attention_wanted
+                grad_attended, x, of_attention, (qkv, output), cu_seqlens, attention_seed, dtypes[:4]
             )
             grad_normed = product(grad_qkv, qkv, ctx.normed_dtype)
             grad_addend, grad_residual, *grads_attention_norm = plan.attention_norm.backward(
@@ -280,6 +309,11 @@ class _PreNorm(torch.autograd.Function):
             )
         grads = (*grads_attention, *grads_attention_norm, *grads_mlp, *grads_mlp_norm)
         return None, grad_addend, grad_residual, None, None, None, None, *grads
+
+
+def _seed(seed: int | Tensor | None, p: float, device: torch.device) -> Tensor | None:
+    """Return the seed of a site where something is dropped; attention takes any seed for a wish to drop."""
+    return None if seed is None or p == 0 else resolve_seed(seed, device)
 
 
 def _by_stage(parameters: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Sequence[Tensor | None], ...]:

@@ -17,12 +17,12 @@ def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
 
     An adapter is a subclass or another `forward`; who looks at a layer or steers it has hung a hook on it.
     """
-    return type(module) in classes and "forward" not in vars(module) and not has_hooks(module)
+    return type(module) in classes and _calls_its_class(module) and not has_hooks(module)
 
 
 def are_plain(*modules: tuple[nn.Module, type[nn.Module]]) -> bool:
     """Return whether each of these modules `is_plain`, of the class beside it."""
-    return all(type(module) is kind and "forward" not in vars(module) for module, kind in modules) and not has_hooks(
+    return all(type(module) is kind and _calls_its_class(module) for module, kind in modules) and not has_hooks(
         *(module for module, _ in modules)
     )
 
@@ -33,3 +33,7 @@ def has_hooks(*modules: nn.Module) -> bool:
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in modules
     )
+
+
+def _calls_its_class(module: nn.Module) -> bool:
+    return "forward" not in vars(module) and module._compiled_call_impl is None

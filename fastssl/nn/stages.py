@@ -4,7 +4,6 @@ A stage is told once which backends it uses and what its numbers are. Its forwar
 result, those that its backward needs; nothing here is recorded by autograd, and autocast is off.
 """
 
-from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from fastssl.ops.attention.projection import whole_gradient
 from fastssl.ops.products import product
 
 Gradients = tuple[Tensor | None, ...]
-"""Of a stage's parameters, in the order in which it takes them; None where not wanted."""
+"""Of a stage's parameters, in the order in which it takes them; None for a bias that is not there."""
 
 
 class Norm(NamedTuple):
@@ -108,7 +107,7 @@ class Attention(NamedTuple):
         maps: tuple[Tensor, Tensor],
         cu_seqlens: Tensor,
         seed: Tensor | None,
-        wanted: "Wanted",
+        dtypes: tuple[torch.dtype | None, ...],
     ) -> tuple[Tensor, Gradients]:
         """Return the gradient of qkv, (N, (H + 2 H_k) D), and those of weight and bias of qkv and of output.
 
@@ -118,15 +117,15 @@ class Attention(NamedTuple):
             grad: (N, E), of the result.
             x, saved, cu_seqlens, seed: of the forward.
             maps: weights of qkv and output, in the dtype of x.
-            wanted: of the four parameters.
+            dtypes: of the four parameters.
         """
         qkv, mixed, lse, kept = saved
-        of_output = wanted.gradients(2, grad, mixed.flatten(1))
+        of_output = _gradients(grad, mixed.flatten(1), dtypes[2:])
         grad_mixed = torch.mm(grad, maps[1]).view(mixed.shape)
         tensors = (*self._split(qkv), mixed, lse, kept, None, cu_seqlens, None, None, seed)
         *parts, _ = self.backend.backward(grad_mixed, None, *tensors, *self._numbers(), False)
         grad_qkv = whole_gradient(parts).view(qkv.shape)
-        return grad_qkv, (*wanted.gradients(0, grad_qkv, x), *of_output)
+        return grad_qkv, (*_gradients(grad_qkv, x, dtypes[:2]), *of_output)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
         return qkv.view(qkv.shape[0], -1, self.head_dim).split_with_sizes(self.heads, 1)
@@ -161,7 +160,7 @@ class FeedForward(NamedTuple):
         saved: tuple[Tensor, Tensor],
         up_bias: Tensor,
         down: Tensor,
-        wanted: "Wanted",
+        dtypes: tuple[torch.dtype | None, ...],
     ) -> tuple[Tensor, Gradients]:
         """Return the gradient of up's product, (N, F), and those of weight and bias of up and of down.
 
@@ -169,39 +168,30 @@ class FeedForward(NamedTuple):
             grad: (N, E), of the result.
             x, saved: of the forward.
             up_bias, down: bias of up, and weight of down in the dtype of x.
-            wanted: of the four parameters.
+            dtypes: of the four parameters.
         """
         product, activated = saved
-        of_down = wanted.gradients(2, grad, activated)
+        of_down = _gradients(grad, activated, dtypes[2:])
         grad_product, grad_bias = self.backend.backward(
             torch.mm(grad, down), product, up_bias, approximate=self.approximate
         )
-        of_up = wanted.gradients(0, grad_product, x, grad_bias)
+        of_up = _gradients(grad_product, x, dtypes[:2], grad_bias)
         return grad_product, (*of_up, *of_down)
 
 
-class Wanted(NamedTuple):
-    """Which gradients of a stage's parameters are wanted, and in which dtypes."""
+def _gradients(
+    grad: Tensor, x: Tensor, dtypes: tuple[torch.dtype, torch.dtype | None], grad_bias: Tensor | None = None
+) -> Gradients:
+    """Return the gradients of a map's weight and bias, in their dtypes; None for a bias that is not there.
 
-    dtypes: tuple[torch.dtype | None, ...]
-    """Of weight and bias of both maps; None where the gradient is not wanted."""
-
-    @classmethod
-    def of(cls, needed: Sequence[bool], dtypes: Sequence[torch.dtype | None]) -> "Wanted":
-        """Return those gradients that are needed, in the parameters' dtypes."""
-        return cls(tuple(dtype if need else None for need, dtype in zip(needed, dtypes, strict=True)))
-
-    def gradients(self, place: int, grad: Tensor, x: Tensor, grad_bias: Tensor | None = None) -> Gradients:
-        """Return the gradients of a map's weight and bias.
-
-        Args:
-            place: of the map's weight in `dtypes`.
-            grad: (N, F), of what the map returns.
-            x: (N, E), what it takes.
-            grad_bias: (F), where it is known already.
-        """
-        weight_dtype, bias_dtype = self.dtypes[place : place + 2]
-        grad_weight = None if weight_dtype is None else product(grad.t(), x, weight_dtype)
-        if bias_dtype is None:
-            return grad_weight, None
-        return grad_weight, grad.sum(0, dtype=bias_dtype) if grad_bias is None else grad_bias.to(bias_dtype)
+    Args:
+        grad: (N, F), of what the map returns.
+        x: (N, E), what it takes.
+        dtypes: of weight and bias.
+        grad_bias: (F), where it is known already.
+    """
+    weight_dtype, bias_dtype = dtypes
+    grad_weight = product(grad.t(), x, weight_dtype)
+    if bias_dtype is None:
+        return grad_weight, None
+    return grad_weight, grad.sum(0, dtype=bias_dtype) if grad_bias is None else grad_bias.to(bias_dtype)

@@ -120,13 +120,16 @@ def remembered_choice(
 
     Args:
         op, requested, backends, device, dtype: as in `choose`.
-        facts: the same, hashable, and none of them a tensor.
+        facts: the same, none of them a tensor.
     """
     if torch.compiler.is_compiling():
         return choose(op, requested, backends, device, dtype, facts)
     question = (op, requested, device, dtype, *facts.values())
     sheets = [*backends, *(module.SUPPORTS for module in backends.values()), *extension.questions()]
-    known = _answers.get(question)
+    try:
+        known = _answers.get(question)
+    except TypeError:  # a symbolic size has no hash
+        return choose(op, requested, backends, device, dtype, facts)
     if known is not None and known[0] == sheets:
         return known[1]
     name = choose(op, requested, backends, device, dtype, facts)

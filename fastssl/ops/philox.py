@@ -96,6 +96,8 @@ def resolve_seed(seed: int | Tensor | None, device: torch.device | str = "cpu") 
     if seed is None:
         return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
+        if seed.dtype is torch.int64 and seed.dim() == 0 and seed.device == device:
+            return seed
         if seed.numel() != 1 or seed.dtype != torch.int64:
             raise ValueError(
                 f"seed must be an int or a 0-d int64 tensor, got {seed.dtype} of shape {tuple(seed.shape)}"

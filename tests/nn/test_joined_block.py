@@ -10,8 +10,8 @@ from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_config import BertConfig
 from fastssl.nn import block as block_module
-from fastssl.nn import joined_block
 from fastssl.nn.backend import set_backend
+from fastssl.nn.dropout import BlockSeeds
 from tests.oracle import assert_within_budget
 
 pytestmark = pytest.mark.native
@@ -105,13 +105,9 @@ def test_against_float64(joined, by_parts, bf16, p):
         assert_within_budget(name, value, same[name], exact[name], dtype)
 
 
-def test_gradients_of_rows_and_of_frozen_parameters(joined, by_parts):
-    model = model_of()
-    block, seeds = model.bert.encoder.blocks[0], joined_block.BlockSeeds(*torch.arange(3).unbind())
-    cu_seqlens = torch.tensor([0, 4, 9], dtype=torch.int32)
-    frozen = (block.attention.qkv.weight, block.mlp.down.bias, block.attention_norm.weight, block.mlp.up.weight)
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+def test_rows_that_want_a_gradient_and_rows_that_do_not(joined, by_parts):
+    block = model_of().bert.encoder.blocks[0]
+    seeds, cu_seqlens = BlockSeeds(*torch.arange(3).unbind()), torch.tensor([0, 4, 9], dtype=torch.int32)
     rows = torch.randn(9, 32)
 
     def run(wanted: bool) -> list[torch.Tensor | None]:
@@ -119,15 +115,15 @@ def test_gradients_of_rows_and_of_frozen_parameters(joined, by_parts):
         leaf = rows.clone().requires_grad_(wanted)
         out = block(leaf, cu_seqlens, 5, seeds)
         out.square().sum().backward()
-        return [out.detach(), leaf.grad, *(p.grad for p in block.parameters())]
+        return [out.detach(), *(p.grad for p in block.parameters()), leaf.grad]
 
     found = [run(True), run(False)]
     assert len(joined) == 2
     by_parts()
     for one, other in zip(found, [run(True), run(False)], strict=True):
-        assert [x is None for x in one] == [x is None for x in other]
+        assert (one[-1] is None) == (other[-1] is None)
         pairs = [(x, y) for x, y in zip(one, other, strict=True) if x is not None]
-        torch.testing.assert_close(*zip(*pairs, strict=True), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(*map(list, zip(*pairs, strict=True)), rtol=1e-4, atol=1e-5)
 
 
 def test_a_gradient_that_is_expanded_or_transposed(joined, by_parts):
@@ -136,7 +132,7 @@ def test_a_gradient_that_is_expanded_or_transposed(joined, by_parts):
 
     def run(gradient: torch.Tensor) -> torch.Tensor:
         leaf = rows.clone().requires_grad_()
-        block(leaf, cu_seqlens, 5, joined_block.BlockSeeds()).backward(gradient)
+        block(leaf, cu_seqlens, 5, BlockSeeds()).backward(gradient)
         return leaf.grad
 
     gradients = (torch.ones(()).expand(9, 32), torch.randn(32, 9).t())
@@ -190,9 +186,44 @@ def other_activation(model: BertForMaskedLM) -> None:
     model.bert.encoder.blocks[1].mlp.activation = torch.relu
 
 
+def frozen(model: BertForMaskedLM) -> None:
+    model.bert.encoder.blocks[1].attention.output.weight.requires_grad_(False)
+
+
+def with_a_buffer(model: BertForMaskedLM) -> None:
+    up = model.bert.encoder.blocks[1].mlp.up
+    weight = up.weight.detach().clone()
+    del up.weight
+    up.register_buffer("weight", weight)
+
+
+def compiled(model: BertForMaskedLM) -> None:
+    model.bert.encoder.blocks[0].mlp.compile(backend="eager")
+
+
+class Doubled(torch.Tensor):
+    pass
+
+
+def of_another_tensor(model: BertForMaskedLM) -> None:
+    down = model.bert.encoder.blocks[-1].mlp.down  # what comes of it is of that class, too
+    down.weight = nn.Parameter(down.weight.detach().as_subclass(Doubled))
+
+
 @pytest.mark.parametrize(
     ("change", "left"),
-    [(hooked, 2), (other_backend, 1), (subclassed, 2), (without_bias, 2), (other_dtype, 0), (other_activation, 2)],
+    [
+        (hooked, 2),
+        (other_backend, 1),
+        (subclassed, 2),
+        (without_bias, 2),
+        (other_dtype, 0),
+        (other_activation, 2),
+        (frozen, 2),
+        (with_a_buffer, 2),
+        (compiled, 2),
+        (of_another_tensor, 2),
+    ],
 )
 def test_a_block_that_is_not_as_it_was_made_goes_by_its_parts(joined, change, left):
     model = model_of()
@@ -230,7 +261,7 @@ def test_gradients_of_gradients_are_refused(joined):
 
 def test_wrong_lengths_are_told(joined):
     block = model_of().bert.encoder.blocks[0]
-    rows, seeds = torch.randn(9, 32, requires_grad=True), joined_block.BlockSeeds()
+    rows, seeds = torch.randn(9, 32, requires_grad=True), BlockSeeds()
     with pytest.raises(ValueError, match="cu_seqlens_q must rise from 0 to the 9 rows"):
         block(rows, torch.tensor([0, 4, 8], dtype=torch.int32), 5, seeds)
     with pytest.raises(ValueError, match="max_seqlen_q=4 is below the longest sequence, 5"):
@@ -260,3 +291,57 @@ def test_no_more_is_kept_for_the_backward_than_by_parts(joined, by_parts):
     assert joined
     by_parts()
     assert own <= kept()
+
+
+def test_heads_that_were_pruned_or_widened(joined):
+    for num_heads, width in ((1, 16), (2, 32)):
+        model = model_of()
+        attention = model.bert.encoder.blocks[0].attention
+        attention.num_heads = num_heads
+        attention.qkv, attention.output = nn.Linear(32, 3 * num_heads * width), nn.Linear(num_heads * width, 32)
+        assert loss_and_gradients(model, batch_of())["loss"].isfinite()
+    assert len(joined) == 2 * CONFIG.num_hidden_layers
+
+
+def test_parameters_of_a_wrong_size_are_told(joined):
+    for part, name in (("mlp_norm", "weight"), ("attention_norm", "bias"), ("mlp.up", "bias")):
+        model = model_of()
+        module = model.bert.encoder.blocks[0].get_submodule(part)
+        setattr(module, name, nn.Parameter(torch.ones(16)))
+        with pytest.raises(ValueError, match=f"{name} must have shape"):
+            model(batch_of())
+    assert not joined
+
+
+def test_a_replica_of_a_model(joined):
+    """As `nn.DataParallel` makes it on each GPU: its parameters are attributes."""
+    model, batch = model_of(), batch_of()
+    replica = model._replicate_for_data_parallel()
+    replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    replicas[model] = replica
+    for module, copy in replicas.items():
+        for name, child in module._modules.items():
+            copy._modules[name] = replicas.get(child)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                setattr(copy, name, parameter.view_as(parameter))
+    torch.testing.assert_close(replica(batch, seed=5).loss, model(batch, seed=5).loss)
+    assert len(joined) == CONFIG.num_hidden_layers
+
+
+def test_where_no_weight_is_dropped_attention_gets_no_seed(joined, monkeypatch):
+    model, seeds = model_of(attention_probs_dropout_prob=1e-6), []
+    stage = type(block_module.PostNormBlock._plan(model.bert.encoder.blocks[0], torch.ones(3, 32), 3, BlockSeeds()))
+    attention = stage.__annotations__["attention"]
+    forward = attention.forward
+    monkeypatch.setattr(attention, "forward", lambda *args: seeds.append(args[-1]) or forward(*args))
+    loss_and_gradients(model, batch_of())
+    assert seeds == CONFIG.num_hidden_layers * [None]
+
+
+def test_seeds_may_be_numbers(joined):
+    block, rows = model_of().bert.encoder.blocks[0], torch.randn(9, 32, requires_grad=True)
+    cu_seqlens = torch.tensor([0, 4, 9], dtype=torch.int32)
+    found = [block(rows, cu_seqlens, 5, BlockSeeds(*seeds)) for seeds in ((1, 2, 3), torch.arange(1, 4).unbind())]
+    assert torch.equal(*found)
+    assert len(joined) == 2

@@ -79,3 +79,11 @@ def test_answers_do_not_pile_up(asked, backends, monkeypatch):
     for width in range(20):
         assert choice(backends, width=width) == ("narrow" if width <= 8 else "any")
         assert len(backend._answers) <= 4
+
+
+def test_a_symbolic_size_is_asked_for_each_time(asked, backends):
+    class Symbolic(int):
+        __hash__ = None
+
+    assert [choice(backends, width=Symbolic(9)) for _ in range(2)] == ["any", "any"]
+    assert len(asked) == 2

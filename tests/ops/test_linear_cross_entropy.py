@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -475,3 +476,13 @@ def test_errors(arguments, message):
     } | arguments
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(**arguments)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_inside_of_vmap(reduction):
+    hidden, weights, targets = torch.randn(3, 5, 8), torch.randn(3, 7, 8), torch.tensor([1, -100, 2, 3, 0])
+    run = partial(linear_cross_entropy, targets=targets, reduction=reduction, backend="native")
+    found = torch.func.vmap(run)(hidden, weights)
+    expected = [run(*one) for one in zip(hidden, weights, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected))

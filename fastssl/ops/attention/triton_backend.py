@@ -99,8 +99,9 @@ def _backward(
     drawn = seed is not None and num_words == 0
     call = _Call(q, k, v, bias, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *numbers, drawn)
     grads = _gradient_buffers(q, k, together)
+    lse = lse.contiguous()
     delta, lse_log2 = torch.empty_like(lse), torch.empty_like(lse)
-    given = {"grad_out": _rows(grad_out), "lse": lse.contiguous(), "delta": delta, "lse_log2": lse_log2}
+    given = {"grad_out": _rows(grad_out), "lse": lse, "delta": delta, "lse_log2": lse_log2}
     given |= {"kept_bits": kept_bits.contiguous() if num_words else None, "num_words": num_words}
     given |= {f"grad_{name}": _rows(grad) for name, grad in zip("qkv", grads, strict=True)}
     known = {"out": _rows(out), "grad_lse": None if grad_lse is None else grad_lse.contiguous()}

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fastssl.ops.backend import Supports
 from fastssl.ops.linear_cross_entropy import chunks, on_gpu
+from fastssl.ops.recording import tracers_are_active
 from fastssl.ops.surroundings import can_be_read, has_values
 
 SUPPORTS = Supports(
@@ -65,8 +66,8 @@ def forward_with_gradients(hidden: Tensor, *others) -> tuple[Tensor, Tensor, Ten
         need_hidden, need_weight, need_bias: which gradients to compute; the others come back empty.
         ignore_index, label_smoothing, z_loss, softcap, product_dtype: as in the public function.
     """
-    run = _forward_with_gradients if has_values(hidden) else _forward_with_gradients_op
-    return run(hidden, *others)
+    traced = tracers_are_active() or not has_values(hidden)
+    return (_forward_with_gradients_op if traced else _forward_with_gradients)(hidden, *others)
 
 
 def _forward_with_gradients(
@@ -140,7 +141,7 @@ def _forward_with_gradients(
     return chunks.results((hidden, weight, bias), targets.numel(), rows, (losses, lse, correct), gradients)
 
 
-# A call of it costs a tenth of a millisecond more than one of the function, so that only graphs hold it.
+# A call of it costs a tenth of a millisecond more than one of the function: only graphs and transforms see it.
 _forward_with_gradients_op = torch.library.custom_op(
     "fastssl::linear_cross_entropy", _forward_with_gradients, mutates_args=()
 )

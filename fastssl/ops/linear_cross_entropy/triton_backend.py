@@ -13,6 +13,7 @@ from torch import Tensor
 from fastssl.ops.backend import Supports
 from fastssl.ops.linear_cross_entropy import chunks
 from fastssl.ops.linear_cross_entropy.on_gpu import chunk_rows, is_capturing, padded_vocabulary
+from fastssl.ops.recording import tracers_are_active
 from fastssl.ops.surroundings import has_values
 from fastssl.ops.tile_search import Trial, rounded_size, tile_for
 from fastssl.ops.triton_launch import launch
@@ -91,8 +92,8 @@ def forward_with_gradients(hidden: Tensor, *others) -> tuple[Tensor, Tensor, Ten
         need_hidden, need_weight, need_bias: which gradients to compute; the others come back empty.
         ignore_index, label_smoothing, z_loss, softcap, product_dtype: as in the public function.
     """
-    run = _forward_with_gradients if has_values(hidden) else _forward_with_gradients_op
-    return run(hidden, *others)
+    traced = tracers_are_active() or not has_values(hidden)
+    return (_forward_with_gradients_op if traced else _forward_with_gradients)(hidden, *others)
 
 
 def _forward_with_gradients(
@@ -191,7 +192,7 @@ def _forward_with_gradients(
     return chunks.results((hidden, weight, bias), targets.numel(), rows, (losses, lse, correct), gradients)
 
 
-# A call of it costs a tenth of a millisecond more than one of the function, so that only graphs hold it.
+# A call of it costs a tenth of a millisecond more than one of the function: only graphs and transforms see it.
 _forward_with_gradients_op = torch.library.custom_op(
     "fastssl::linear_cross_entropy_triton", _forward_with_gradients, mutates_args=()
 )
