@@ -37,7 +37,6 @@ def launch(
         constants: its last arguments, by name and in their order: the `tl.constexpr`.
     """
     kinds: list[object] = []
-    pointers = 0
     for tensor in tensors:
         if isinstance(tensor, tuple):
             tensor, *strides = tensor
@@ -46,16 +45,17 @@ def launch(
             kinds.append(None)
         else:
             kinds.append(tensor.dtype)
-            pointers |= tensor.data_ptr()
+            if tensor.data_ptr() % ALIGNMENT:
+                kinds.append("not aligned")
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     key = (id(kernel), device, *kinds, *numbers, *map(type, numbers), *constants.values(), *options.values())
-    known = _compiled.get(key) if pointers % ALIGNMENT == 0 else None
+    known = _compiled.get(key)
     if known is not None:
         known[1][(*grid, 1, 1)[:3]](*tensors, *numbers, *constants.values())
         return
     compiled = kernel[grid](*tensors, *numbers, **constants, **options)
     # None is what the interpreter returns. A kernel of AMD's depends on the sizes of tensors, too.
-    if compiled is not None and pointers % ALIGNMENT == 0 and torch.version.hip is None:
+    if compiled is not None and torch.version.hip is None:
         if len(_compiled) >= MOST_KEPT:
             _compiled.clear()
         _compiled[key] = (kernel, compiled)
