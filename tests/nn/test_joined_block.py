@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastssl import extension
 from fastssl.data.batch import PackedBatch
 from fastssl.models.bert import BertForMaskedLM
 from fastssl.models.bert_config import BertConfig
@@ -103,6 +104,19 @@ def test_against_float64(joined, by_parts, bf16, p):
     assert found.keys() == same.keys() == exact.keys()
     for name, value in found.items():
         assert_within_budget(name, value, same[name], exact[name], dtype)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_by_triton_it_is_the_same(joined, p):
+    if not extension.triton_interprets():
+        pytest.skip("Triton's interpreter is off")
+    model = model_of(num_hidden_layers=1, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
+    batch, found = batch_of((3, 5, 1)), []
+    for backend in ("triton", "native"):
+        set_backend(model.bert.encoder, backend)
+        found.append(loss_and_gradients(model, batch))
+    assert [plan.attention.backend.__name__.split(".")[-1] for plan in joined] == ["triton_backend", "native"]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_that_want_a_gradient_and_rows_that_do_not(joined, by_parts):

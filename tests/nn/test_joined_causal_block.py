@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastssl import extension
 from fastssl.data.batch import PackedBatch
 from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
@@ -104,6 +105,18 @@ def test_against_float64(joined, by_parts, batch, bf16, p):
     assert found.keys() == same.keys() == exact.keys()
     for name, value in found.items():
         assert_within_budget(name, value, same[name], exact[name], dtype)
+
+
+def test_by_triton_it_is_the_same(joined):
+    if not extension.triton_interprets():
+        pytest.skip("Triton's interpreter is off")
+    model = model_of(num_hidden_layers=2, num_key_value_heads=1)
+    short, found = PackedBatch.from_sequences([[1, 2, 3], [4, 5, 6, 7, 8]], predict_next=True), []
+    for backend in ("triton", "native"):
+        set_backend(model.gpt, backend)
+        found.append(loss_and_gradients(model, short))
+    assert len(joined) == 4
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_a_checkpointed_block_is_joined_and_again(joined, batch):
