@@ -14,7 +14,8 @@ from fastssl.tasks.step_benchmark import TrainingStep
 
 REST = "Python and small operators"
 
-_PRODUCTS = ("aten::mm", "aten::addmm")
+_PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::addmm_": 1}
+"""Operator -> place of its left operand."""
 _PARTS = (
     ("fastssl::attention", "attention"),
     ("fastssl::layer_norm", "layer norms with residual and dropout"),
@@ -88,7 +89,7 @@ def _add_up(events: EventList, rows: Sequence[int], config: BertConfig) -> tuple
     for event in events:
         part = REST
         if event.name in _PRODUCTS:
-            left, right = event.input_shapes[1:3] if event.name == "aten::addmm" else event.input_shapes[:2]
+            left, right = event.input_shapes[_PRODUCTS[event.name] :][:2]
             sizes = [*left, right[-1]]
             part = _part_of_product(sizes, rows, config)
             flops[part] += 2.0 * math.prod(sizes)

@@ -8,6 +8,7 @@ from torch import nn
 
 from fastssl import extension
 from fastssl.data.batch import PackedBatch
+from fastssl.models import gpt
 from fastssl.models.gpt_causal_lm import GPTForCausalLM
 from fastssl.models.gpt_config import GPTConfig
 from fastssl.nn import causal_block
@@ -34,9 +35,13 @@ def model_of(**changes) -> GPTForCausalLM:
     return model
 
 
+@pytest.fixture(autouse=True)
+def no_block_is_one_operator(monkeypatch):
+    monkeypatch.setattr(gpt, "runs_whole", lambda *_: False)
+
+
 @pytest.fixture(scope="module")
 def batch() -> PackedBatch:
-    """Fewer sequences than a small model's blocks need to run as one operator."""
     generator = torch.Generator().manual_seed(1)
     lengths = (7, 20, 1, 64)
     sequences = [torch.randint(60, (length,), generator=generator).tolist() for length in lengths]
