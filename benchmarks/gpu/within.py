@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from benchmarks.environment import ROOT
 
@@ -22,7 +23,9 @@ def run_within(command: Sequence[str], seconds: float, *, grace_seconds: float =
         grace_seconds: between the interruption and the end; 0: no interruption.
         options: further ones of `subprocess.Popen`.
     """
-    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options) as process:
+    # What runs in the background of a shell, as under nohup, ignores interruptions, and so would all that it starts.
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, preexec_fn=heeded, **options) as process:
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
