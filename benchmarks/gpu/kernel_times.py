@@ -1,8 +1,7 @@
 """Device time of calls and of training steps, kernel by kernel: `python -m benchmarks.gpu.kernel_times`.
 
-By torch's profiler: durations of kernels without the gaps between them. Beside it the host's time: what it takes to
-hand a call over, behind a kernel that keeps the device busy. Where that is longer, the device waits for the host.
-`--rehearse` runs tiny sizes on the CPU.
+By torch's profiler: durations of kernels without the gaps between them. Beside it the host's time, until it has
+handed a call over. Where that is longer, the device waits for the host. `--rehearse` runs tiny sizes on the CPU.
 """
 
 import statistics
@@ -33,8 +32,6 @@ from fastssl.training.precision import autocast
 
 WARMUPS, CALLS, KERNELS = 3, 5, 8
 DTYPE = torch.bfloat16
-BUSY_CYCLES = 10**8
-"""Some 60 ms."""
 
 
 def calls(device: torch.device, sequences: int, length: int, vocab_sizes: Mapping[int, int]) -> dict[str, Callable]:
@@ -115,12 +112,11 @@ def report(name: str, call: Callable[[], object], device: torch.device) -> str:
 
 
 def host_us(call: Callable[[], object], device: torch.device) -> float:
-    """Return the median of the microseconds until a call returns, with the device busy and no queue to wait for."""
+    """Return the median of the microseconds until a call returns, which does not wait for the device."""
     taken = []
     for _ in range(CALLS):
         if device.type == "cuda":
             torch.cuda.synchronize()
-            torch.cuda._sleep(BUSY_CYCLES)
         start = time.perf_counter()
         call()
         taken.append(1e6 * (time.perf_counter() - start))

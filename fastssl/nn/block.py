@@ -67,19 +67,19 @@ class PostNormBlock(Block):
         """
         p = self.hidden_dropout_p
         if not first_only:
-            plan = self._plan(hidden_states, max_seqlen, seeds)
+            plan, parameters = self._plan(hidden_states, max_seqlen, seeds)
             if plan is not None:
-                return run_post_norm(plan, hidden_states, cu_seqlens, seeds, parameters_of(self))
+                return run_post_norm(plan, hidden_states, cu_seqlens, seeds, parameters)
         attended = self.attention(hidden_states, cu_seqlens, max_seqlen, seeds.attention, first_only)
         if first_only:
             hidden_states = hidden_states.index_select(0, cu_seqlens[:-1])
         hidden_states = self.attention_norm(attended, residual=hidden_states, dropout_p=p, seed=seeds.attention_output)
         return self.mlp_norm(self.mlp(hidden_states), residual=hidden_states, dropout_p=p, seed=seeds.mlp_output)
 
-    def _plan(self, rows: Tensor, max_seqlen: int, seeds: BlockSeeds) -> Plan | None:
-        """Return how to run the block as one node; None where it is to run by its parts."""
+    def _plan(self, rows: Tensor, max_seqlen: int, seeds: BlockSeeds) -> tuple[Plan | None, tuple[Tensor | None, ...]]:
+        """Return how to run the block as one node, None where it is to run by its parts, and its parameters."""
         if not torch.is_grad_enabled() or not is_as_made(self, SelfAttention):
-            return None
+            return None, ()
         attention, dtype = self.attention, product_dtype(rows)
         num_heads = attention.num_heads
         heads = Heads(num_heads, num_heads, attention.qkv.out_features // (3 * num_heads), (UNLIMITED, UNLIMITED))
@@ -88,7 +88,8 @@ class PostNormBlock(Block):
             NormCall(dtype, dtype, 0.0 if seeds.mlp_output is None else self.hidden_dropout_p),
         )
         attention_p = 0.0 if seeds.attention is None else attention.dropout_p
-        return plan_of(self, heads, rows, attention_p, norm_calls, max_seqlen)
+        parameters = parameters_of(self)
+        return plan_of(self, parameters, heads, rows, attention_p, norm_calls, max_seqlen), parameters
 
 
 class PreNormBlock(Block):

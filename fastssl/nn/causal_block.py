@@ -121,8 +121,9 @@ class CausalBlock(nn.Module):
             ),
         )
         attention_p = 0.0 if seeds.attention is None else attention.dropout_p
-        plan = plan_of(self, heads, rows, attention_p, norm_calls, context.max_seqlen)
+        parameters = parameters_of(self)
+        plan = plan_of(self, parameters, heads, rows, attention_p, norm_calls, context.max_seqlen)
         if plan is None:
             return None
         sites = (entering.seed, seeds.attention, seeds.attention_output)
-        return partial(run_pre_norm, plan, cu_seqlens=context.cu_seqlens, seeds=sites, parameters=parameters_of(self))
+        return partial(run_pre_norm, plan, cu_seqlens=context.cu_seqlens, seeds=sites, parameters=parameters)

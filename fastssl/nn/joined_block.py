@@ -104,19 +104,25 @@ def product_dtype(rows: Tensor) -> torch.dtype:
 
 
 def plan_of(
-    block: nn.Module, heads: Heads, rows: Tensor, attention_p: float, norm_calls: Sequence[NormCall], max_seqlen: int
+    block: nn.Module,
+    parameters: Sequence[Tensor | None],
+    heads: Heads,
+    rows: Tensor,
+    attention_p: float,
+    norm_calls: Sequence[NormCall],
+    max_seqlen: int,
 ) -> Plan | None:
     """Return how to run a block as one node; None where it is to run by its parts.
 
     Args:
         block: one that `is_as_made`.
+        parameters: `parameters_of` it.
         heads: of its attention.
         rows: (N, E), what enters it.
         attention_p: probability of dropping a weight of attention; 0 without a seed.
         norm_calls: of the attention's norm and of the other one.
         max_seqlen: length of the longest sequence.
     """
-    parameters = parameters_of(block)
     if rows.dim() != 2 or rows.numel() == 0 or type(rows) not in _TENSORS or tracers_are_active():
         return None
     if not _are_usual(parameters, rows.shape[1]):
@@ -222,8 +228,7 @@ class _PostNorm(torch.autograd.Function):
         plan = ctx.plan
         x, cu_seqlens, attention_seed, attention_output_seed, mlp_output_seed, *tensors = saved()
         qkv, output, attention_norm, up, up_bias, down, mlp_norm, inner, *tensors = tensors
-        of_attention, of_attention_norm = tensors[:4], tensors[4:7]
-        of_mlp, of_mlp_norm = tensors[7:9], tensors[9:]
+        of_attention, of_attention_norm, of_mlp, of_mlp_norm = _of_stages(tensors)
         rows_wanted, dtypes = ctx.needs_input_grad[1], ctx.dtypes
         with without_autocast(x.device):
             grad_added, grad_inner, *grads_mlp_norm = plan.mlp_norm.backward(
@@ -291,8 +296,7 @@ class _PreNorm(torch.autograd.Function):
         plan = ctx.plan
         x, cu_seqlens, addend_seed, attention_seed, output_seed, *tensors = saved()
         qkv, output, attention_norm, up, up_bias, down, mlp_norm, inner, *tensors = tensors
-        of_attention, of_attention_norm = tensors[:4], tensors[4:7]
-        of_mlp, of_mlp_norm = tensors[7:9], tensors[9:]
+        of_attention, of_attention_norm, of_mlp, of_mlp_norm = _of_stages(tensors)
         dtypes = ctx.dtypes
         grad_out = torch.zeros_like(inner) if grad_out is None else grad_out
         with without_autocast(x.device):
@@ -309,6 +313,11 @@ class _PreNorm(torch.autograd.Function):
             )
         grads = (*grads_attention, *grads_attention_norm, *grads_mlp, *grads_mlp_norm)
         return None, grad_addend, grad_residual, None, None, None, None, *grads
+
+
+def _of_stages(saved: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], ...]:
+    """Return what attention, its norm, the feed-forward network and its norm have saved, each its own."""
+    return saved[:4], saved[4:7], saved[7:9], saved[9:]
 
 
 def _seed(seed: int | Tensor | None, p: float, device: torch.device) -> Tensor | None:

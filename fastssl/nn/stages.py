@@ -149,9 +149,9 @@ class FeedForward(NamedTuple):
             x: (N, E).
             maps: weight and bias of up, weight and bias of down, in the dtype of x but for the bias of up.
         """
-        product = F.linear(x, maps[0])
-        activated = self.backend.forward(product, maps[1], approximate=self.approximate)
-        return F.linear(activated, maps[2], maps[3]), product, activated
+        entering = F.linear(x, maps[0])
+        activated = self.backend.forward(entering, maps[1], approximate=self.approximate)
+        return F.linear(activated, maps[2], maps[3]), entering, activated
 
     def backward(
         self,
@@ -170,13 +170,13 @@ class FeedForward(NamedTuple):
             up_bias, down: bias of up, and weight of down in the dtype of x.
             dtypes: of the four parameters.
         """
-        product, activated = saved
+        entering, activated = saved
         of_down = _gradients(grad, activated, dtypes[2:])
-        grad_product, grad_bias = self.backend.backward(
-            torch.mm(grad, down), product, up_bias, approximate=self.approximate
+        grad_entering, grad_bias = self.backend.backward(
+            torch.mm(grad, down), entering, up_bias, approximate=self.approximate
         )
-        of_up = _gradients(grad_product, x, dtypes[:2], grad_bias)
-        return grad_product, (*of_up, *of_down)
+        of_up = _gradients(grad_entering, x, dtypes[:2], grad_bias)
+        return grad_entering, (*of_up, *of_down)
 
 
 def _gradients(

@@ -1,7 +1,7 @@
 """Launches of Triton kernels, the second and later of a kind without Triton's own way to the compiled kernel.
 
-That way goes by every argument and option, and takes the host 20 us for a dozen of them and 40 us for forty: as long as
-many a kernel runs, and longer than everything else that an operator does. Equal arguments need no second look.
+That way goes by every argument and option, and for forty of them takes the host longer than everything else that an
+operator does, and as long as many a kernel runs. Equal arguments need no second look.
 """
 
 from collections.abc import Mapping, Sequence

@@ -13,6 +13,7 @@ from fastssl.models.bert_config import BertConfig
 from fastssl.nn import block as block_module
 from fastssl.nn.backend import set_backend
 from fastssl.nn.dropout import BlockSeeds
+from fastssl.nn.stages import Attention
 from tests.oracle import assert_within_budget
 
 pytestmark = pytest.mark.native
@@ -59,7 +60,7 @@ def joined(monkeypatch) -> list:
 @pytest.fixture
 def by_parts(monkeypatch):
     """Call it, and blocks run by their parts."""
-    return lambda: monkeypatch.setattr(block_module.PostNormBlock, "_plan", lambda *_: None)
+    return lambda: monkeypatch.setattr(block_module.PostNormBlock, "_plan", lambda *_: (None, ()))
 
 
 def loss_and_gradients(model: BertForMaskedLM, batch: PackedBatch, bf16: bool = False) -> dict[str, torch.Tensor]:
@@ -345,10 +346,8 @@ def test_a_replica_of_a_model(joined):
 
 def test_where_no_weight_is_dropped_attention_gets_no_seed(joined, monkeypatch):
     model, seeds = model_of(attention_probs_dropout_prob=1e-6), []
-    stage = type(block_module.PostNormBlock._plan(model.bert.encoder.blocks[0], torch.ones(3, 32), 3, BlockSeeds()))
-    attention = stage.__annotations__["attention"]
-    forward = attention.forward
-    monkeypatch.setattr(attention, "forward", lambda *args: seeds.append(args[-1]) or forward(*args))
+    forward = Attention.forward
+    monkeypatch.setattr(Attention, "forward", lambda *args: seeds.append(args[-1]) or forward(*args))
     loss_and_gradients(model, batch_of())
     assert seeds == CONFIG.num_hidden_layers * [None]
 

@@ -63,8 +63,8 @@ def forward_with_gradients(hidden: Tensor, *others) -> tuple[Tensor, Tensor, Ten
     Args:
         hidden, weight, targets, bias: as in the public function.
         row_grads: (N) float32; None for ones.
-        need_hidden, need_weight, need_bias: which gradients to compute; the others come back empty.
         ignore_index, label_smoothing, z_loss, softcap, product_dtype: as in the public function.
+        need_hidden, need_weight, need_bias: which gradients to compute; the others come back empty.
     """
     traced = tracers_are_active() or not has_values(hidden)
     return (_forward_with_gradients_op if traced else _forward_with_gradients)(hidden, *others)
@@ -141,7 +141,7 @@ def _forward_with_gradients(
     return chunks.results((hidden, weight, bias), targets.numel(), rows, (losses, lse, correct), gradients)
 
 
-# A call of it costs a tenth of a millisecond more than one of the function: only graphs and transforms see it.
+# A call of it costs much more than one of the function: only graphs and transforms see it.
 _forward_with_gradients_op = torch.library.custom_op(
     "fastssl::linear_cross_entropy", _forward_with_gradients, mutates_args=()
 )
